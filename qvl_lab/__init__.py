@@ -1,0 +1,76 @@
+"""qvl_lab: where the time, memory and money of a Qwen3-VL workload go, and what to run instead.
+
+Importing the package imports no torch; every public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Config": "qvl_lab.config",
+    "EngineSpec": "qvl_lab.config",
+    "ImagePolicy": "qvl_lab.config",
+    "ModelSpec": "qvl_lab.config",
+    "QvlError": "qvl_lab.errors",
+    "Run": "qvl_lab.records",
+    "Runs": "qvl_lab.sweeps.store",
+    "SweepSpec": "qvl_lab.config",
+    "load": "qvl_lab.engine.stock",
+    "load_workload": "qvl_lab.workload",
+    "plots": "qvl_lab.show",
+    "price": "qvl_lab.analysis.cost",
+    "recommend": "qvl_lab.analysis.recommend",
+    "report": "qvl_lab.show.report",
+    "sweep": "qvl_lab.sweeps",
+    "visual_tokens": "qvl_lab.engine.images",
+}
+
+__all__ = [
+    "Config",
+    "EngineSpec",
+    "ImagePolicy",
+    "ModelSpec",
+    "QvlError",
+    "Run",
+    "Runs",
+    "SweepSpec",
+    "__version__",
+    "load",
+    "load_workload",
+    "plots",
+    "price",
+    "recommend",
+    "report",
+    "sweep",
+    "visual_tokens",
+]
+
+if TYPE_CHECKING:
+    from qvl_lab.analysis.cost import price
+    from qvl_lab.analysis.recommend import recommend
+    from qvl_lab.config import Config, EngineSpec, ImagePolicy, ModelSpec, SweepSpec
+    from qvl_lab.engine.images import visual_tokens
+    from qvl_lab.engine.stock import load
+    from qvl_lab.errors import QvlError
+    from qvl_lab.records import Run
+    from qvl_lab.show import plots
+    from qvl_lab.show.report import report
+    from qvl_lab.sweeps import sweep
+    from qvl_lab.sweeps.store import Runs
+    from qvl_lab.workload import load_workload
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'qvl_lab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,3 @@
+from qvl_lab.cli import main
+
+main()

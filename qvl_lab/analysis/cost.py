@@ -1,0 +1,281 @@
+"""Money: seconds times a price that has a date and a source.
+
+A price is found by GPU and provider in the packaged table, in a TOML file of the user's with the
+same layout, or given as a number. Nothing is converted between currencies without a stated rate.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qvl_lab.assets import asset
+from qvl_lab.errors import ConfigError, UnknownNameError
+
+KINDS = ("on_demand", "spot", "reserved")
+SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€", "GBP": "£", "JPY": "JP¥"}
+#: Multiples of one image's seconds that the cost columns are quoted for.
+UNITS = {"per_100_images": 100, "per_1000_answers": 1000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What one GPU costs for an hour of wall time.
+
+    ``currency`` is an ISO 4217 code; ``date`` is ISO 8601, or "undated" if the source gives none.
+    """
+
+    gpu: str
+    provider: str
+    per_hour: float
+    currency: str
+    kind: str = "on_demand"
+    date: str = "undated"
+    source: str = "given by the user"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UnknownNameError("price kind", self.kind, KINDS)
+        number = isinstance(self.per_hour, int | float) and not isinstance(self.per_hour, bool)
+        if not number or not 0 < self.per_hour < float("inf"):
+            raise ConfigError(f"per_hour must be a number above 0, not {self.per_hour!r}")
+        _check_currency(self.currency)
+
+    @property
+    def label(self) -> str:
+        """For people: "A10G article on demand, 48 CNY/h (2025)"."""
+        kind = self.kind.replace("_", " ")
+        amount = f"{self.per_hour:.4g} {self.currency}/h"
+        return f"{self.gpu} {self.provider} {kind}, {amount} ({self.date})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How many units of ``quote`` one unit of ``base`` buys."""
+
+    base: str
+    quote: str
+    rate: float
+    date: str = "undated"
+    source: str = "given by the user"
+
+    def __post_init__(self) -> None:
+        _check_currency(self.base)
+        _check_currency(self.quote)
+        if not 0 < self.rate < float("inf"):
+            raise ConfigError(f"an exchange rate must be above 0, not {self.rate!r}")
+
+
+def prices(file: str | Path | None = None) -> list[Price]:
+    """The packaged prices, after those of ``file`` if one is given.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or an entry lacks a field or has an unknown one.
+    """
+    return [*(_entries(file, "price", Price) if file else []), *_packaged("price", Price)]
+
+
+def rates(file: str | Path | None = None) -> list[Rate]:
+    """The packaged exchange rates, after those of ``file`` if one is given; errors as prices."""
+    return [*(_entries(file, "rate", Rate) if file else []), *_packaged("rate", Rate)]
+
+
+def price_table(file: str | Path | None = None) -> pd.DataFrame:
+    """All known prices as a table."""
+    return pd.DataFrame([asdict(p) for p in prices(file)])
+
+
+def find_price(
+    gpu: str,
+    provider: str | None = None,
+    kind: str | None = None,
+    *,
+    file: str | Path | None = None,
+) -> Price:
+    """The first price that matches, ignoring case; the user's file comes before the package's.
+
+    Without a kind, on demand is preferred.
+
+    Raises
+    ------
+    UnknownNameError
+        If no entry has this GPU, or none of its entries has this provider or kind.
+    """
+    found = prices(file)
+    for field, wanted in (("gpu", gpu), ("provider", provider), ("kind", kind)):
+        if wanted is None:
+            continue
+        allowed = dict.fromkeys(getattr(p, field) for p in found)
+        found = [p for p in found if getattr(p, field).lower() == wanted.lower()]
+        if not found:
+            what = field if field == "gpu" else f"{field} for {gpu}"
+            raise UnknownNameError(what.replace("gpu", "GPU"), wanted, allowed)
+    return min(found, key=lambda p: KINDS.index(p.kind))
+
+
+def convert(
+    price: Price,
+    currency: str,
+    exchange_rates: Mapping[str, float] | None = None,
+    *,
+    file: str | Path | None = None,
+) -> tuple[Price, Rate | None]:
+    """The price in another currency, and the rate that was used (None if none was needed).
+
+    Parameters
+    ----------
+    exchange_rates : mapping, optional
+        Currency code to the units of ``currency`` that one unit of it buys, ``{"USD": 7.1}``.
+
+    Raises
+    ------
+    ConfigError
+        If no rate between the two is known.
+    """
+    _check_currency(currency)
+    if price.currency == currency:
+        return price, None
+    given = (exchange_rates or {}).get(price.currency)
+    known = [Rate(base=price.currency, quote=currency, rate=given)] if given else rates(file)
+    for rate in known:
+        if (rate.base, rate.quote) == (price.currency, currency):
+            return replace(price, per_hour=price.per_hour * rate.rate, currency=currency), rate
+        if (rate.quote, rate.base) == (price.currency, currency):
+            return replace(price, per_hour=price.per_hour / rate.rate, currency=currency), rate
+    raise ConfigError(
+        f"no exchange rate from {price.currency} to {currency}; give one, "
+        f"exchange_rates={{'{price.currency}': ...}} or --rate {price.currency}=..."
+    )
+
+
+def price(
+    frame: pd.DataFrame,
+    gpu: str | None = None,
+    provider: str | None = None,
+    kind: str | None = None,
+    *,
+    per_hour: float | None = None,
+    currency: str | None = None,
+    exchange_rates: Mapping[str, float] | None = None,
+    utilisation: float = 1.0,
+    file: str | Path | None = None,
+) -> pd.DataFrame:
+    """Add cost columns to a frame of runs.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        From :func:`qvl_lab.analysis.frame.frame`.
+    gpu, provider, kind : str, optional
+        Which price; see :func:`find_price`.
+    per_hour : float, optional
+        A price of your own per GPU hour, in ``currency`` (default CNY).
+    currency : str, optional
+        ISO code of the result; by default the price's own.
+    utilisation : float
+        Share (0-1] of the paid time that does this work; idle time is paid too.
+
+    Returns
+    -------
+    DataFrame
+        A copy with ``cost_CUR_per_100_images`` and ``cost_CUR_per_1000_answers`` (CUR is the
+        currency in lower case), each with ``_low`` and ``_high``. ``attrs["price"]`` holds the
+        price as quoted, ``attrs["rate"]`` the exchange rate, ``attrs["utilisation"]``,
+        ``attrs["currency"]``.
+    """
+    if not 0 < utilisation <= 1:
+        raise ConfigError(f"utilisation must be above 0 and at most 1, not {utilisation!r}")
+    if per_hour is not None:
+        quoted = Price(
+            gpu=gpu or "GPU",
+            provider=provider or "own price",
+            per_hour=per_hour,
+            currency=currency or "CNY",
+            kind=kind or "on_demand",
+        )
+    elif gpu:
+        quoted = find_price(gpu, provider, kind, file=file)
+    else:
+        raise ConfigError("name a GPU (see 'qvl-lab prices') or give per_hour")
+    converted, rate = convert(quoted, currency or quoted.currency, exchange_rates, file=file)
+    per_second = converted.per_hour / 3600 / utilisation
+    priced = frame.copy()
+    for unit, count in UNITS.items():
+        for bound in ("", "_low", "_high"):
+            seconds = pd.to_numeric(priced[f"s_per_100_images{bound}"])
+            column = f"cost_{converted.currency.lower()}_{unit}{bound}"
+            priced[column] = seconds / 100 * count * per_second
+    priced.attrs |= {
+        "price": asdict(quoted),
+        "rate": asdict(rate) if rate else None,
+        "currency": converted.currency,
+        "utilisation": utilisation,
+    }
+    return priced
+
+
+def cost_column(frame: pd.DataFrame) -> str:
+    """The name of a priced frame's cost per 100 images.
+
+    Raises
+    ------
+    ConfigError
+        If the frame has not been priced.
+    """
+    for column in frame.columns:
+        if str(column).startswith("cost_") and str(column).endswith("_per_100_images"):
+            return str(column)
+    raise ConfigError("the frame has no cost columns; call price(frame, gpu=...) first")
+
+
+def symbol(currency: str) -> str:
+    """The currency's sign, or its code and a space."""
+    return SYMBOLS.get(currency, f"{currency} ")
+
+
+def _packaged(table: str, cls: type) -> list[Any]:
+    return _entries(asset("prices.toml"), table, cls)
+
+
+def _entries(file: str | Path, table: str, cls: type) -> list[Any]:
+    try:
+        tables = tomllib.loads(Path(file).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ConfigError(f"cannot read prices from {file}: {e}") from e
+    allowed = [f.name for f in fields(cls)]
+    entries = []
+    for number, row in enumerate(tables.get(table, []), 1):
+        for name in row:
+            if name not in allowed:
+                raise UnknownNameError(f"field in {table} {number} of {file}", name, allowed)
+        try:
+            entries.append(cls(**row))
+        except TypeError as e:
+            raise ConfigError(f"{table} {number} of {file} is incomplete: {e}") from e
+    return entries
+
+
+def _check_currency(code: Any) -> None:
+    if not (isinstance(code, str) and len(code) == 3 and code.isalpha() and code.isupper()):
+        raise ConfigError(f"a currency is three capital letters such as CNY or USD, not {code!r}")
+
+
+__all__: Sequence[str] = (
+    "Price",
+    "Rate",
+    "convert",
+    "cost_column",
+    "find_price",
+    "price",
+    "price_table",
+    "prices",
+    "rates",
+    "symbol",
+)

@@ -1,0 +1,105 @@
+"""Runs to a table: one row per configuration, medians and intervals over the repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from qvl_lab.analysis.stats import Estimate, estimate
+from qvl_lab.config import digest
+from qvl_lab.records import STAGES, Run
+
+#: Columns that say what was run; a sweep's axes are those that vary.
+SETTINGS = (
+    "model",
+    "precision",
+    "resolution",
+    "batch_size",
+    "engine",
+    "cache_implementation",
+    "attn_implementation",
+    "max_new_tokens",
+    "min_new_tokens",
+    "memory_limit_gib",
+    "max_image_pixels",
+    "max_image_bytes",
+    "revision",
+    "device",
+    "seed",
+)
+
+
+def frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """A table of runs.
+
+    Returns
+    -------
+    DataFrame
+        Settings; ``status`` and ``reason``; ``images_per_s``, ``s_per_100_images`` and
+        ``ttft_s`` (median, ``_low`` and ``_high`` of the 95% interval over repeats);
+        ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``; peak bytes as
+        ``peak_NAME_bytes``; ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``;
+        ``load_s``, ``warmup_s``; workload and environment columns; ``environment`` names the
+        environment as a whole. Unknown is NaN or None.
+    """
+    return pd.DataFrame([_row(run) for run in runs])
+
+
+def _row(run: Run) -> dict[str, Any]:
+    config = run.config
+    row: dict[str, Any] = {"key": run.key, "status": run.status, "reason": run.reason}
+    row |= {name: config.get(name) for name in SETTINGS}
+    row["resolution"] = str(config.get("resolution"))
+    row |= _speed(run) | _stages(run)
+    row |= {f"peak_{kind}_bytes": run.memory.get(kind) for kind in _MEMORY}
+    row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}
+    row["energy_j_per_100_images"] = _energy(run)
+    row |= {"load_s": run.cold.get("load_s"), "warmup_s": run.cold.get("warmup_s")}
+    row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
+    row |= {"quality": None, "started_at": run.started_at}
+    row |= {"workload": run.workload.get("name"), "workload_items": run.workload.get("items")}
+    row["workload_fingerprint"] = run.workload.get("fingerprint")
+    row |= {f"env_{name}": value for name, value in run.environment.items()}
+    row["environment"] = digest(run.environment)
+    return row
+
+
+_MEMORY = ("allocated", "reserved", "process", "device")
+
+
+def _speed(run: Run) -> dict[str, Any]:
+    done = [r for r in run.repeats if r.answered]
+    row: dict[str, Any] = {"repeats": len(run.repeats)}
+    row["answered"] = median(r.answered for r in done) if done else None
+    row["failed"] = median(r.failed for r in run.repeats) if run.repeats else None
+    row |= _columns("s_per_100_images", [100 * r.wall_s / r.answered for r in done])
+    row |= _columns("images_per_s", [r.answered / r.wall_s for r in done])
+    row |= _columns("ttft_s", [median(r.ttft_s) for r in done if r.ttft_s])
+    for name in ("prompt_tokens", "visual_tokens", "new_tokens"):
+        values = [getattr(r, name) / r.answered for r in done]
+        row[f"{name}_per_image"] = median(values) if values else None
+    rates = [r.new_tokens / r.wall_s for r in done]
+    row["new_tokens_per_s"] = median(rates) if rates else None
+    return row
+
+
+def _stages(run: Run) -> dict[str, float | None]:
+    done = [r for r in run.repeats if r.answered]
+    row: dict[str, float | None] = {}
+    for name in (*STAGES, "other"):
+        values = [r.stages_s.get(name, 0.0) / r.answered for r in done]
+        row[f"stage_{name}_s"] = median(values) if values else None
+    return row
+
+
+def _energy(run: Run) -> float | None:
+    energy, answered = run.power.get("energy_j"), sum(r.answered for r in run.repeats)
+    return None if energy is None or not answered else 100 * energy / answered
+
+
+def _columns(name: str, values: list[float]) -> dict[str, float | None]:
+    result = estimate(values) or Estimate(float("nan"), None, None)
+    return {name: result.value, f"{name}_low": result.low, f"{name}_high": result.high}

@@ -1,0 +1,240 @@
+"""What to run instead: the cheapest measured setting within limits, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from qvl_lab.analysis.cost import cost_column
+from qvl_lab.analysis.frame import SETTINGS
+from qvl_lab.analysis.stats import Estimate
+from qvl_lab.errors import ConfigError, UnknownNameError
+
+#: From the most to the least exact; the default baseline is the first that was measured.
+PRECISION_ORDER = ("fp32", "bf16", "fp16", "int8")
+#: The order in which levers are pulled from today's setting to the recommended one.
+LEVERS = ("batch_size", "cache_implementation", "engine", "attn_implementation", "precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One lever pulled: which fields changed, and seconds per 100 images before and after."""
+
+    changed: dict[str, Any]
+    before_s: float
+    after_s: float
+    row: pd.Series
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """A setting to move to.
+
+    Attributes
+    ----------
+    current, best : Series
+        Rows of the frame.
+    saving : Estimate
+        Share of the cost that goes away (0-1). Its interval combines the worst ends of both
+        costs' 95% intervals, so it is wider than 95%; None bounds mean a single repeat.
+    steps : list of Step
+        Lever by lever from ``current`` to ``best``, as far as the settings between were measured.
+    held : tuple of str
+        Fields kept at today's value.
+    excluded : dict
+        How many settings each limit ruled out.
+    cheaper : Series or None
+        The cheapest setting if the held fields were free, where that is another one.
+    """
+
+    current: pd.Series
+    best: pd.Series
+    saving: Estimate
+    steps: list[Step] = field(default_factory=list)
+    held: tuple[str, ...] = ()
+    excluded: dict[str, int] = field(default_factory=dict)
+    cheaper: pd.Series | None = None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the saving's interval reaches zero, or is unknown."""
+        return self.saving.low is None or self.saving.low <= 0
+
+
+def recommend(
+    frame: pd.DataFrame,
+    *,
+    current: Mapping[str, Any] | None = None,
+    hold: Sequence[str] = ("resolution",),
+    max_vram_gib: float | None = None,
+    max_ttft_s: float | None = None,
+) -> Recommendation:
+    """The cheapest setting within limits, compared with today's.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        From ``Runs.frame()``, priced or not: with one price, money goes as seconds.
+    current : mapping, optional
+        Fields of today's setting, ``{"batch_size": 1, "precision": "fp32"}``. By default the
+        serial run at the largest resolution and most exact precision measured.
+    hold : sequence of str
+        Fields that must stay as they are. Resolution is held because its effect on quality is
+        not part of these rows.
+    max_vram_gib, max_ttft_s : float, optional
+        Limits on peak memory (reserved by torch; process memory on a CPU) and on the median time
+        to first token. A setting whose value is unknown does not pass a limit.
+
+    Raises
+    ------
+    ConfigError
+        If nothing was measured, ``current`` names no measured setting, or no setting passes.
+    """
+    rows = measured(frame)
+    today = find_row(rows, current) if current else baseline(rows)
+    passing, excluded = _within(rows, max_vram_gib, max_ttft_s)
+    kept = passing
+    for name in hold:
+        kept = kept[kept[name].map(str) == str(today[name])]
+    if kept.empty:
+        raise ConfigError(
+            f"no measured setting passes the limits ({excluded}); raise max_vram_gib or max_ttft_s"
+        )
+    best = _cheapest(kept)
+    cheaper = _cheapest(passing)
+    return Recommendation(
+        current=today,
+        best=best,
+        saving=saving(today, best),
+        steps=steps(rows, today, best),
+        held=tuple(hold),
+        excluded=excluded,
+        cheaper=None if cheaper["key"] == best["key"] else cheaper,
+    )
+
+
+def measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows with status "ok" and at least one answer.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    rows = frame[(frame["status"] == "ok") & frame["s_per_100_images"].notna()]
+    if rows.empty:
+        counts = frame["status"].value_counts().to_dict()
+        raise ConfigError(f"no setting was measured to the end (statuses: {counts})")
+    return rows
+
+
+def baseline(frame: pd.DataFrame) -> pd.Series:
+    """The smallest batch at the most visual tokens and the most exact precision: where many start."""
+    order = {name: i for i, name in enumerate(PRECISION_ORDER)}
+    ranked = frame.assign(
+        _tokens=-frame["visual_tokens_per_image"].astype(float),
+        _precision=frame["precision"].map(order).fillna(len(order)),
+    ).sort_values(["batch_size", "_tokens", "_precision"], kind="stable")
+    return frame.loc[ranked.index[0]]
+
+
+def find_row(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
+    """The one row with these settings; fields not named are those of the baseline.
+
+    Raises
+    ------
+    ConfigError
+        If a field is unknown, or no such setting was measured.
+    """
+    rows = frame
+    for name, value in wanted.items():
+        if name not in SETTINGS:
+            raise UnknownNameError("field", name, SETTINGS)
+        matching = rows[rows[name].map(str) == str(value)]
+        if matching.empty:
+            have = ", ".join(sorted({str(v) for v in rows[name]}))
+            raise ConfigError(f"no measured setting has {name}={value}; measured: {have}")
+        rows = matching
+    return baseline(rows)
+
+
+def saving(current: pd.Series, best: pd.Series) -> Estimate:
+    """The share saved, with the widest interval that both rows' intervals allow."""
+    name = "s_per_100_images"
+    bounds = [current[f"{name}_low"], current[f"{name}_high"], best[f"{name}_low"]]
+    bounds.append(best[f"{name}_high"])
+    value = 1 - best[name] / current[name]
+    if current["key"] == best["key"]:
+        return Estimate(0.0, 0.0, 0.0)
+    if any(pd.isna(b) for b in bounds):
+        return Estimate(value, None, None)
+    low, high, best_low, best_high = bounds
+    return Estimate(value, 1 - best_high / low, 1 - best_low / high)
+
+
+def steps(rows: pd.DataFrame, current: pd.Series, best: pd.Series) -> list[Step]:
+    """Pull the levers one after another, in the order of LEVERS and then the other settings.
+
+    A setting between that was not measured is passed over: its change joins the next one.
+    """
+    names = [*LEVERS, *(n for n in SETTINGS if n not in LEVERS)]
+    differing = [n for n in names if str(current[n]) != str(best[n])]
+    position, changed, result = current, {}, []
+    for i, name in enumerate(differing):
+        changed[name] = best[name]
+        pulled, rest = differing[: i + 1], differing[i + 1 :]
+        wanted = {n: best[n] for n in pulled} | {n: current[n] for n in rest}
+        same = {n: current[n] for n in names if n not in differing}
+        row = _exact(rows, wanted | same)
+        if row is None:
+            continue
+        result.append(
+            Step(
+                changed=changed,
+                before_s=float(position["s_per_100_images"]),
+                after_s=float(row["s_per_100_images"]),
+                row=row,
+            )
+        )
+        position, changed = row, {}
+    return result
+
+
+def _exact(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series | None:
+    for name, value in wanted.items():
+        rows = rows[rows[name].map(str) == str(value)]
+    return None if rows.empty else rows.iloc[0]
+
+
+def _cheapest(rows: pd.DataFrame) -> pd.Series:
+    try:
+        column = cost_column(rows)
+    except ConfigError:
+        column = "s_per_100_images"
+    return rows.loc[rows[column].astype(float).idxmin()]
+
+
+def _within(
+    rows: pd.DataFrame, max_vram_gib: float | None, max_ttft_s: float | None
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    excluded: dict[str, int] = {}
+    limits = {
+        "max_vram_gib": (peak_memory_bytes(rows) / 2**30, max_vram_gib),
+        "max_ttft_s": (rows["ttft_s"].astype(float), max_ttft_s),
+    }
+    keep = pd.Series(True, index=rows.index)
+    for name, (values, limit) in limits.items():
+        if limit is not None:
+            passes = values <= limit  # NaN does not pass
+            excluded[name] = int((~passes).sum())
+            keep &= passes
+    return rows[keep], excluded
+
+
+def peak_memory_bytes(frame: pd.DataFrame) -> pd.Series:
+    """Peak bytes reserved on the GPU, or of the process where there is none; NaN if unknown."""
+    reserved = pd.to_numeric(frame["peak_reserved_bytes"])
+    return reserved.fillna(pd.to_numeric(frame["peak_process_bytes"]))

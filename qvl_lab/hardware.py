@@ -1,0 +1,145 @@
+"""What the work runs on: the GPU table, and a fingerprint of this machine.
+
+Reads NVML and package metadata only; torch is never imported here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvl_lab.assets import asset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One row of the GPU table: dense rates from data sheets.
+
+    ``memory_gb`` and ``bandwidth_gb_s`` in 1e9 bytes, ``bf16_tflops`` and ``int8_tops`` in
+    1e12 operations a second.
+    """
+
+    name: str
+    memory_gb: float
+    bandwidth_gb_s: float
+    bf16_tflops: float
+    int8_tops: float | None = None
+    source: str
+
+
+@functools.cache
+def gpu_table() -> dict[str, Gpu]:
+    """The packaged GPU table, by short name ("A10G", "H200")."""
+    rows = tomllib.loads(asset("gpus.toml").read_text("utf-8"))["gpu"]
+    return {row["name"]: Gpu(**row) for row in rows}
+
+
+def find_gpu(device_name: str | None) -> Gpu | None:
+    """The table's row for a driver's device name ("NVIDIA A100-SXM4-80GB"), or None.
+
+    Memory sizes in the name decide between variants; an unknown GPU gives None, never a guess.
+    """
+    words = set(re.findall(r"[A-Z]*\d+[A-Z]*", (device_name or "").upper()))
+    matches = [
+        gpu
+        for gpu in gpu_table().values()
+        if set(re.findall(r"[A-Z]*\d+[A-Z]*", gpu.name.upper())) <= words
+    ]
+    return matches[0] if len(matches) == 1 else None
+
+
+@functools.cache
+def nvml() -> Any | None:
+    """The initialised NVML binding, or None where there is no NVIDIA driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        return None
+    return pynvml
+
+
+def gpu_name(index: int = 0) -> str | None:
+    """The driver's name of a GPU, or None."""
+    lib = nvml()
+    if lib is None or index >= lib.nvmlDeviceGetCount():
+        return None
+    return _text(lib.nvmlDeviceGetName(lib.nvmlDeviceGetHandleByIndex(index)))
+
+
+def fingerprint() -> dict[str, Any]:
+    """What a number depends on besides its configuration.
+
+    Keys: ``gpu``, ``gpu_count``, ``driver``, ``cpu``, ``cpu_count``, ``platform``, ``python``,
+    ``torch``, ``torchvision``, ``transformers``, ``qvl_lab``, ``commit``; None where unknown.
+    """
+    lib = nvml()
+    return {
+        "gpu": gpu_name(),
+        "gpu_count": lib.nvmlDeviceGetCount() if lib else 0,
+        "driver": _text(lib.nvmlSystemGetDriverVersion()) if lib else None,
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "transformers": _version("transformers"),
+        "qvl_lab": _own_version(),
+        "commit": commit(),
+    }
+
+
+@functools.cache
+def commit() -> str | None:
+    """The checkout's commit, with ``+`` if the package's files were changed since; else None."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    head = _git(root, "rev-parse", "--short=12", "HEAD")
+    if not head:
+        return None
+    return head + ("+" if _git(root, "status", "--porcelain", "--", "qvl_lab") else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _cpu_name() -> str | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.processor() or None
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _own_version() -> str:
+    from qvl_lab import __version__
+
+    return __version__
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

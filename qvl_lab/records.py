@@ -1,0 +1,133 @@
+"""What was measured: :class:`Run`, one configuration's result, and its JSON line.
+
+A Run is the only object that passes between layers. It holds raw readings: every repeat, no
+medians, no money. :mod:`qvl_lab.analysis.frame` turns runs into a table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from qvl_lab.config import digest
+from qvl_lab.errors import StoreError
+
+#: Raised by one whenever the meaning of a field changes.
+SCHEMA_VERSION = 1
+#: ok: measured. oom: out of memory. error: the model or process failed.
+#: skipped: not tried, because a smaller neighbour ran out of memory.
+STATUSES = ("ok", "oom", "error", "skipped")
+#: The parts of a batch's time, in order. What they leave over is "other".
+STAGES = (
+    "decode_image",
+    "preprocess",
+    "transfer",
+    "vision",
+    "prefill",
+    "decode",
+    "detokenize",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """One timed pass over the items, encoded bytes in, text out.
+
+    ``stages_s`` sums seconds per stage over all batches. ``ttft_s`` has one value per answered
+    item: from the start of its batch to its first token. ``batch_s`` has one value per batch.
+    """
+
+    wall_s: float
+    answered: int
+    failed: int
+    prompt_tokens: int
+    visual_tokens: int
+    new_tokens: int
+    stages_s: dict[str, float]
+    ttft_s: list[float]
+    batch_s: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One configuration, measured or not.
+
+    Attributes
+    ----------
+    key : str
+        Names the configuration, the workload and the way of measuring; equal keys are
+        comparable repeats of one thing.
+    status, reason : str
+        One of :data:`STATUSES`, and in words why it is not "ok".
+    config, workload, plan : dict
+        The resolved settings; name, fingerprint and counts of the items; repeats and warm-up.
+    repeats : list of Repeat
+        The raw readings.
+    cold : dict
+        Seconds of ``load_s`` and ``warmup_s``, kept apart from the repeats.
+    memory : dict
+        Peak bytes: ``allocated``, ``reserved``, ``process``, ``device``; None where unknown.
+    power : dict
+        Means over the timed passes: ``gpu_utilisation`` (0-1), ``power_w``; ``energy_j`` in all.
+    cache_state : str
+        "off", "cold", "warm": whether image features were reused.
+    environment : dict
+        See :func:`qvl_lab.hardware.fingerprint`.
+    failures : list of dict
+        ``id`` and ``error`` of items without an answer.
+    """
+
+    key: str
+    status: str
+    reason: str | None = None
+    started_at: str
+    config: dict[str, Any]
+    workload: dict[str, Any]
+    plan: dict[str, Any] = field(default_factory=dict)
+    repeats: list[Repeat] = field(default_factory=list)
+    cold: dict[str, float | None] = field(default_factory=dict)
+    memory: dict[str, int | None] = field(default_factory=dict)
+    power: dict[str, float | None] = field(default_factory=dict)
+    cache_state: str = "off"
+    random_weights: bool | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    schema: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """One line without a line break."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """Read one line.
+
+        Raises
+        ------
+        StoreError
+            If it is no JSON, no Run, or of another schema version.
+        """
+        try:
+            values = json.loads(line)
+        except ValueError as e:
+            raise StoreError(f"not a JSON line: {e}") from e
+        if not isinstance(values, dict) or "schema" not in values:
+            raise StoreError("not a run: the field 'schema' is missing")
+        if values["schema"] != SCHEMA_VERSION:
+            raise StoreError(
+                f"schema version {values['schema']}, this qvl_lab reads {SCHEMA_VERSION}: "
+                "read it with the version that wrote it, or measure again"
+            )
+        missing = {"key", "status", "started_at", "config", "workload"} - set(values)
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if missing or unknown:
+            raise StoreError(f"not a run: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        repeats = [Repeat(**repeat) for repeat in values.pop("repeats", [])]
+        return cls(repeats=repeats, **values)
+
+
+def run_key(config: Mapping[str, Any], workload: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """The key of a configuration on a workload, measured by a plan."""
+    return digest([dict(config), workload["fingerprint"], dict(plan), SCHEMA_VERSION])

@@ -1,0 +1,337 @@
+"""Images and questions: reading workloads, and decoding images that nobody vouches for.
+
+A workload is a folder of images, a CSV or JSONL file with the columns image, question, answer,
+task (paths relative to the file), or the name of a packaged set. Files are only listed here;
+bytes are read when an item is used, and one bad image never stops the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from qvl_lab.assets import asset
+from qvl_lab.config import ImagePolicy, digest
+from qvl_lab.errors import ImageError, UnknownNameError, WorkloadError
+
+DEFAULT_QUESTION = "Describe this image."
+PACKAGED = ("mixed",)
+COLUMNS = ("id", "image", "question", "answer", "task")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ""})
+#: Decoders that may run on foreign bytes. Formats that start other programs are not among them.
+DECODERS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    BmpImagePlugin.BmpImageFile,
+    GifImagePlugin.GifImageFile,
+    TiffImagePlugin.TiffImageFile,
+)
+FORMATS = tuple(decoder.format for decoder in DECODERS)
+MAX_ITEMS = 1_000_000
+
+ImageLike = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class Item:
+    """One request: an image and a question about it; the answer if it is known."""
+
+    id: str
+    image: ImageLike
+    question: str = DEFAULT_QUESTION
+    answer: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Items by name.
+
+    ``errors`` lists what could not become an item, ``ignored`` the files that are no images.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    errors: tuple[dict[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+    _fingerprint: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content: ids, questions, answers, tasks and the images' bytes."""
+        if not self._fingerprint:
+            rows = [[i.id, i.question, i.answer, i.task, _content(i.image)] for i in self.items]
+            self._fingerprint.append(digest(rows))
+        return self._fingerprint[0]
+
+    def sample(self, count: int | None, seed: int = 0) -> Self:
+        """``count`` items drawn without replacement, in their old order; None keeps all."""
+        if count is None or count >= len(self.items):
+            return self
+        chosen = sorted(random.Random(seed).sample(range(len(self.items)), count))
+        items = tuple(self.items[i] for i in chosen)
+        return replace(self, items=items, _fingerprint=[])
+
+    def info(self) -> dict[str, Any]:
+        """Name, fingerprint and counts, as a run records them."""
+        tasks: dict[str, int] = {}
+        for item in self.items:
+            tasks[item.task or "none"] = tasks.get(item.task or "none", 0) + 1
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "items": len(self.items),
+            "unique_images": len({_content(i.image) for i in self.items}),
+            "with_answer": sum(i.answer is not None for i in self.items),
+            "tasks": tasks,
+        }
+
+
+def load_workload(
+    source: str | Path | Workload | Sequence[ImageLike],
+    *,
+    question: str | None = None,
+    task: str | None = None,
+) -> Workload:
+    """Read a workload.
+
+    Parameters
+    ----------
+    source : str, Path, Workload or sequence of images
+        ``"mixed"`` or another packaged set, a folder (searched with its subfolders), an image,
+        a CSV or JSONL file, or images in hand.
+    question, task : str, optional
+        For items that bring none of their own.
+
+    Raises
+    ------
+    WorkloadError
+        If nothing in it can be used. Single bad rows are listed in ``errors`` instead.
+    """
+    if isinstance(source, Workload):
+        return source
+    defaults = {"question": question or DEFAULT_QUESTION, "task": task}
+    if not isinstance(source, str | Path):
+        items = tuple(Item(_label(im, i), im, **defaults) for i, im in enumerate(source))
+        return _not_empty(Workload("images", items))
+    if str(source) in PACKAGED:
+        source = asset(f"data/{source}") / f"{source}.jsonl"
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, defaults)
+    if path.suffix.lower() in (".csv", ".jsonl"):
+        return _from_table(path, defaults)
+    if path.is_file():
+        return Workload(path.name, (Item(path.name, path, **defaults),))
+    if path.parent == Path() and not path.suffix:
+        raise UnknownNameError("workload, folder or file", str(source), PACKAGED)
+    raise WorkloadError(f"{path} does not exist; give a folder, a .csv, a .jsonl or an image")
+
+
+def read_bytes(image: ImageLike, policy: ImagePolicy) -> bytes | Image.Image:
+    """An image's encoded bytes, read from disk if need be; PIL images pass through.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read, is empty, or is over ``policy.max_image_bytes``.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    try:
+        size = len(image) if isinstance(image, bytes) else Path(image).stat().st_size
+        if size == 0:
+            raise ImageError("the file is empty")
+        if size > policy.max_image_bytes:
+            raise ImageError(
+                f"{size:,} bytes is over the limit of {policy.max_image_bytes:,}; "
+                "raise max_image_bytes if the file can be trusted"
+            )
+        return image if isinstance(image, bytes) else Path(image).read_bytes()
+    except OSError as e:
+        raise ImageError(f"cannot read the file: {e.strerror}") from e
+
+
+def decode_image(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image:
+    """Encoded bytes to an upright RGB image.
+
+    The size in the header is checked before anything is decoded. EXIF rotation is applied,
+    transparency is laid over white, 16-bit samples are scaled to 8, of an animation the first
+    frame is used.
+
+    Raises
+    ------
+    ImageError
+        If the bytes are no image, are truncated, or are over ``policy.max_image_pixels``.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened = _open(image, policy)
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except ImageError:
+        raise
+    except (MemoryError, RecursionError) as e:
+        raise ImageError(f"decoding ran out of memory ({type(e).__name__})") from e
+    except Exception as e:  # decoders fail on foreign bytes in many ways
+        raise ImageError(f"cannot be decoded, truncated or damaged: {e}") from e
+
+
+def image_size(image: bytes | Image.Image, policy: ImagePolicy) -> tuple[int, int]:
+    """Upright (width, height) in pixels from the header alone; raises as :func:`decode_image`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = _open(image, policy)
+        try:
+            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception:  # a damaged EXIF block: the image itself may be fine
+            turned = False
+    return opened.size[::-1] if turned else opened.size
+
+
+def _open(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image:
+    if isinstance(image, Image.Image):
+        opened = image
+    else:
+        try:
+            opened = Image.open(io.BytesIO(image), formats=FORMATS)
+        except Image.DecompressionBombError as e:
+            raise ImageError(f"too many pixels: {e}") from e
+        except Image.UnidentifiedImageError as e:
+            raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from e
+        except Exception as e:
+            raise ImageError(f"the header cannot be read: {e}") from e
+    width, height = opened.size
+    if width * height > policy.max_image_pixels:
+        raise ImageError(
+            f"{width} x {height} = {width * height:,} pixels is over the limit of "
+            f"{policy.max_image_pixels:,}; raise max_image_pixels if the file can be trusted"
+        )
+    return opened
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        image = image.convert("I").point(lambda v: v / 257).convert("L")  # 65535 is white
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_folder(folder: Path, defaults: dict[str, Any]) -> Workload:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _hidden(p, folder)]
+    names = [p.relative_to(folder).as_posix() for p in files]
+    wanted = [(n, p) for n, p in zip(names, files, strict=True) if p.suffix.lower() in SUFFIXES]
+    items = tuple(Item(name, path, **defaults) for name, path in wanted[:MAX_ITEMS])
+    ignored = tuple(sorted(set(names) - {name for name, _ in wanted}))
+    return _not_empty(Workload(folder.resolve().name, items, ignored=ignored))
+
+
+def _from_table(path: Path, defaults: dict[str, Any]) -> Workload:
+    try:
+        rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
+    except OSError as e:
+        raise WorkloadError(f"cannot read {path}: {e.strerror}") from e
+    items: list[Item] = []
+    errors: list[dict[str, str]] = []
+    for number, row in rows:
+        try:
+            items.append(_item(row, path.parent, f"{path.name}:{number}", defaults))
+        except WorkloadError as e:
+            errors.append({"id": f"{path.name}:{number}", "error": str(e)})
+    repeated = len(items) - len({item.id for item in items})
+    if repeated:
+        items = [replace(item, id=f"{i}:{item.id}") for i, item in enumerate(items)]
+    return _not_empty(Workload(path.stem, tuple(items[:MAX_ITEMS]), tuple(errors)))
+
+
+def _csv_rows(path: Path) -> list[tuple[int, Any]]:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, UnicodeDecodeError) as e:
+        raise WorkloadError(f"{path} is not a readable CSV in UTF-8: {e}") from e
+    return [(i + 2, {k: v for k, v in row.items() if v}) for i, row in enumerate(_dicts(frame))]
+
+
+def _dicts(frame: Any) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = frame.to_dict("records")
+    return records
+
+
+def _jsonl_rows(path: Path) -> Iterable[tuple[int, Any]]:
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as e:
+                yield number, f"not valid JSON: {e}"
+
+
+def _item(row: Any, folder: Path, label: str, defaults: dict[str, Any]) -> Item:
+    if not isinstance(row, dict):
+        raise WorkloadError(row if isinstance(row, str) else f"not an object: {row!r}")
+    values = {k: str(v) for k, v in row.items() if k in COLUMNS and v is not None}
+    if "image" not in values:
+        unknown = ", ".join(sorted(map(str, row))) or "nothing"
+        raise WorkloadError(f"no column 'image' (allowed: {', '.join(COLUMNS)}); found {unknown}")
+    path = Path(values.pop("image"))
+    name = values.pop("id", None) or label
+    return Item(name, path if path.is_absolute() else folder / path, **{**defaults, **values})
+
+
+def _not_empty(workload: Workload) -> Workload:
+    if workload.items:
+        return workload
+    why = f": {workload.errors[0]['error']}" if workload.errors else ""
+    raise WorkloadError(
+        f"workload {workload.name!r} has no usable item{why}; "
+        f"images end in {', '.join(sorted(s for s in SUFFIXES if s))}"
+    )
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _label(image: ImageLike, index: int) -> str:
+    return Path(image).name if isinstance(image, str | Path) else f"image {index}"
+
+
+def _content(image: ImageLike) -> str:
+    """A digest of an image's bytes; a missing file has one too."""
+    try:
+        if isinstance(image, Image.Image):
+            data = image.tobytes() + repr((image.mode, image.size)).encode()
+        else:
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    except OSError as e:
+        data = f"unreadable: {e.strerror}".encode()
+    return hashlib.sha256(data).hexdigest()[:16]
