@@ -207,7 +207,8 @@ class SweepSpec:
     timeout_s : float
         A configuration that takes longer is given up (process isolation only).
     isolation : str
-        ``"process"``, ``"none"``, or ``"auto"``: a process each on a GPU, none on a CPU.
+        ``"process"``: each configuration in a process of its own, so that a crash stays there and
+        memory peaks start from nothing. ``"none"``: all in this process.
     """
 
     axes: Mapping[str, Sequence[Any]]
@@ -220,7 +221,7 @@ class SweepSpec:
     warmup: int = 1
     seed: int = 0
     timeout_s: float = 3600.0
-    isolation: str = "auto"
+    isolation: str = "process"
 
     def __post_init__(self) -> None:
         for name, values in self.axes.items():
@@ -233,7 +234,7 @@ class SweepSpec:
         for name in ("items", "batches"):
             if getattr(self, name) is not None:
                 _bounded(name, getattr(self, name), 1, 10**9)
-        _member("isolation", self.isolation, ("auto", "process", "none"))
+        _member("isolation", self.isolation, ("process", "none"))
         self.configurations()
 
     def configurations(self) -> list[Config]:

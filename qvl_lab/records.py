@@ -61,8 +61,10 @@ class Run:
         comparable repeats of one thing.
     status, reason : str
         One of :data:`STATUSES`, and in words why it is not "ok".
-    config, workload, plan : dict
-        The resolved settings; name, fingerprint and counts of the items; repeats and warm-up.
+    config, resolved : dict
+        The settings as asked for, and what "auto" among them became.
+    workload, plan : dict
+        Name, fingerprint and counts of the items; repeats, warm-up, batches per pass.
     repeats : list of Repeat
         The raw readings.
     cold : dict
@@ -84,6 +86,7 @@ class Run:
     reason: str | None = None
     started_at: str
     config: dict[str, Any]
+    resolved: dict[str, Any] = field(default_factory=dict)
     workload: dict[str, Any]
     plan: dict[str, Any] = field(default_factory=dict)
     repeats: list[Repeat] = field(default_factory=list)

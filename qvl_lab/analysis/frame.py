@@ -49,7 +49,7 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    config = run.config
+    config = run.config | run.resolved
     row: dict[str, Any] = {"key": run.key, "status": run.status, "reason": run.reason}
     row |= {name: config.get(name) for name in SETTINGS}
     row["resolution"] = str(config.get("resolution"))

@@ -132,7 +132,7 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def baseline(frame: pd.DataFrame) -> pd.Series:
-    """The smallest batch at the most visual tokens and the most exact precision: where many start."""
+    """The smallest batch at the most visual tokens and the most exact precision."""
     order = {name: i for i, name in enumerate(PRECISION_ORDER)}
     ranked = frame.assign(
         _tokens=-frame["visual_tokens_per_image"].astype(float),

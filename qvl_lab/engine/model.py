@@ -367,7 +367,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 @contextmanager
-def memory_limit(device: torch.device, gib: float | None) -> Iterator[None]:
+def memory_limit(device: str, gib: float | None) -> Iterator[None]:
     """Let this process take no more than ``gib`` while the block runs; None sets no limit.
 
     On CUDA torch's allocator refuses more. On a CPU the data segment is bounded (``RLIMIT_DATA``),
@@ -375,7 +375,7 @@ def memory_limit(device: torch.device, gib: float | None) -> Iterator[None]:
     """
     if gib is None:
         yield
-    elif device.type == "cuda":
+    elif device.startswith("cuda"):
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
         try:

@@ -191,10 +191,20 @@ class Lab:
         policy: ImagePolicy,
         *,
         halve_on_oom: bool = True,
+        max_batches: int | None = None,
         progress: bool = False,
         on_answer: Callable[[int, Answer], None] | None = None,
     ) -> Generation:
-        """As :meth:`generate_batch`, from settings; ``on_answer`` hears each (index, answer).
+        """As :meth:`generate_batch`, from settings.
+
+        Parameters
+        ----------
+        halve_on_oom : bool
+            Go on with smaller batches when memory runs out, rather than raise.
+        max_batches : int, optional
+            Stop after so many batches, for a warm-up; the largest come first.
+        on_answer : callable, optional
+            Hears each (index, answer) as its batch finishes.
 
         Raises
         ------
@@ -215,6 +225,8 @@ class Lab:
                 bar.update()
                 if on_answer:
                     on_answer(index, answer)
+                if max_batches and len(result.batch_s) >= max_batches:
+                    break
         result.wall_s = time.perf_counter() - started
         result.answers = [answer for answer in answers if answer is not None]
         result.stages_s["other"] = max(0.0, result.wall_s - sum(result.stages_s.values()))

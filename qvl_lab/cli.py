@@ -1,0 +1,437 @@
+"""The command ``qvl-lab``: one command per public function.
+
+Exit codes: 0 done; 1 done, but some inputs failed (they are listed); 2 a setting or an input
+cannot be used; 3 the model, the device or the run file failed; 4 the report stopped and is partial;
+130 interrupted, finished work is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from qvl_lab.config import CACHE_IMPLEMENTATIONS, PRECISIONS, SweepSpec
+from qvl_lab.errors import ConfigError, InputError, QvlError, ReportError
+
+SOME_FAILED, BAD_INPUT, CANNOT_RUN, PARTIAL_REPORT, INTERRUPTED = 1, 2, 3, 4, 130
+
+app = typer.Typer(
+    name="qvl-lab",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Where the time, memory and money of a Qwen3-VL workload go, and what to run instead.",
+)
+
+Model = Annotated[
+    str, typer.Option("--model", help="tiny, random:8b (2b, 4b, 32b, ...), a folder or a hub id.")
+]
+Precision = Annotated[str, typer.Option(help=f"One of {', '.join(PRECISIONS)}.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
+Question = Annotated[
+    str | None, typer.Option(help="Asked about every image that brings no question.")
+]
+Gpu = Annotated[str | None, typer.Option(help="GPU whose price is used; see 'qvl-lab prices'.")]
+Provider = Annotated[str | None, typer.Option(help="Provider of the price.")]
+Kind = Annotated[str | None, typer.Option(help="on_demand, spot or reserved.")]
+PerHour = Annotated[
+    float | None, typer.Option(help="Your own price per GPU hour, in --currency (CNY).")
+]
+Currency = Annotated[str | None, typer.Option(help="Currency of the result, such as CNY.")]
+RateOption = Annotated[
+    list[str] | None, typer.Option("--rate", help="Exchange rate to --currency: USD=7.1")
+]
+Utilisation = Annotated[
+    float, typer.Option(help="Share of the paid GPU time that does this work, 0-1.")
+]
+PricesFile = Annotated[
+    Path | None, typer.Option("--prices", help="TOML file with your own prices and rates.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from qvl_lab import __version__
+
+        print(f"qvl-lab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: qvl-lab run photos/ --question '描述这张图片' --batch-size 8")
+def run(
+    source: Annotated[
+        str, typer.Argument(help="A folder, CSV, JSONL, image, or a packaged set such as mixed.")
+    ],
+    model: Model = "tiny",
+    precision: Precision = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    question: Question = None,
+    task: Annotated[str | None, typer.Option(help="Task of items that name none.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    resolution: Annotated[
+        str, typer.Option(help="native, by_task, or a side: 512 keeps at most 512 x 512 pixels.")
+    ] = "native",
+    max_new_tokens: Tokens = 64,
+    cache_implementation: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(map(str, CACHE_IMPLEMENTATIONS))}.")
+    ] = None,
+    max_image_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = 80_000_000,
+    limit: Annotated[int | None, typer.Option(help="Use a sample of so many items.")] = None,
+    gpu: Gpu = None,
+    provider: Provider = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer a question about every image, and say what it took.
+
+    Answers go to standard output as they come, one line each; the summary and failed images go to
+    standard error. Exit code 1 if an image failed.
+    """
+    from qvl_lab.engine.stock import Answer, load
+    from qvl_lab.workload import load_workload
+
+    settings = {
+        "batch_size": batch_size,
+        "resolution": resolution,
+        "max_new_tokens": max_new_tokens,
+        "cache_implementation": cache_implementation,
+        "max_image_pixels": max_image_pixels,
+    }
+    from qvl_lab.config import Config
+
+    config = Config().replace(**settings)
+    workload = load_workload(source, question=question, task=task).sample(limit)
+    price = _price(gpu, provider) if gpu else None
+    if workload.ignored:
+        _note(f"ignored {len(workload.ignored)} other files: {_few(workload.ignored)}")
+    lab = load(model, precision=precision, device=device, revision=revision)
+    if lab.loaded.random_weights:
+        _note(f"{model} has random weights: speed and memory are real, the answers are not")
+
+    def show(_: int, answer: Answer) -> None:
+        if as_json:
+            print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
+        elif answer.text is not None:
+            print(f"{answer.id}\t{answer.text}", flush=True)
+
+    result = lab.run(
+        workload.items, config.engine, config.images, progress=not quiet, on_answer=show
+    )
+    failures = [*workload.errors, *result.errors]
+    answered = len(result) - len(result.errors)
+    summary: dict[str, Any] = {
+        "answered": answered,
+        "failed": len(failures),
+        "wall_s": result.wall_s,
+        "images_per_s": answered / result.wall_s if result.wall_s else None,
+        "stages_s": result.stages_s,
+        "events": result.events,
+        "failures": failures,
+    }
+    if price and answered:
+        cost = result.wall_s * price.per_hour / 3600 / answered * 100
+        summary[f"cost_{price.currency.lower()}_per_100_images"] = cost
+    _summarise(summary, as_json=as_json)
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command(
+    epilog="Examples: qvl-lab sweep grid.toml --out runs.jsonl; "
+    "qvl-lab sweep --model random:8b --batch-size 1,8,32 --resolution 256,512 "
+    "--precision bf16,fp16 --out runs.jsonl"
+)
+def sweep(
+    spec: Annotated[
+        Path | None, typer.Argument(help="TOML file with [sweep], [axes], [fixed].")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Run file; the same command resumes it.")] = Path(
+        "runs.jsonl"
+    ),
+    model: Annotated[str, typer.Option(help="One model or several, separated by commas.")] = "tiny",
+    workload: Annotated[
+        str, typer.Option(help="mixed, a folder, a CSV or a JSONL file.")
+    ] = "mixed",
+    batch_size: Annotated[str, typer.Option(help="Values, separated by commas.")] = "1,2,4,8",
+    resolution: Annotated[str, typer.Option(help="Values, separated by commas.")] = "128,256,512",
+    precision: Annotated[str, typer.Option(help="Values, separated by commas.")] = "fp32,bf16",
+    max_new_tokens: Tokens = 16,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other field: NAME=VALUE[,VALUE...]")
+    ] = None,
+    question: Question = None,
+    items: Annotated[int | None, typer.Option(help="Use a sample of so many items.")] = None,
+    batches: Annotated[int | None, typer.Option(help="At most so many batches a pass.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed passes.")] = 3,
+    warmup: Annotated[int, typer.Option(help="Untimed batches before them.")] = 1,
+    timeout_s: Annotated[float, typer.Option(help="Give a setting up after so long.")] = 3600.0,
+    isolation: Annotated[
+        str, typer.Option(help="process: each setting in its own; none: all in this one.")
+    ] = "process",
+    on_other_environment: Annotated[
+        str, typer.Option(help="Rows of another machine or version: refuse, keep, fresh.")
+    ] = "refuse",
+    retry_errors: Annotated[bool, typer.Option(help="Measure failed settings again.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure every setting of a grid; run it again to resume.
+
+    Out of memory is a result: the row is kept and larger settings are skipped. Exit code 3 if a
+    setting failed for another reason.
+    """
+    from qvl_lab.sweeps import spec_from
+    from qvl_lab.sweeps import sweep as run_sweep
+
+    grid = {"model": model, "batch_size": batch_size, "resolution": resolution}
+    grid |= {"precision": precision} | _pairs("--set", set_)
+    settings = {name: _values(text) for name, text in grid.items()}
+    settings |= {"max_new_tokens": max_new_tokens, "workload": workload, "question": question}
+    settings |= {"items": items, "batches": batches, "repeats": repeats, "warmup": warmup}
+    settings |= {"timeout_s": timeout_s, "isolation": isolation}
+    chosen = SweepSpec.from_toml(spec) if spec else spec_from(settings)
+    runs = run_sweep(
+        chosen,
+        out=out,
+        on_other_environment=on_other_environment,
+        retry_errors=retry_errors,
+        progress=not quiet,
+    )
+    counts = runs.frame()["status"].value_counts().to_dict()
+    if as_json:
+        print(json.dumps({"out": str(out), "settings": len(runs), "statuses": counts}))
+    else:
+        print(f"{len(runs)} settings in {out}: {_counts(counts)}")
+    for bad in (r for r in runs if r.status == "error"):
+        _note(f"failed: {bad.config['precision']}, {bad.config['resolution']}: {bad.reason}")
+    if counts.get("error"):
+        raise typer.Exit(CANNOT_RUN)
+
+
+@app.command(
+    epilog="Examples: qvl-lab report --model tiny; "
+    "qvl-lab report runs.jsonl --gpu H200 --currency CNY --lang zh --out review"
+)
+def report(
+    runs: Annotated[
+        Path | None, typer.Argument(help="Run file of a sweep; without it --model is swept first.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Sweep this model over a small default grid first.")
+    ] = None,
+    workload: Annotated[str, typer.Option(help="Workload of that sweep.")] = "mixed",
+    items: Annotated[int, typer.Option(help="Items of that sweep.")] = 12,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("qvl-report"),
+    gpu: Gpu = None,
+    provider: Provider = None,
+    kind: Kind = None,
+    per_hour: PerHour = None,
+    currency: Currency = None,
+    rate: RateOption = None,
+    prices_file: PricesFile = None,
+    utilisation: Utilisation = 1.0,
+    current: Annotated[
+        list[str] | None, typer.Option(help="Today's setting: batch_size=1 (repeatable).")
+    ] = None,
+    monthly_images: Annotated[
+        int | None, typer.Option(help="Images a month, for the monthly sum.")
+    ] = None,
+    max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
+    max_ttft_s: Annotated[float | None, typer.Option(help="Limit on time to first token.")] = None,
+    lang: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a run file into one self-contained HTML page that a team can decide from.
+
+    Leaves report.html, report.ipynb and settings.csv in the folder. Exit code 4 if the report
+    stopped; what it had is kept.
+    """
+    from qvl_lab.show.report import default_sweep
+    from qvl_lab.show.report import report as make_report
+
+    if runs is None:
+        runs = out / "runs.jsonl"
+        default_sweep(model or "tiny", workload, runs, items=items, progress=not quiet)
+    elif model:
+        raise ConfigError("give a run file or --model, not both")
+    files = make_report(
+        runs,
+        out=out,
+        gpu=gpu,
+        provider=provider,
+        kind=kind,
+        per_hour=per_hour,
+        currency=currency,
+        exchange_rates={k: float(_values(v)[0]) for k, v in _pairs("--rate", rate).items()},
+        prices_file=prices_file,
+        utilisation=utilisation,
+        current={k: _values(v)[0] for k, v in _pairs("--current", current).items()},
+        monthly_images=monthly_images,
+        max_vram_gib=max_vram_gib,
+        max_ttft_s=max_ttft_s,
+        lang=lang,
+    )
+    names = {name: str(path) for name, path in asdict(files).items()}
+    print(json.dumps(names) if as_json else f"report: {files.html.resolve()}")
+
+
+@app.command(epilog="Example: qvl-lab prices --gpu A10G")
+def prices(
+    gpu: Gpu = None,
+    prices_file: PricesFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the known GPU prices and exchange rates with their dates and sources."""
+    from qvl_lab.analysis.cost import find_price, price_table, rates
+
+    table = price_table(prices_file)
+    if gpu:
+        name = find_price(gpu, file=prices_file).gpu
+        table = table[table["gpu"] == name]
+    if as_json:
+        known = [asdict(rate) for rate in rates(prices_file)]
+        print(json.dumps({"prices": table.to_dict("records"), "rates": known}, ensure_ascii=False))
+        return
+    print(table.to_string(index=False))
+    for rate in rates(prices_file):
+        print(f"1 {rate.base} = {rate.rate:g} {rate.quote} ({rate.date}, {rate.source})")
+
+
+@app.command(epilog="Example: qvl-lab doctor --json")
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do, and what is missing with how to get it."""
+    from qvl_lab.show.doctor import checks
+
+    found = checks()
+    if as_json:
+        print(json.dumps([asdict(check) for check in found], ensure_ascii=False))
+    else:
+        for check in found:
+            print(f"{'ok  ' if check.ok else 'miss'}  {check.name:<14}{check.detail}")
+    if any(check.needed and not check.ok for check in found):
+        raise typer.Exit(CANNOT_RUN)
+
+
+def main() -> NoReturn:
+    """Run the command and turn errors into a message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished work is kept, the same command goes on", INTERRUPTED)
+    except ReportError as e:
+        _fail(str(e), PARTIAL_REPORT)
+    except (ConfigError, InputError) as e:
+        _fail(str(e), BAD_INPUT)
+    except QvlError as e:
+        _fail(str(e), CANNOT_RUN)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as e:
+        if not hasattr(e, "exit_code") or not hasattr(e, "show"):
+            raise
+        e.show()  # a usage error of the command line itself
+        sys.exit(e.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"qvl-lab: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _note(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _few(names: Any, most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ConfigError(f"{option} takes NAME=VALUE, not {text!r}")
+        pairs[name] = value
+    return pairs
+
+
+def _values(text: str) -> list[Any]:
+    """Comma-separated values: numbers, true, false and none where they look like it."""
+    words = {"none": None, "true": True, "false": False}
+    result: list[Any] = []
+    for part in text.split(","):
+        part = part.strip()
+        if part.lower() in words:
+            result.append(words[part.lower()])
+            continue
+        try:
+            result.append(int(part))
+        except ValueError:
+            try:
+                result.append(float(part))
+            except ValueError:
+                result.append(part)
+    return result
+
+
+def _price(gpu: str, provider: str | None) -> Any:
+    from qvl_lab.analysis.cost import find_price
+
+    return find_price(gpu, provider)
+
+
+def _summarise(summary: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"summary": summary}, ensure_ascii=False))
+        return
+    _note(
+        f"{summary['answered']} answered, {summary['failed']} failed, {summary['wall_s']:.2f} s, "
+        f"{summary['images_per_s'] or 0:.2f} images/s"
+    )
+    stages = ", ".join(f"{name} {s:.2f}" for name, s in summary["stages_s"].items())
+    _note(f"seconds by stage: {stages}")
+    for name, value in summary.items():
+        if name.startswith("cost_"):
+            _note(f"{name}: {value:.4f}")
+    for event in summary["events"]:
+        _note(
+            f"out of memory at batch {event['batch_size']}: went on with {event['continued_with']}"
+        )
+    for failure in summary["failures"]:
+        _note(f"failed: {failure['id']}: {failure['error']}")
+
+
+if __name__ == "__main__":
+    main()

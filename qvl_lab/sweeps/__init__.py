@@ -1,0 +1,218 @@
+"""Sweeps: run a grid, keep every row, go on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, SweepSpec
+from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
+from qvl_lab.hardware import fingerprint
+from qvl_lab.records import Run
+from qvl_lab.sweeps.executors import EXECUTORS
+from qvl_lab.sweeps.store import Runs, Store
+from qvl_lab.workload import Workload, load_workload
+
+log = logging.getLogger(__name__)
+ON_OTHER_ENVIRONMENT = ("refuse", "keep", "fresh")
+#: Growing any of these can only need more memory.
+_GROWING = ("batch_size", "resolution", "max_new_tokens")
+
+
+def sweep(
+    spec: SweepSpec | None = None,
+    *,
+    out: str | Path,
+    on_other_environment: str = "refuse",
+    retry_errors: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Runs:
+    """Measure every configuration of a grid that ``out`` does not hold yet.
+
+    Parameters
+    ----------
+    spec : SweepSpec, optional
+        The grid. Without it ``settings`` make one: fields of a configuration (a list is an axis)
+        and options of :class:`~qvl_lab.config.SweepSpec` such as ``workload`` and ``repeats``.
+    out : path
+        The run file. Each finished row is on disk before the next starts, so the same call goes
+        on after a crash or Ctrl-C.
+    on_other_environment : str
+        If ``out`` holds rows of another machine or other versions: ``"refuse"``; ``"keep"`` them
+        beside the new ones, told apart by the column ``environment``; ``"fresh"`` moves the old
+        rows to another file first, also without such a difference.
+    retry_errors : bool
+        Measure again what failed last time. Out of memory is a result and stays.
+    progress : bool
+        Show a progress bar with an estimate of the time left.
+
+    Returns
+    -------
+    Runs
+        All rows of the grid, old and new.
+
+    Raises
+    ------
+    ConfigError, WorkloadError, StoreError
+        Before anything is measured.
+    """
+    from qvl_lab.sweeps.measure import Job, Plan
+
+    if spec is None:
+        spec = spec_from(settings)
+    elif settings:
+        raise ConfigError(f"give a spec or settings, not both: {', '.join(settings)}")
+    if on_other_environment not in ON_OTHER_ENVIRONMENT:
+        raise UnknownNameError("choice", on_other_environment, ON_OTHER_ENVIRONMENT)
+    workload = load_workload(spec.workload, question=spec.question).sample(spec.items, spec.seed)
+    _check(spec, workload)
+    plan = Plan(repeats=spec.repeats, warmup=spec.warmup, batches=spec.batches, seed=spec.seed)
+    jobs = [Job(config=c, workload=workload, plan=plan) for c in smallest_first(spec)]
+    with Store(out) as store:
+        for note in store.runs.notes:
+            log.warning("%s", note)
+        _check_environment(store, on_other_environment)
+        _run(jobs, store, spec, retry_errors=retry_errors, progress=progress)
+        keys = {job.key for job in jobs}
+        mine = [run for run in _here(store.runs) if run.key in keys]
+        return Runs(mine, path=store.path, notes=store.runs.notes)
+
+
+def spec_from(settings: dict[str, Any]) -> SweepSpec:
+    """A SweepSpec from keyword settings: lists are axes, single values are fixed."""
+    options = {f.name for f in fields(SweepSpec)} - {"axes", "base"}
+    axes: dict[str, Sequence[Any]] = {}
+    fixed: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in options:
+            chosen[name] = value
+        elif name not in FIELDS:
+            raise UnknownNameError("setting", name, [*FIELDS, *options])
+        elif isinstance(value, list | tuple):
+            axes[name] = value
+        else:
+            fixed[name] = value
+    return SweepSpec(axes=axes, base=Config().replace(**fixed), **chosen)
+
+
+def smallest_first(spec: SweepSpec) -> list[Config]:
+    """The grid model by model, from small to large, so that an OOM spares the larger ones."""
+    configs = spec.configurations()
+    models = list(dict.fromkeys(c.model for c in configs))
+    return sorted(
+        configs,
+        key=lambda c: (
+            models.index(c.model),
+            _rank(c.images.resolution),
+            c.engine.max_new_tokens,
+            c.engine.batch_size,
+        ),
+    )
+
+
+def closed_by(config: Config, oom: Sequence[Run]) -> Run | None:
+    """The run that went out of memory and says that ``config`` would too, or None."""
+    mine = config.flat()
+    for run in oom:
+        others_equal = all(run.config.get(k) == v for k, v in mine.items() if k not in _GROWING)
+        if others_equal and _at_least(mine, run.config):
+            return run
+    return None
+
+
+def _at_least(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether no growing field is smaller; "by_task" compares with itself only."""
+    resolutions = (mine["resolution"], theirs["resolution"])
+    if BY_TASK in resolutions and resolutions[0] != resolutions[1]:
+        return False
+    ranks = [_rank(resolution) for resolution in resolutions]
+    numbers = ("batch_size", "max_new_tokens")
+    return ranks[0] >= ranks[1] and all(mine[n] >= theirs[n] for n in numbers)
+
+
+def _rank(resolution: int | str) -> float:
+    """Order of resolutions: native never has fewer tokens than a budget."""
+    if isinstance(resolution, int):
+        return float(resolution)
+    return 1e6 if resolution == NATIVE else 1e6 + 1
+
+
+def _run(
+    jobs: list[Any], store: Store, spec: SweepSpec, *, retry_errors: bool, progress: bool
+) -> None:
+    done = {run.key: run for run in _here(store.runs)}
+    settled = {k for k, run in done.items() if not (retry_errors and run.status == "error")}
+    pending = [job for job in jobs if job.key not in settled]
+    oom = [run for run in done.values() if run.status == "oom"]
+
+    def open_jobs() -> Iterator[Any]:
+        for job in pending:
+            if cause := closed_by(job.config, oom):
+                store.append(job.result("skipped", _because(cause)))
+                bar.update()
+            else:
+                yield job
+
+    bar = tqdm(
+        total=len(jobs), initial=len(jobs) - len(pending), disable=not progress, unit="setting"
+    )
+    with bar:
+        for run in EXECUTORS[spec.isolation](open_jobs(), spec.timeout_s):
+            store.append(run)
+            if run.status == "oom":
+                oom.append(run)
+            bar.set_postfix_str(f"{_title(run)}: {run.status}")
+            bar.update()
+
+
+def _because(cause: Run) -> str:
+    return f"a smaller setting ran out of memory: {_title(cause)}"
+
+
+def _title(run: Run) -> str:
+    c = run.config
+    return f"{c['precision']}, {c['resolution']} px, batch {c['batch_size']}"
+
+
+def _check(spec: SweepSpec, workload: Workload) -> None:
+    from qvl_lab.engine.images import resolution_for
+
+    for config in spec.configurations():
+        for item in workload.items:
+            resolution_for(config.images, item.task)
+        if config.engine.batch_size > len(workload):
+            raise ConfigError(
+                f"batch_size {config.engine.batch_size} is more than the {len(workload)} items of "
+                f"workload {workload.name!r}; use more items or smaller batches"
+            )
+
+
+def _here(runs: Sequence[Run]) -> list[Run]:
+    here = fingerprint()
+    return [run for run in runs if run.environment == here]
+
+
+def _check_environment(store: Store, choice: str) -> None:
+    if choice == "fresh" and len(store.runs):
+        log.warning("earlier rows moved to %s", store.set_aside())
+    others = [env for env in store.runs.environments() if env != fingerprint()]
+    if not others or choice == "keep":
+        return
+    here = fingerprint()
+    differing = [
+        f"{name}: {others[-1].get(name)} then, {value} now"
+        for name, value in here.items()
+        if others[-1].get(name) != value
+    ]
+    raise StoreError(
+        f"{store.path} holds rows of another environment ({'; '.join(differing)}). "
+        "Choose another file, keep both (--on-other-environment keep), or move the old rows aside "
+        "(--on-other-environment fresh)"
+    )

@@ -1,0 +1,91 @@
+"""Where configurations run: in this process, or in a process each.
+
+A process of its own keeps a crash, a leak or a spoilt CUDA context from reaching the next
+configuration. The processes are forked from a server that has torch and transformers imported
+but no CUDA context, so a fresh one costs no import.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from qvl_lab.records import Run
+
+if TYPE_CHECKING:
+    from qvl_lab.sweeps.measure import Job
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+
+
+def in_process(jobs: Iterable[Job]) -> Iterator[Run]:
+    """Measure one after another here; a model is loaded once for all of its settings."""
+    from qvl_lab.sweeps.measure import measure, remember
+
+    get_lab = remember()
+    for job in jobs:
+        yield measure(job, get_lab)
+
+
+def in_own_process(jobs: Iterable[Job], timeout_s: float) -> Iterator[Run]:
+    """Measure each in a new process; one that dies or takes too long becomes an "error" run."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looking for a GPU must not touch CUDA
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["qvl_lab.sweeps.measure"])
+    for job in jobs:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_child, args=(sender, job), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            yield _receive(receiver, process, job, timeout_s)
+        finally:
+            process.kill()
+            process.join()
+            receiver.close()
+
+
+def _child(sender: Connection, job: Job) -> None:
+    # Ctrl-C reaches the whole process group; the parent decides. If the parent is killed, the
+    # work must not go on behind the back of the next sweep.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    from qvl_lab.sweeps.measure import measure
+
+    sender.send_bytes(measure(job).to_json().encode())
+
+
+def _receive(
+    receiver: Connection,
+    process: multiprocessing.process.BaseProcess,
+    job: Job,
+    timeout_s: float,
+) -> Run:
+    if not receiver.poll(timeout_s):
+        return job.result("error", f"given up after {timeout_s:g} s; raise timeout_s")
+    try:
+        return Run.from_json(receiver.recv_bytes())
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        how = f"exit code {code}"
+        if code < 0:
+            how = f"signal {signal.Signals(-code).name}"
+        hint = {
+            -signal.SIGKILL: " (the system may have run out of memory)",
+            1: " (in a script, call sweep under: if __name__ == '__main__')",
+        }.get(code, "")
+        return job.result("error", f"the worker process died with {how}{hint}")
+
+
+EXECUTORS: dict[str, Callable[[Iterable[Job], float], Iterator[Run]]] = {
+    "none": lambda jobs, timeout_s: in_process(jobs),
+    "process": in_own_process,
+}

@@ -1,0 +1,187 @@
+"""One configuration to one Run: load, warm up, repeat, and keep every reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+
+from qvl_lab.config import Config, ModelSpec
+from qvl_lab.engine.model import memory_limit, out_of_memory, resolve
+from qvl_lab.engine.stock import Generation, Lab, load
+from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
+from qvl_lab.hardware import fingerprint
+from qvl_lab.probe.power import Sampler
+from qvl_lab.probe.vram import peak_bytes, reset_peak
+from qvl_lab.records import Repeat, Run, run_key
+from qvl_lab.workload import Item, Workload, read_bytes
+
+MAX_FAILURES_KEPT = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to measure: timed passes, warm-up batches, and how many batches a pass has at most."""
+
+    repeats: int = 3
+    warmup: int = 1
+    batches: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker needs to measure one configuration."""
+
+    config: Config
+    workload: Workload
+    plan: Plan
+
+    @property
+    def key(self) -> str:
+        """Equal for equal settings, workload and plan."""
+        workload = {"fingerprint": self.workload.fingerprint}
+        return run_key(self.config.flat(), workload, asdict(self.plan))
+
+    def result(self, status: str, reason: str | None = None, **parts: Any) -> Run:
+        """A Run of this job; ``parts`` override what is known without measuring."""
+        known = {
+            "key": self.key,
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": self.config.flat(),
+            "workload": self.workload.info(),
+            "plan": asdict(self.plan),
+            "environment": fingerprint(),
+        }
+        return Run(status=status, reason=reason, **(known | parts))
+
+
+def measure(job: Job, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:
+    """Measure one configuration.
+
+    Out of memory and a failing model are results, not exceptions: the Run says so and keeps the
+    repeats that were finished.
+
+    Parameters
+    ----------
+    job : Job
+    get_lab : callable
+        Loads a model; an executor passes one that remembers.
+    """
+    cold: dict[str, float | None] = {}
+    repeats: list[Repeat] = []
+    parts: dict[str, Any] = {"cold": cold, "repeats": repeats}
+    try:
+        with _limited(job.config):
+            lab = get_lab(job.config.model)
+            parts["resolved"] = {"device": lab.spec.device, "precision": lab.spec.precision}
+            parts["random_weights"] = lab.loaded.random_weights
+            cold["load_s"] = lab.loaded.load_s
+            _measure(job, lab, cold, repeats, parts)
+    except DeviceMemoryError as e:
+        return job.result("oom", str(e), **parts)
+    except (ModelError, ConfigError) as e:
+        return job.result("error", str(e), **parts)
+    except Exception as e:
+        if out_of_memory(e):
+            return job.result("oom", f"while loading: {str(e).splitlines()[0]}", **parts)
+        return job.result("error", f"{type(e).__name__}: {e}", **parts)
+    if not any(repeat.answered for repeat in repeats):
+        first = parts["failures"][0]
+        reason = f"no item was answered; the first, {first['id']}: {first['error']}"
+        return job.result("error", reason, **parts)
+    return job.result("ok", **parts)
+
+
+def remember() -> Callable[[ModelSpec], Lab]:
+    """A loader that keeps the last model, so that a grid over batches loads it once."""
+    kept: dict[ModelSpec, Lab] = {}
+
+    def get_lab(spec: ModelSpec) -> Lab:
+        if spec not in kept:
+            kept.clear()
+            kept[spec] = load(spec)
+        return kept[spec]
+
+    return get_lab
+
+
+def _measure(
+    job: Job, lab: Lab, cold: dict[str, float | None], repeats: list[Repeat], parts: dict[str, Any]
+) -> None:
+    config, device = job.config, lab.spec.device
+    items = _items(job)
+    parts["workload"] = job.workload.info() | {"measured_items": len(items)}
+
+    def once(max_batches: int | None = None) -> Generation:
+        return lab.run(
+            items, config.engine, config.images, halve_on_oom=False, max_batches=max_batches
+        )
+
+    started = perf_counter()
+    if job.plan.warmup:
+        static = config.engine.cache_implementation == "static"
+        once(None if static else job.plan.warmup)
+    cold["warmup_s"] = perf_counter() - started
+    reset_peak(device)
+    gpu = int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
+    with Sampler(gpu) as sampler:
+        for _ in range(job.plan.repeats):
+            generation = once()
+            repeats.append(_repeat(generation))
+            parts["failures"] = generation.errors[:MAX_FAILURES_KEPT]
+    readings = sampler.summary()
+    parts["memory"] = peak_bytes(device) | {
+        kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")
+    }
+    parts["power"] = {k: readings[k] for k in ("gpu_utilisation", "power_w", "energy_j")}
+
+
+def _items(job: Job) -> list[Item]:
+    """The items of one pass with their encoded bytes in memory: disk time is not measured."""
+    workload = job.workload
+    if job.plan.batches is not None:
+        workload = workload.sample(job.plan.batches * job.config.engine.batch_size, job.plan.seed)
+    loaded: dict[str, Any] = {}
+    items = []
+    for item in workload.items:
+        name = str(item.image) if not isinstance(item.image, bytes) else item.id
+        if name not in loaded:
+            try:
+                loaded[name] = read_bytes(item.image, job.config.images)
+            except ImageError:
+                loaded[name] = item.image  # the engine reports it
+        items.append(replace(item, image=loaded[name]))
+    return items
+
+
+def _repeat(generation: Generation) -> Repeat:
+    answered = [a for a in generation if a.text is not None]
+    return Repeat(
+        wall_s=generation.wall_s,
+        answered=len(answered),
+        failed=len(generation) - len(answered),
+        prompt_tokens=sum(a.prompt_tokens for a in answered),
+        visual_tokens=sum(a.visual_tokens for a in answered),
+        new_tokens=sum(a.new_tokens for a in answered),
+        stages_s=generation.stages_s,
+        ttft_s=[a.ttft_s for a in answered if a.ttft_s is not None],
+        batch_s=generation.batch_s,
+    )
+
+
+@contextmanager
+def _limited(config: Config) -> Iterator[None]:
+    """Apply ``memory_limit_gib`` to the configuration's device."""
+    if config.engine.memory_limit_gib is None:
+        yield
+        return
+    with memory_limit(resolve(config.model).device, config.engine.memory_limit_gib):
+        yield
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

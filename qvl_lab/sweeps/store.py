@@ -1,0 +1,209 @@
+"""Run files: append-only JSON lines that survive being killed.
+
+Each row is written and synced to disk before the next configuration starts. A last line torn by a
+crash is cut off on the next append; rows of another schema or environment are never mixed in
+silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+from qvl_lab.errors import StoreError
+from qvl_lab.records import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Runs(Sequence[Run]):
+    """Runs read from a file or made in memory.
+
+    Attributes
+    ----------
+    path : Path or None
+        Where they came from.
+    notes : list of str
+        What was left out while reading, in words.
+    """
+
+    def __init__(
+        self, runs: Iterable[Run] = (), *, path: Path | None = None, notes: Iterable[str] = ()
+    ) -> None:
+        self._runs, self.path, self.notes = list(runs), path, list(notes)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a run file.
+
+        Damaged lines and rows of other schema versions are left out; ``notes`` says which.
+
+        Raises
+        ------
+        StoreError
+            If the file cannot be read or holds no usable row.
+        """
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+        except OSError as e:
+            raise StoreError(f"cannot read the run file {path}: {e.strerror}") from e
+        runs, notes = _parse(data, path)
+        if not runs:
+            why = f" ({'; '.join(notes)})" if notes else ""
+            raise StoreError(f"{path} holds no runs{why}; write one with 'qvl-lab sweep'")
+        return cls(_latest(runs), path=path, notes=notes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def frame(self) -> pd.DataFrame:
+        """The runs as a table: see :func:`qvl_lab.analysis.frame.frame`."""
+        from qvl_lab.analysis.frame import frame
+
+        return frame(self._runs)
+
+    @property
+    def file_sha256(self) -> str | None:
+        """The run file's hash, for provenance."""
+        return sha256(self.path.read_bytes()).hexdigest() if self.path else None
+
+    def environments(self) -> list[dict[str, Any]]:
+        """The distinct environments, in order of first appearance."""
+        found: list[dict[str, Any]] = []
+        for run in self._runs:
+            if run.environment not in found:
+                found.append(run.environment)
+        return found
+
+
+class Store:
+    """A run file open for appending; use as a context manager.
+
+    Raises
+    ------
+    StoreError
+        On opening: if another process is writing to it, it cannot be written, or it holds rows of
+        another schema version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = self.path.open("a+b")
+        except OSError as e:
+            raise StoreError(f"cannot write the run file {self.path}: {e.strerror}") from e
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            self._file.close()
+            raise StoreError(
+                f"{self.path} is being written by another sweep; wait for it or choose another file"
+            ) from e
+        try:
+            self.runs = self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def append(self, run: Run) -> None:
+        """Write one row and sync it to disk.
+
+        Raises
+        ------
+        StoreError
+            If the row cannot be written, say on a full disk; the rows before it are untouched.
+        """
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(run.to_json().encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            self._restore(size)
+            raise StoreError(
+                f"cannot write to {self.path}: {e.strerror}. All {len(self.runs)} finished rows "
+                "are kept; free some space and run the same command again"
+            ) from e
+        self.runs = Runs(_latest([*self.runs, run]), path=self.path, notes=self.runs.notes)
+
+    def set_aside(self) -> Path:
+        """Move the rows to ``NAME.1.jsonl`` (2, 3, ...) and go on with an empty file."""
+        number = 1
+        while (target := self.path.with_suffix(f".{number}{self.path.suffix}")).exists():
+            number += 1
+        self._file.seek(0)
+        target.write_bytes(self._file.read())
+        self._file.truncate(0)
+        self.runs = Runs(path=self.path)
+        return target
+
+    def _read(self) -> Runs:
+        self._file.seek(0)
+        data = self._file.read()
+        runs, notes = _parse(data, self.path)
+        foreign = [note for note in notes if "schema version" in note]
+        if foreign:
+            raise StoreError(
+                f"{self.path} cannot be continued: {foreign[0]}. Choose another file, or --fresh"
+            )
+        if data and not data.endswith(b"\n"):
+            self._restore(data.rfind(b"\n") + 1)
+        return Runs(_latest(runs), path=self.path, notes=notes)
+
+    def _restore(self, size: int) -> None:
+        """Cut the file back to whole lines."""
+        with contextlib.suppress(OSError):  # a full disk: what is still buffered is dropped
+            self._file.close()
+        os.truncate(self.path, size)
+        self._file = self.path.open("a+b")
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _parse(data: bytes, path: Path) -> tuple[list[Run], list[str]]:
+    runs: list[Run] = []
+    notes: list[str] = []
+    for number, line, complete in _lines(data):
+        try:
+            runs.append(Run.from_json(line))
+        except (StoreError, TypeError) as e:
+            why = str(e) if complete else "torn by a crash; its configuration runs again"
+            notes.append(f"line {number} of {path.name} is left out: {why}")
+    return runs, notes
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line, number < len(lines)
+
+
+def _latest(runs: Iterable[Run]) -> list[Run]:
+    """One run per key and environment, the last written, in order of first appearance."""
+    by_key: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        by_key[(run.key, repr(sorted(run.environment.items())))] = run
+    return list(by_key.values())
