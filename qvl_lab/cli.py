@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -207,7 +208,7 @@ def sweep(
 
     grid = {"model": model, "batch_size": batch_size, "resolution": resolution}
     grid |= {"precision": precision} | _pairs("--set", set_)
-    settings = {name: _values(text) for name, text in grid.items()}
+    settings: dict[str, Any] = {name: _values(text) for name, text in grid.items()}
     settings |= {"max_new_tokens": max_new_tokens, "workload": workload, "question": question}
     settings |= {"items": items, "batches": batches, "repeats": repeats, "warmup": warmup}
     settings |= {"timeout_s": timeout_s, "isolation": isolation}
@@ -219,7 +220,7 @@ def sweep(
         retry_errors=retry_errors,
         progress=not quiet,
     )
-    counts = runs.frame()["status"].value_counts().to_dict()
+    counts = Counter(run.status for run in runs)
     if as_json:
         print(json.dumps({"out": str(out), "settings": len(runs), "statuses": counts}))
     else:

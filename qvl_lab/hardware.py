@@ -101,10 +101,13 @@ def fingerprint() -> dict[str, Any]:
 
 @functools.cache
 def commit() -> str | None:
-    """The checkout's commit, with ``+`` if the package's files were changed since; else None."""
+    """The checkout's commit, with ``+`` if the package's files were changed since; else None.
+
+    A copy without ``.git`` (a container, a job's upload) can say it in ``QVL_LAB_COMMIT``.
+    """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("QVL_LAB_COMMIT") or None
     head = _git(root, "rev-parse", "--short=12", "HEAD")
     if not head:
         return None

@@ -25,6 +25,7 @@ from PIL import (
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -132,7 +133,7 @@ def load_workload(
     """
     if isinstance(source, Workload):
         return source
-    defaults = {"question": question or DEFAULT_QUESTION, "task": task}
+    defaults: dict[str, Any] = {"question": question or DEFAULT_QUESTION, "task": task}
     if not isinstance(source, str | Path):
         items = tuple(Item(_label(im, i), im, **defaults) for i, im in enumerate(source))
         return _not_empty(Workload("images", items))
@@ -220,7 +221,7 @@ def _open(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image:
             opened = Image.open(io.BytesIO(image), formats=FORMATS)
         except Image.DecompressionBombError as e:
             raise ImageError(f"too many pixels: {e}") from e
-        except Image.UnidentifiedImageError as e:
+        except UnidentifiedImageError as e:
             raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from e
         except Exception as e:
             raise ImageError(f"the header cannot be read: {e}") from e

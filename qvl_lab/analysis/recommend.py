@@ -134,11 +134,15 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
 def baseline(frame: pd.DataFrame) -> pd.Series:
     """The smallest batch at the most visual tokens and the most exact precision."""
     order = {name: i for i, name in enumerate(PRECISION_ORDER)}
-    ranked = frame.assign(
-        _tokens=-frame["visual_tokens_per_image"].astype(float),
-        _precision=frame["precision"].map(order).fillna(len(order)),
-    ).sort_values(["batch_size", "_tokens", "_precision"], kind="stable")
-    return frame.loc[ranked.index[0]]
+    ranks = pd.DataFrame(
+        {
+            "batch_size": frame["batch_size"].to_numpy(),
+            "tokens": -frame["visual_tokens_per_image"].to_numpy(float),
+            "precision": frame["precision"].map(order).fillna(len(order)).to_numpy(),
+        }
+    )
+    ranked = ranks.sort_values(["batch_size", "tokens", "precision"], kind="stable")
+    return frame.iloc[int(ranked.index[0])]
 
 
 def find_row(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
@@ -214,7 +218,7 @@ def _cheapest(rows: pd.DataFrame) -> pd.Series:
         column = cost_column(rows)
     except ConfigError:
         column = "s_per_100_images"
-    return rows.loc[rows[column].astype(float).idxmin()]
+    return rows.iloc[int(rows[column].astype(float).argmin())]
 
 
 def _within(

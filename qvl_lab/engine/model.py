@@ -122,9 +122,9 @@ def load_model(spec: ModelSpec) -> Loaded:
     """
     spec = resolve(spec)
     started = time.perf_counter()
-    files = asset("tiny")
+    files: Path | str = asset("tiny")
     if spec.model.startswith("random:"):
-        model = _random_model(spec, _random_config(spec.model, files))
+        model = _random_model(spec, _random_config(spec.model))
     elif spec.model == TINY:
         config = AutoConfig.from_pretrained(files)
         model = _random_model(spec, config)
@@ -191,12 +191,12 @@ def base_dtype(spec: ModelSpec) -> torch.dtype:
     return DTYPES[spec.precision]
 
 
-def _random_config(name: str, files: Path) -> Any:
+def _random_config(name: str) -> Any:
     size = name.removeprefix("random:").lower()
     if size not in SHAPES:
         raise UnknownNameError("model", name, [f"random:{s}" for s in SHAPES])
     shape = SHAPES[size]
-    tiny = AutoConfig.from_pretrained(files)
+    tiny = AutoConfig.from_pretrained(asset("tiny"))
     moe = "num_experts" in shape["text"]
     text = dict(
         shape["text"],
@@ -376,12 +376,14 @@ def memory_limit(device: str, gib: float | None) -> Iterator[None]:
     if gib is None:
         yield
     elif device.startswith("cuda"):
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
+        given = torch.device(device).index
+        index = torch.cuda.current_device() if given is None else given
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), index)
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.set_per_process_memory_fraction(1.0, index)
     else:
         import resource
 

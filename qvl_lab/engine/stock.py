@@ -268,7 +268,7 @@ class Lab:
                     yield from self._finish(done, result, recorder)
                     continue
                 recorder.spans()
-                _free(self.loaded.device)
+                free(self.spec.device)
                 if not halve:
                     raise DeviceMemoryError(f"batch of {len(batch)}: {failure}")
                 if len(batch) == 1:
@@ -533,7 +533,8 @@ def _too_large(request: _Request) -> Answer:
     return Answer(id=request.item.id, error=error, visual_tokens=request.visual_tokens)
 
 
-def _free(device: torch.device) -> None:
+def free(device: str) -> None:
+    """Give back memory that nothing refers to any more."""
     gc.collect()
-    if device.type == "cuda":
+    if device != "cpu":
         torch.cuda.empty_cache()

@@ -128,7 +128,7 @@ class Recorder:
             return self._clock(), None
         import torch
 
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return self._clock(), event
 

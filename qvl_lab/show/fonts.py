@@ -1,21 +1,29 @@
-"""The look of the figures, and fonts that can draw Chinese."""
+"""The look of the figures, fonts that can draw Chinese, and what the figures share of axes."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
 
 import matplotlib
+import matplotlib.pyplot as plt
 from cycler import cycler
-from matplotlib import font_manager
+from matplotlib import font_manager, ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from qvl_lab.errors import UnknownNameError
 from qvl_lab.show.text import LANGUAGES
 
 #: Okabe and Ito's colours for the colour-blind, less the yellow that white paper swallows.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Families that draw simplified Chinese, the best first.
 CJK_FAMILIES = (
@@ -89,6 +97,66 @@ def style(lang: str = "en") -> Iterator[None]:
         yield
 
 
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Give a figure's function the look, and a ``lang`` that the installed fonts can draw."""
+
+    @functools.wraps(draw)
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> R:
+        lang, _ = figure_language(str(kwargs.get("lang", "en")))
+        with style(lang):
+            drawn = draw(*args, **cast(Any, kwargs | {"lang": lang}))
+            if lang == "zh" and isinstance(drawn, Axes):
+                # title, labels and ticks of axes that were given have the fonts of their making
+                for words in drawn.findobj(Text):
+                    words.set_fontfamily(families(lang))
+            return drawn
+
+    return in_style
+
+
+def new_axes(size: tuple[float, float]) -> Axes:
+    """Axes in a pyplot figure of this size in inches."""
+    return cast(Axes, plt.subplots(figsize=size)[1])
+
+
+def new_grid(
+    rows: int, columns: int, panel: tuple[float, float], **share: Any
+) -> tuple[Figure, Any]:
+    """A figure and its array of axes, for panels of about this size in inches.
+
+    The figure is not registered with pyplot: a notebook would show it twice.
+    """
+    size = (max(1.4 + panel[0] * columns, 5.4), 1.2 + panel[1] * rows)
+    figure, grid = plt.subplots(rows, columns, sharex=True, squeeze=False, figsize=size, **share)
+    plt.close(figure)
+    return figure, grid
+
+
+def legend_beside(ax: Axes, handles: list[Any], title: str) -> None:
+    """A legend to the right of the axes, where it hides no data."""
+    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+    ax.legend(handles=handles, title=title, alignment="left", **where)
+
+
+def say(ax: Axes, words: str) -> None:
+    """Words in the middle of an empty panel."""
+    ax.text(0.5, 0.45, words, ha="center", color="#555555", transform=ax.transAxes)
+
+
+def number_axis(axis: Any, lang: str, *, sign: str = "", log: bool = False) -> None:
+    """Plain numbers at the ticks, "¥0.5", at 1, 2 and 5 if logarithmic.
+
+    A currency's code is left to the axis label, for want of room. Ticks that matplotlib makes
+    later, outside :func:`style`, keep the language's font.
+    """
+    sign = "" if sign.endswith(" ") else sign
+    if log:
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{sign}{value:,g}"))
+    axis.set_tick_params(labelfontfamily=families(lang))
+
+
 _LOOK = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 110,
@@ -111,6 +179,7 @@ _LOOK = {
     "legend.fontsize": 9,
     "legend.title_fontsize": 9,
     "legend.frameon": False,
+    "legend.handlelength": 2.6,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "xtick.labelsize": 9,

@@ -1,20 +1,25 @@
-"""The words of figures and report, in English and Chinese, and how quantities are written."""
+"""The words of figures and report: English and Chinese, names of settings, written quantities."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.cost import symbol
-from qvl_lab.errors import UnknownNameError
+from qvl_lab.analysis.cost import cost_column, symbol
+from qvl_lab.analysis.frame import SETTINGS
+from qvl_lab.analysis.recommend import PRECISION_ORDER, peak_memory_bytes
+from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.show.prose import PROSE
 
 LANGUAGES = ("en", "zh")
 
 #: key -> (English, Chinese); both take the same {placeholders}.
 TEXTS: dict[str, tuple[str, str]] = {
     # settings
+    "between": (" · ", "·"),  # a Chinese font draws the dot as wide as a character
     "batch": ("batch {n}", "批量 {n}"),
     "px": ("{n} px", "{n} px"),
     "native": ("native", "原始尺寸"),
@@ -26,8 +31,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "field_attn_implementation": ("attention", "注意力实现"),
     "field_precision": ("precision", "精度"),
     "field_resolution": ("resolution", "分辨率"),
-    "field_max_new_tokens": ("max new tokens", "最大输出词元数"),
-    "field_min_new_tokens": ("min new tokens", "最小输出词元数"),
+    "field_max_new_tokens": ("max new tokens", "最大输出 token 数"),
+    "field_min_new_tokens": ("min new tokens", "最小输出 token 数"),
     "field_memory_limit_gib": ("memory limit (GiB)", "内存上限（GiB）"),
     "field_model": ("model", "模型"),
     "field_device": ("device", "设备"),
@@ -37,8 +42,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "images_per_s_axis": ("images per second", "吞吐量（张/秒）"),
     "s_per_100_images": ("Time per 100 images", "每 100 张图耗时"),
     "s_per_100_images_axis": ("seconds per 100 images", "每 100 张图耗时（秒）"),
-    "ttft_s": ("Time to first token", "首词元延迟（TTFT）"),
-    "ttft_s_axis": ("time to first token (s)", "首词元延迟（秒）"),
+    "ttft_s": ("Time to first token", "首 token 延迟（TTFT）"),
+    "ttft_s_axis": ("time to first token (s)", "首 token 延迟（秒）"),
     "cost": ("Cost per 100 images", "每 100 张图成本"),
     "cost_axis": ("{unit} per 100 images", "每 100 张图成本（{unit}）"),
     "vram": ("Peak VRAM", "显存峰值"),
@@ -58,10 +63,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "skipped": ("skipped", "跳过"),
     "error": ("failed", "失败"),
     "cell_oom": ("OOM", "OOM"),
-    "interval": ("bars: 95% interval over repeats", "误差线：多次重复的 95% 区间"),
+    "interval": ("95% interval over repeats", "重复测量的 95% 区间"),
     "not_measured": ("not measured", "未测量"),
     "nothing_measured": ("no setting was measured to the end", "没有任何配置完成测量"),
-    "nothing_given": ("no settings given", "没有可展示的配置"),
     # feasible
     "feasible_title": ("What fits in memory, and {what}", "可行配置与{what}"),
     "what_cost": ("what 100 images cost", "每 100 张图成本"),
@@ -80,9 +84,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "stage_preprocess": ("preprocess", "预处理"),
     "stage_transfer": ("transfer", "数据传输"),
     "stage_vision": ("vision encoder", "视觉编码"),
-    "stage_prefill": ("prefill", "预填充"),
-    "stage_decode": ("decode tokens", "逐词生成"),
-    "stage_detokenize": ("detokenize", "文本还原"),
+    "stage_prefill": ("prefill", "预填充（prefill）"),
+    "stage_decode": ("decode tokens", "生成（decode）"),
+    "stage_detokenize": ("detokenize", "token 转文本"),
     "stage_other": ("other", "其他"),
     # waterfall
     "today": ("today", "当前"),
@@ -100,11 +104,11 @@ TEXTS: dict[str, tuple[str, str]] = {
         "百分比：相对前一步；末柱相对当前",
     ),
     # tradeoff
-    "tradeoff_title": ("Cost against memory", "成本与内存的权衡"),
-    "tradeoff_title_time": ("Time against memory", "耗时与内存的权衡"),
-    "front": ("Pareto front (low cost, low memory)", "帕累托前沿（低成本、低内存）"),
-    "front_time": ("Pareto front (little time, low memory)", "帕累托前沿（低耗时、低内存）"),
+    "tradeoff_title": ("{cost} and {memory}", "{cost}与{memory}"),
+    "front": ("Pareto front", "帕累托前沿"),
     "size_is_batch": ("larger marker: larger batch", "标记越大，批量越大"),
+    "named_point": ("{who}: {amount}", "{who}：{amount}"),
+    **PROSE,
 }
 
 
@@ -134,7 +138,8 @@ def resolution(value: Any, lang: str) -> str:
 def setting(row: pd.Series, lang: str) -> str:
     """A frame's row in short: "fp32 · 1024 px · batch 1"."""
     batch = label("batch", lang, n=row["batch_size"])
-    return " · ".join([str(row["precision"]), resolution(row["resolution"], lang), batch])
+    parts = [str(row["precision"]), resolution(row["resolution"], lang), batch]
+    return label("between", lang).join(parts)
 
 
 def changed(name: str, before: Any, after: Any, lang: str) -> str:
@@ -172,3 +177,75 @@ def percent(before: float, after: float) -> str:
     digits = 1 if 0 < abs(change) < 1 or -100 < change < -99 else 0
     sign = "+" if change > 0 else "−" if change < 0 else "±"
     return f"{sign}{abs(change):.{digits}f}%"
+
+
+def amount(value: float, column: str, lang: str) -> str:
+    """A value of a frame's cost or time column: "¥3.10", "12.3 s"."""
+    if column.startswith("cost_"):
+        return money(value, _currency(column))
+    return label("seconds", lang, value=number(value))
+
+
+def cost_or_time(frame: pd.DataFrame) -> str:
+    """The frame's cost column, or its seconds per 100 images if it has not been priced."""
+    try:
+        return cost_column(frame)
+    except ConfigError:
+        return "s_per_100_images"
+
+
+def money_sign(frame: pd.DataFrame) -> str:
+    """The sign of the frame's money; "" if it has not been priced."""
+    column = cost_or_time(frame)
+    return symbol(_currency(column)) if column.startswith("cost_") else ""
+
+
+def _currency(column: str) -> str:
+    return column.split("_")[1].upper()  # cost_CUR_per_100_images
+
+
+def title(frame: pd.DataFrame, metric: str, lang: str) -> str:
+    """What a metric is called above a panel."""
+    return label(_memory(frame) if metric == "vram" else metric, lang)
+
+
+def axis(frame: pd.DataFrame, metric: str, lang: str) -> str:
+    """What a metric is called beside an axis, with its unit."""
+    key = _memory(frame) if metric == "vram" else metric
+    return label(f"{key}_axis", lang, unit=money_sign(frame).strip())
+
+
+def _memory(frame: pd.DataFrame) -> str:
+    """Which memory :func:`peak_memory_bytes` gave; VRAM if none is known."""
+    reserved = frame.loc[peak_memory_bytes(frame).notna(), "peak_reserved_bytes"].notna()
+    if reserved.all():
+        return "vram"
+    return "mixed_memory" if reserved.any() else "process_memory"
+
+
+def resolution_order(value: Any) -> tuple[int, int]:
+    """Sorts numbers by size, then "native", then "by_task"."""
+    name = str(value)
+    return (0, int(name)) if name.isdigit() else ({"native": 1, "by_task": 2}.get(name, 3), 0)
+
+
+def precisions(frame: pd.DataFrame) -> list[str]:
+    """The frame's precisions, the most exact first."""
+    names = {str(name) for name in frame["precision"]}
+    known = [name for name in PRECISION_ORDER if name in names]
+    return known + sorted(names - set(known))
+
+
+def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
+    """What tells rows apart besides the settings that a figure draws."""
+    names = [n for n in (*SETTINGS, "workload", "environment") if n not in drawn and n in frame]
+    return [name for name in names if frame[name].map(str).nunique() > 1]
+
+
+def others(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
+    """For each row what :func:`differing` finds, "bf16 · engine=stock"; "" if nothing."""
+    names = differing(frame, drawn)
+    columns = [
+        frame[n].map(str) if n == "precision" else f"{n}=" + frame[n].map(str) for n in names
+    ]
+    return [" · ".join(row) for row in zip(*columns, strict=True)] if names else [""] * len(frame)

@@ -11,7 +11,7 @@ from typing import Any
 
 from qvl_lab.config import Config, ModelSpec
 from qvl_lab.engine.model import memory_limit, out_of_memory, resolve
-from qvl_lab.engine.stock import Generation, Lab, load
+from qvl_lab.engine.stock import Generation, Lab, free, load
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.probe.power import Sampler
@@ -103,6 +103,7 @@ def remember() -> Callable[[ModelSpec], Lab]:
     def get_lab(spec: ModelSpec) -> Lab:
         if spec not in kept:
             kept.clear()
+            free(spec.device)
             kept[spec] = load(spec)
         return kept[spec]
 
@@ -113,6 +114,7 @@ def _measure(
     job: Job, lab: Lab, cold: dict[str, float | None], repeats: list[Repeat], parts: dict[str, Any]
 ) -> None:
     config, device = job.config, lab.spec.device
+    free(device)  # what an earlier setting in this process left reserved is not this one's peak
     items = _items(job)
     parts["workload"] = job.workload.info() | {"measured_items": len(items)}
 

@@ -1,0 +1,189 @@
+"""The sentences of the report, English and Chinese; merged into the texts of text.py."""
+
+from __future__ import annotations
+
+PROSE: dict[str, tuple[str, str]] = {
+    # the page a manager reads
+    "report_title": (
+        "Qwen3-VL cost review: {model} on {device}",
+        "Qwen3-VL 成本评审：{model}（{device}）",
+    ),
+    "headline": (
+        "{today} per 100 images today, {best} with {setting}: {percent} less ({low} to {high}).",
+        "目前每 100 张图 {today}；改用 {setting} 后为 {best}，节省 {percent}（{low} 至 {high}）。",
+    ),
+    "headline_one_repeat": (
+        "{today} per 100 images today, {best} with {setting}: {percent} less, from a single "
+        "repeat, so without an interval.",
+        "目前每 100 张图 {today}；改用 {setting} 后为 {best}，节省 {percent}"
+        "（只测了一次，没有区间）。",
+    ),
+    "headline_noise": (
+        "{today} per 100 images today; the cheapest measured alternative, {setting}, costs {best}: "
+        "the difference ({low} to {high}) is within noise.",
+        "目前每 100 张图 {today}；最便宜的替代配置 {setting} 为 {best}，"
+        "差异（{low} 至 {high}）在噪声范围内。",
+    ),
+    "headline_same": (
+        "{today} per 100 images today, and no measured setting at the same resolution is cheaper.",
+        "目前每 100 张图 {today}；在相同分辨率下，没有测到更便宜的配置。",
+    ),
+    "headline_nothing": (
+        "No setting was measured to the end, so there is no cost to report. What was tried, and "
+        "why it stopped, is listed below.",
+        "没有任何配置完成测量，因此无法给出成本。已尝试的配置及其停止原因见下文。",
+    ),
+    "row_today": ("Today", "目前"),
+    "row_recommended": ("Recommended", "推荐"),
+    "row_cheaper": ("Cheapest at any resolution", "任意分辨率下最便宜"),
+    "column_setting": ("setting", "配置"),
+    "column_cost": ("cost per 100 images", "每 100 张图成本"),
+    "column_interval": ("95% interval", "95% 区间"),
+    "column_speed": ("images per second", "张/秒"),
+    "column_ttft": ("time to first token", "首 token 延迟"),
+    "column_memory": ("peak memory", "内存峰值"),
+    "column_change": ("against today", "相对目前"),
+    "monthly": (
+        "At {images} images a month that is {today} today and {best} with the recommended setting.",
+        "按每月 {images} 张图计，目前 {today}，采用推荐配置后 {best}。",
+    ),
+    "cheaper": (
+        "At {resolution} it would be {cost} ({percent} against today). Fewer pixels can cost "
+        "answers, and quality was not measured here, so the recommendation keeps today's "
+        "resolution.",
+        "若改为 {resolution}，成本为 {cost}（相对目前 {percent}）。像素减少可能影响答案质量，"
+        "而本次没有测量质量，因此推荐保持目前的分辨率。",
+    ),
+    "quality_random": (
+        "Quality: not measured. The weights are random, so speed, memory and cost are real, the "
+        "answers are not.",
+        "质量：未测量。权重为随机初始化，速度、内存和成本真实有效，答案没有意义。",
+    ),
+    "quality_none": (
+        "Quality: not measured. Before changing precision or resolution, compare answers on your "
+        "own images.",
+        "质量：未测量。更改精度或分辨率之前，请先用自己的图片比较答案。",
+    ),
+    "sure": (
+        "How sure: medians of {repeats} timed passes over {items} items each, after a warm-up; "
+        "the range of the saving combines the worst ends of both 95% intervals.",
+        "可信度：预热后计时 {repeats} 遍、每遍 {items} 个请求，取中位数；"
+        "节省范围由两个 95% 区间的最坏端点组合而成。",
+    ),
+    "run_it": ("To run the recommended setting:", "运行推荐配置："),
+    "price_mismatch": (
+        "The seconds were measured on {device}, the price is that of a {gpu}: read the money as "
+        "arithmetic on an example, not as what a {gpu} would cost.",
+        "耗时在 {device} 上测得，价格却取自 {gpu}：金额只是算例，不代表 {gpu} 的实际成本。",
+    ),
+    "figures_in_english": (
+        "No Chinese font was found on this machine, so the figures carry English labels "
+        "(Debian and Ubuntu: apt install fonts-noto-cjk).",
+        "本机没有找到中文字体，图中文字改用英文（Debian、Ubuntu：apt install fonts-noto-cjk）。",
+    ),
+    # evidence
+    "evidence": ("Evidence", "依据"),
+    "waterfall_heading": ("From today to the recommended setting", "从目前到推荐配置"),
+    "waterfall_note": (
+        "Each step is a measured setting; levers are pulled in the order batch, cache, engine, "
+        "precision. Another order would split the same total differently.",
+        "每一步都是实测配置；调整顺序为批大小、缓存、引擎、精度。换一种顺序，各步占比会不同，"
+        "总差不变。",
+    ),
+    "tradeoff_heading": ("Cost against memory", "成本与内存"),
+    "tradeoff_note": (
+        "Every point is a measured setting; those on the line are beaten by no other in both.",
+        "每个点都是实测配置；线上的配置没有其他配置能在两方面同时更优。",
+    ),
+    "limits": (
+        "Limits ruled out: {limits}.",
+        "因限制条件排除：{limits}。",
+    ),
+    "limit_max_vram_gib": (
+        "{n} settings over the memory limit",
+        "{n} 个配置超出内存上限",
+    ),
+    "limit_max_ttft_s": (
+        "{n} settings over the limit on time to first token",
+        "{n} 个配置超出首 token 延迟上限",
+    ),
+    "curves_heading": (
+        "Throughput, memory and cost over batch size",
+        "吞吐量、内存与成本随批大小的变化",
+    ),
+    "feasible_heading": ("What fits, and what it costs", "哪些配置可行，成本如何"),
+    "stages_heading": ("Where the time goes", "时间花在哪里"),
+    "stages_note": (
+        "Encoded bytes in, text out. GPU stages are timed with events on the device; nothing "
+        "waits for them.",
+        "从编码图像字节到输出文本。GPU 阶段用设备事件计时，不引入额外等待。",
+    ),
+    "article_heading": ("Beside the article", "与原文对照"),
+    "article_note": (
+        "The article behind this project reports ¥50 (62 minutes, one by one) against ¥8 (10 "
+        "minutes) for 100 images on an A10G at ¥0.8 a minute, 84% less, and gives no measurement. "
+        "Measured here, other model sizes and machines apart: {today} s per 100 images today, "
+        "{best} s with the recommended setting, {percent} less. At the article's ¥0.8 a minute "
+        "these seconds would be {today_cost} and {best_cost}.",
+        "本项目所依据的文章称：A10G（每分钟 0.8 元）处理 100 张图，逐张处理要 50 元"
+        "（62 分钟），优化后 8 元（10 分钟），省 84%，但没有给出测量。"
+        "本次实测（模型规模与机器不同）："
+        "目前每 100 张图 {today} 秒，推荐配置 {best} 秒，少 {percent}。"
+        "按文章的每分钟 0.8 元折算，分别为 {today_cost} 和 {best_cost}。",
+    ),
+    "table_heading": ("Settings worth considering", "值得考虑的配置"),
+    "table_note": (
+        "The {shown} cheapest of {total} measured settings; all of them are in settings.csv.",
+        "{total} 个实测配置中最便宜的 {shown} 个；全部见 settings.csv。",
+    ),
+    "not_measured_heading": ("What was not measured", "未能测量的配置"),
+    "not_measured_counts": (
+        "{oom} settings ran out of memory, {skipped} larger ones were skipped because of that, "
+        "{error} failed.",
+        "{oom} 个配置内存不足，{skipped} 个更大的配置因此跳过，{error} 个失败。",
+    ),
+    "failed_items": (
+        "Items without an answer in measured settings: {count} at most per pass.",
+        "实测配置中没有得到答案的请求：每遍最多 {count} 个。",
+    ),
+    "column_status": ("status", "状态"),
+    "column_reason": ("reason", "原因"),
+    # provenance
+    "provenance_heading": ("Assumptions and provenance", "假设与来源"),
+    "column_what": ("what", "项目"),
+    "column_value": ("value", "内容"),
+    "prov_price": ("price", "价格"),
+    "prov_source": ("price source", "价格来源"),
+    "prov_rate": ("exchange rate", "汇率"),
+    "prov_utilisation": ("utilisation", "利用率"),
+    "prov_utilisation_value": (
+        "{percent} of the paid time does this work; the rest is paid too",
+        "付费时间中有 {percent} 用于此任务，其余时间同样计费",
+    ),
+    "prov_workload": ("workload", "工作负载"),
+    "prov_workload_value": (
+        "{name}: {items} items, {images} different images, fingerprint {fingerprint}",
+        "{name}：{items} 个请求，{images} 张不同图片，指纹 {fingerprint}",
+    ),
+    "prov_tokens": ("tokens", "token 数"),
+    "prov_tokens_value": (
+        "today {visual} visual and {text} text tokens in, {new} out, per image",
+        "目前配置每张图输入 {visual} 个视觉 token、{text} 个文本 token，输出 {new} 个",
+    ),
+    "prov_cache": ("feature cache", "特征缓存"),
+    "prov_machine": ("machine", "机器"),
+    "prov_software": ("software", "软件"),
+    "prov_file": ("run file", "运行文件"),
+    "prov_file_value": ("{name}, SHA-256 {digest}", "{name}，SHA-256 {digest}"),
+    "prov_time": ("measured", "测量时间"),
+    "prov_command": ("this report", "本报告"),
+    "prov_notes": ("left out", "未计入"),
+    "note_environments": (
+        "{n} rows of other environments (machine or versions)",
+        "{n} 行来自其他环境（机器或版本不同）",
+    ),
+    "note_workloads": (
+        "{n} rows of another workload, model or way of measuring",
+        "{n} 行的工作负载、模型或测量方式不同",
+    ),
+}

@@ -1,0 +1,506 @@
+"""The content of a cost review: from a run file and a price to sentences, tables and figures.
+
+The report notebook calls these in order; each returns something that Jupyter displays.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import HTML, Image, Markdown
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qvl_lab.analysis.cost import cost_column, find_price, price
+from qvl_lab.analysis.recommend import (
+    Recommendation,
+    measured,
+    peak_memory_bytes,
+    recommend,
+)
+from qvl_lab.analysis.stats import Estimate
+from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.hardware import find_gpu
+from qvl_lab.show import plots
+from qvl_lab.show.fonts import figure_language
+from qvl_lab.show.text import (
+    amount,
+    differing,
+    label,
+    money,
+    number,
+    percent,
+    resolution,
+    setting,
+)
+from qvl_lab.sweeps.store import Runs
+
+ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
+ARTICLE_CNY_PER_S = 0.8 / 60
+#: Rows that differ in these answer different questions and are not compared.
+_COMPARABLE = ("model", "revision", "workload_fingerprint", "max_new_tokens", "min_new_tokens")
+_HELD = ("resolution", "max_new_tokens", "min_new_tokens")
+_MOST_ROWS = 12
+
+
+@dataclass(kw_only=True)
+class Review:
+    """Everything the report's pages draw on; made by :func:`review`."""
+
+    runs: Runs
+    frame: pd.DataFrame
+    recommendation: Recommendation | None
+    lang: str
+    monthly_images: int
+    options: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    # ---- the page a manager reads
+
+    def title(self) -> str:
+        """One line: what was measured where."""
+        row = self.frame.iloc[0]
+        return self._say("report_title", model=row["model"], device=self.device)
+
+    def headline(self) -> Markdown:
+        """What it costs today, what to run instead, how much that saves, how sure."""
+        parts = [f"# {self.title()}", f"## {self._headline()}"]
+        if self.recommendation:
+            parts += [self._summary_table().to_html(index=False, border=0), *self._sentences()]
+        parts += self._warnings()
+        return Markdown("\n\n".join(parts))
+
+    def _headline(self) -> str:
+        found = self.recommendation
+        if found is None:
+            return self._say("headline_nothing")
+        words = {
+            "today": self._cost(found.current),
+            "best": self._cost(found.best),
+            "setting": self._setting(found.best),
+            "percent": f"{100 * found.saving.value:.0f}%",
+        }
+        if found.best["key"] == found.current["key"]:
+            return self._say("headline_same", today=words["today"])
+        if found.saving.low is None or found.saving.high is None:
+            return self._say("headline_one_repeat", **words)
+        key = "headline_noise" if found.within_noise else "headline"
+        low, high = (f"{100 * b:.0f}%" for b in (found.saving.low, found.saving.high))
+        words = {name: words[name] for name in words if key == "headline" or name != "percent"}
+        return self._say(key, low=low, high=high, **words)
+
+    def _sentences(self) -> list[str]:
+        found = self.recommendation
+        assert found is not None
+        per_image = [row[self.cost] / 100 for row in (found.current, found.best)]
+        today, best = (money(c * self.monthly_images, self.currency) for c in per_image)
+        said = [self._say("monthly", images=f"{self.monthly_images:,}", today=today, best=best)]
+        if found.cheaper is not None:
+            said.append(
+                self._say(
+                    "cheaper",
+                    resolution=resolution(found.cheaper["resolution"], self.lang),
+                    cost=self._cost(found.cheaper),
+                    percent=percent(found.current[self.cost], found.cheaper[self.cost]),
+                )
+            )
+        random = bool(found.current["random_weights"])
+        said.append(self._say("quality_random" if random else "quality_none"))
+        answered, repeats = found.best["answered"], found.best["repeats"]
+        said.append(self._say("sure", repeats=int(repeats), items=int(answered)))
+        said.append(f"{self._say('run_it')}\n\n```\n{self.command(found.best)}\n```")
+        return said
+
+    def _warnings(self) -> list[str]:
+        said = []
+        priced_gpu = self.frame.attrs["price"]["gpu"]
+        here = find_gpu(self._environment("gpu"))
+        if not (here and here.name.lower() == priced_gpu.lower()):
+            said.append(self._say("price_mismatch", device=self.device, gpu=priced_gpu))
+        if figure_language(self.lang)[1]:
+            said.append(self._say("figures_in_english"))
+        return [f"> ⚠ {sentence}" for sentence in said]
+
+    def _summary_table(self) -> pd.DataFrame:
+        found = self.recommendation
+        assert found is not None
+        rows = {"row_today": found.current, "row_recommended": found.best}
+        if found.cheaper is not None:
+            rows["row_cheaper"] = found.cheaper
+        table = self._table(pd.DataFrame(list(rows.values())), found.current)
+        table.insert(0, "", [self._say(name) for name in rows])
+        return table
+
+    # ---- evidence
+
+    def waterfall(self) -> list[Any]:
+        """From today's setting to the recommended one, lever by lever."""
+        if not self.recommendation:
+            return []
+        picture = self._picture(plots.waterfall(self.recommendation, lang=self.lang))
+        said = [self._section("waterfall_heading", "waterfall_note")]
+        if self.recommendation.excluded:
+            limits = ", ".join(
+                self._say(f"limit_{name}", n=n) for name, n in self.recommendation.excluded.items()
+            )
+            said.append(Markdown(self._say("limits", limits=limits)))
+        return [*said, picture]
+
+    def tradeoff(self) -> list[Any]:
+        """Cost against memory."""
+        axes = plots.tradeoff(self.frame, self.recommendation, lang=self.lang)
+        return [self._section("tradeoff_heading", "tradeoff_note"), self._picture(axes)]
+
+    def curves(self) -> list[Any]:
+        """Throughput, memory and cost over batch size."""
+        figure = plots.curves(self.frame, lang=self.lang)
+        return [self._section("curves_heading"), self._picture(figure)]
+
+    def feasible(self) -> list[Any]:
+        """Which settings fit, and what each costs."""
+        figure = plots.feasible(self.frame, lang=self.lang)
+        return [self._section("feasible_heading"), self._picture(figure)]
+
+    def stages(self) -> list[Any]:
+        """Where the time goes, for today's and the recommended setting."""
+        if not self.recommendation:
+            return []
+        rows = pd.DataFrame([self.recommendation.current, self.recommendation.best])
+        rows = rows.drop_duplicates("key")
+        axes = plots.stages(rows, lang=self.lang)
+        return [self._section("stages_heading", "stages_note"), self._picture(axes)]
+
+    def article(self) -> list[Any]:
+        """The article's figures beside the measured ones."""
+        if not self.recommendation:
+            return []
+        seconds = [
+            float(row["s_per_100_images"])
+            for row in (self.recommendation.current, self.recommendation.best)
+        ]
+        costs = [money(s * ARTICLE_CNY_PER_S, "CNY") for s in seconds]
+        note = self._say(
+            "article_note",
+            today=number(seconds[0]),
+            best=number(seconds[1]),
+            percent=f"{100 * self.recommendation.saving.value:.0f}%",
+            today_cost=costs[0],
+            best_cost=costs[1],
+        )
+        return [self._section("article_heading"), Markdown(note)]
+
+    def table(self) -> list[Any]:
+        """The cheapest settings, and what could not be measured."""
+        shown: list[Any] = []
+        if self.recommendation:
+            rows = measured(self.frame)
+            best = rows.sort_values(self.cost).head(_MOST_ROWS)
+            words = {"shown": len(best), "total": len(rows)}
+            shown += [
+                self._section("table_heading"),
+                Markdown(self._say("table_note", **words)),
+                HTML(self._table(best, self.recommendation.current).to_html(index=False, border=0)),
+            ]
+        return shown + self._not_measured()
+
+    def _not_measured(self) -> list[Any]:
+        counts = {s: int((self.frame["status"] == s).sum()) for s in ("oom", "skipped", "error")}
+        said: list[Any] = []
+        failed = pd.to_numeric(self.frame["failed"]).max()
+        if failed and failed > 0:
+            said.append(Markdown(self._say("failed_items", count=int(failed))))
+        if any(counts.values()):
+            said.append(Markdown(self._say("not_measured_counts", **counts)))
+            rows = self.frame[self.frame["status"].isin(["oom", "error"])]
+            table = pd.DataFrame(
+                {
+                    self._say("column_setting"): [self._setting(r) for _, r in rows.iterrows()],
+                    self._say("column_status"): [label(s, self.lang) for s in rows["status"]],
+                    self._say("column_reason"): rows["reason"].str.slice(0, 160).to_list(),
+                }
+            )
+            said.append(HTML(table.to_html(index=False, border=0)))
+        return [self._section("not_measured_heading"), *said] if said else []
+
+    # ---- provenance
+
+    def provenance(self) -> list[Any]:
+        """Where every number comes from."""
+        rows = [(self._say(name), value) for name, value in self._provenance().items() if value]
+        columns = [self._say("column_what"), self._say("column_value")]
+        table = pd.DataFrame(rows, columns=columns).to_html(index=False, border=0)
+        return [self._section("provenance_heading"), HTML(table)]
+
+    def _provenance(self) -> dict[str, str]:
+        quoted, rate = self.frame.attrs["price"], self.frame.attrs["rate"]
+        run = next((r for r in self.runs if r.status == "ok"), self.runs[0])
+        kind = quoted["kind"].replace("_", " ")
+        place = f"{quoted['gpu']}, {quoted['provider']}, {kind}, {quoted['date']}"
+        utilisation = f"{100 * self.frame.attrs['utilisation']:.0f}%"
+        env = run.environment
+        software = ("qvl_lab", "commit", "torch", "transformers", "torchvision", "python")
+        machine = ("gpu", "driver", "cpu", "cpu_count", "platform")
+        return {
+            "prov_price": f"{quoted['per_hour']:g} {quoted['currency']}/h: {place}",
+            "prov_source": quoted["source"],
+            "prov_rate": ""
+            if not rate
+            else f"1 {rate['base']} = {rate['rate']:g} {rate['quote']} "
+            f"({rate['date']}, {rate['source']})",
+            "prov_utilisation": self._say("prov_utilisation_value", percent=utilisation),
+            "prov_workload": self._say(
+                "prov_workload_value",
+                name=run.workload["name"],
+                items=run.workload["items"],
+                images=run.workload.get("unique_images", "?"),
+                fingerprint=run.workload["fingerprint"],
+            ),
+            "prov_tokens": self._tokens(),
+            "prov_cache": run.cache_state,
+            "prov_machine": _listed(env, machine),
+            "prov_software": _listed(env, software),
+            "prov_time": f"{run.started_at} - {self.runs[-1].started_at}",
+            "prov_file": self._say(
+                "prov_file_value",
+                name=self.runs.path.name if self.runs.path else "-",
+                digest=(self.runs.file_sha256 or "-")[:16],
+            ),
+            "prov_command": self._report_command(),
+            "prov_notes": "; ".join(self.notes),
+        }
+
+    def _tokens(self) -> str:
+        if not self.recommendation:
+            return ""
+        row = self.recommendation.current
+        visual, prompt = row["visual_tokens_per_image"], row["prompt_tokens_per_image"]
+        words = {"visual": visual, "text": prompt - visual, "new": row["new_tokens_per_image"]}
+        rounded = {name: number(value) for name, value in words.items()}
+        return self._say("prov_tokens_value", **rounded)
+
+    def _report_command(self) -> str:
+        name = self.runs.path.name if self.runs.path else "runs.jsonl"
+        parts = ["qvl-lab", "report", name]
+        for option, value in self.options.items():
+            if value is None or value == {}:
+                continue
+            flag = "--" + option.replace("_", "-")
+            if isinstance(value, Mapping):
+                for key, inner in value.items():
+                    parts += [flag, f"{key}={inner}"]
+            else:
+                parts += [flag, str(value)]
+        return shlex.join(parts)
+
+    # ---- small things
+
+    @property
+    def cost(self) -> str:
+        """The frame's cost column."""
+        return cost_column(self.frame)
+
+    @property
+    def currency(self) -> str:
+        """ISO code of the money."""
+        return str(self.frame.attrs["currency"])
+
+    @property
+    def device(self) -> str:
+        """What the runs ran on."""
+        used = self.frame["device"].dropna().astype(str)
+        if len(used) and used.iloc[0].startswith("cuda"):
+            return self._environment("gpu") or "GPU"
+        return f"CPU ({self._environment('cpu') or '?'})"
+
+    def command(self, row: pd.Series) -> str:
+        """The command that runs a row's setting on a folder of images."""
+        parts = ["qvl-lab", "run", "IMAGES", "--model", str(row["model"])]
+        for name in ("precision", "batch_size", "resolution", "max_new_tokens"):
+            parts += ["--" + name.replace("_", "-"), str(row[name])]
+        if isinstance(row["cache_implementation"], str):
+            parts += ["--cache-implementation", row["cache_implementation"]]
+        return shlex.join(parts)
+
+    def _environment(self, name: str) -> str | None:
+        value = self.frame.iloc[0][f"env_{name}"]
+        return None if pd.isna(value) else str(value)
+
+    def _say(self, key: str, **values: Any) -> str:
+        return label(key, self.lang, **values)
+
+    def _setting(self, row: pd.Series) -> str:
+        names = differing(self.frame, ["precision", "resolution", "batch_size"])
+        more = [f"{n}={row[n]}" for n in names if not pd.isna(row[n])]
+        return " · ".join([setting(row, self.lang), *more])
+
+    def _cost(self, row: pd.Series) -> str:
+        return money(row[self.cost], self.currency)
+
+    def _section(self, heading: str, note: str | None = None) -> Markdown:
+        text = f"### {self._say(heading)}"
+        return Markdown(f"{text}\n\n{self._say(note)}" if note else text)
+
+    def _table(self, rows: pd.DataFrame, today: pd.Series) -> pd.DataFrame:
+        memory = peak_memory_bytes(rows)
+        columns: dict[str, list[str]] = {
+            "column_setting": [self._setting(row) for _, row in rows.iterrows()],
+            "column_cost": [self._cost(row) for _, row in rows.iterrows()],
+            "column_interval": [self._interval(row) for _, row in rows.iterrows()],
+            "column_change": [
+                "-" if key == today["key"] else percent(today[self.cost], cost)
+                for key, cost in zip(rows["key"], rows[self.cost], strict=True)
+            ],
+            "column_speed": [number(v) for v in rows["images_per_s"]],
+            "column_ttft": [amount(v, "ttft_s", self.lang) for v in rows["ttft_s"]],
+            "column_memory": ["?" if pd.isna(b) else f"{b / 2**30:.2f} GiB" for b in memory],
+        }
+        return pd.DataFrame({self._say(name): values for name, values in columns.items()})
+
+    def _interval(self, row: pd.Series) -> str:
+        bounds = Estimate(0, row[f"{self.cost}_low"], row[f"{self.cost}_high"])[1:]
+        if any(pd.isna(bound) for bound in bounds):
+            return "?"
+        return " – ".join(money(float(bound or 0), self.currency) for bound in bounds)
+
+    @staticmethod
+    def _picture(drawn: Figure | Axes) -> Image:
+        figure = drawn if isinstance(drawn, Figure) else drawn.get_figure()
+        assert isinstance(figure, Figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        plt.close(figure)
+        return Image(data=_small_png(buffer.getvalue()))
+
+
+def review(
+    runs: str | Path | Runs,
+    *,
+    gpu: str | None = None,
+    provider: str | None = None,
+    kind: str | None = None,
+    per_hour: float | None = None,
+    currency: str | None = None,
+    exchange_rates: Mapping[str, float] | None = None,
+    prices_file: str | Path | None = None,
+    utilisation: float = 1.0,
+    current: Mapping[str, Any] | None = None,
+    monthly_images: int | None = None,
+    max_vram_gib: float | None = None,
+    max_ttft_s: float | None = None,
+    lang: str = "en",
+) -> Review:
+    """Price a run file and find what to run instead.
+
+    Parameters
+    ----------
+    runs : path or Runs
+    gpu, provider, kind, per_hour, currency, exchange_rates, prices_file, utilisation
+        See :func:`qvl_lab.analysis.cost.price`. Without a GPU the measured one is priced, or, if
+        the table has no price for it, the article's A10G; the report then says so. The currency
+        is CNY unless told otherwise.
+    current, max_vram_gib, max_ttft_s
+        See :func:`qvl_lab.analysis.recommend.recommend`.
+    monthly_images : int, optional
+        For the monthly sum; 100,000 if not given.
+    lang : str
+        ``"en"`` or ``"zh"``.
+
+    Raises
+    ------
+    QvlError
+        If the run file cannot be read, or a setting cannot be used.
+    """
+    figure_language(lang)  # refuses an unknown language
+    options = {k: v for k, v in locals().items() if k not in ("runs", "lang")} | {"lang": lang}
+    loaded = runs if isinstance(runs, Runs) else Runs.load(runs)
+    whole = loaded.frame()
+    frame, notes = _one_question(whole, lang)
+    if gpu is None and per_hour is None:
+        gpu, provider = _own_gpu(frame, provider, prices_file)
+    priced = price(
+        frame,
+        gpu,
+        provider,
+        kind,
+        per_hour=per_hour,
+        currency=currency or "CNY",
+        exchange_rates=exchange_rates,
+        utilisation=utilisation,
+        file=prices_file,
+    )
+    try:
+        measured(priced)
+    except ConfigError:
+        found = None
+    else:
+        limits = {"max_vram_gib": max_vram_gib, "max_ttft_s": max_ttft_s}
+        found = recommend(priced, current=current or None, hold=_HELD, **limits)
+    kept = [run for run in loaded if run.key in set(frame["key"])]
+    return Review(
+        runs=Runs(kept, path=loaded.path),
+        frame=priced,
+        recommendation=found,
+        lang=lang,
+        monthly_images=monthly_images or 100_000,
+        options={k: v for k, v in options.items() if v is not None and v != {}},
+        notes=[*loaded.notes, *notes],
+    )
+
+
+def _one_question(frame: pd.DataFrame, lang: str) -> tuple[pd.DataFrame, list[str]]:
+    """Rows that may be compared with the newest one: same machine, versions, model, workload."""
+    newest = frame.iloc[int(frame["started_at"].argmax())]
+    here = frame[frame["environment"] == newest["environment"]]
+    same = here
+    for name in _COMPARABLE:
+        same = same[same[name].map(str) == str(newest[name])]
+    notes = []
+    if left := len(frame) - len(here):
+        notes.append(label("note_environments", lang, n=left))
+    if left := len(here) - len(same):
+        notes.append(label("note_workloads", lang, n=left))
+    return same.reset_index(drop=True), notes
+
+
+def _own_gpu(
+    frame: pd.DataFrame, provider: str | None, prices_file: str | Path | None
+) -> tuple[str, str | None]:
+    """The measured GPU if it has a price, else the article's."""
+    used = frame["device"].dropna().astype(str)
+    name = frame.iloc[0]["env_gpu"]
+    on_gpu = len(used) > 0 and used.iloc[0].startswith("cuda")
+    row = find_gpu(name) if on_gpu and not pd.isna(name) else None
+    if row:
+        try:
+            find_price(row.name, provider, file=prices_file)
+            return row.name, provider
+        except UnknownNameError:
+            pass
+    return ARTICLE_GPU, ARTICLE_PROVIDER
+
+
+def _listed(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in names if values.get(name) is not None)
+
+
+def _small_png(data: bytes) -> bytes:
+    """The same picture with a palette of 256 colours: a third of the size, no visible change."""
+    from PIL import Image as Pillow
+
+    with Pillow.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB").quantize(256, dither=Pillow.Dither.NONE)
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def settings_csv(found: Review, path: Path) -> None:
+    """All rows of a review, as priced, for a spreadsheet."""
+    found.frame.to_csv(path, index=False)

@@ -1,0 +1,165 @@
+"""Words, written quantities and fonts."""
+
+from __future__ import annotations
+
+import string
+
+import matplotlib
+import pandas as pd
+import pytest
+from matplotlib import font_manager
+
+from qvl_lab.errors import UnknownNameError
+from qvl_lab.show import fonts, text
+
+
+def placeholders(words: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(words) if name is not None}
+
+
+@pytest.mark.parametrize("key", text.TEXTS)
+def test_every_text_has_both_languages_with_the_same_placeholders(key):
+    english, chinese = text.TEXTS[key]
+    assert english.strip() and chinese.strip()
+    assert placeholders(english) == placeholders(chinese)
+
+
+@pytest.mark.parametrize("metric", ["images_per_s", "cost", "ttft_s", "s_per_100_images"])
+def test_every_metric_has_a_title_and_an_axis(metric):
+    assert {metric, f"{metric}_axis"} <= set(text.TEXTS)
+
+
+def test_label_fills_placeholders():
+    assert text.label("batch", "en", n=8) == "batch 8"
+    assert text.label("batch", "zh", n=8) == "批量 8"
+
+
+def test_label_refuses_unknown_names():
+    with pytest.raises(KeyError, match="no_such_text"):
+        text.label("no_such_text", "en")
+    with pytest.raises(UnknownNameError, match=r"'fr'.*Allowed: en, zh"):
+        text.label("batch", "fr", n=8)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (0, "0"),
+        (1234.4, "1,234"),
+        (56.72, "56.7"),
+        (3.1, "3.10"),
+        (0.42, "0.42"),
+        (0.0421, "0.042"),
+    ],
+)
+def test_number_keeps_about_three_digits(value, written):
+    assert text.number(value) == written
+
+
+def test_money_puts_the_minus_before_the_sign():
+    assert text.money(3.1, "CNY") == "¥3.10"
+    assert text.money(-0.42, "USD") == "−$0.42"
+    assert text.money(12, "AUD") == "AUD 12.0"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "written"),
+    [
+        (2, 1, "−50%"),
+        (1, 1.5, "+50%"),
+        (1, 1, "±0%"),
+        (1, 1.004, "+0.4%"),  # not "+0%"
+        (1000, 4, "−99.6%"),  # not "−100%"
+    ],
+)
+def test_percent(before, after, written):
+    assert text.percent(before, after) == written
+
+
+def test_settings_are_named():
+    row = pd.Series({"precision": "fp32", "resolution": "1024", "batch_size": 1})
+    assert text.setting(row, "en") == "fp32 · 1024 px · batch 1"
+    row["resolution"] = "native"
+    assert text.setting(row, "zh") == "fp32·原始尺寸·批量 1"
+    assert text.resolution("by_task", "zh") == "按任务"
+    assert text.changed("batch_size", 1, 32, "en") == "batch 1 → 32"
+    assert text.changed("precision", "fp32", "bf16", "zh") == "fp32 → bf16"
+    assert text.changed("cache_implementation", None, "static", "en") == "KV cache default → static"
+    assert text.changed("revision", "a", "b", "en") == "revision a → b"
+
+
+def test_resolutions_sort_by_size_then_native_then_by_task():
+    names = ["by_task", "1024", "native", "256"]
+    assert sorted(names, key=text.resolution_order) == ["256", "1024", "native", "by_task"]
+
+
+def test_differing_settings_are_told_apart():
+    frame = pd.DataFrame(
+        {"batch_size": [1, 2], "engine": ["stock", "fast"], "precision": "fp32", "seed": 0}
+    )
+    assert text.differing(frame, ["batch_size"]) == ["engine"]
+    assert text.others(frame, ["batch_size"]) == ["engine=stock", "engine=fast"]
+    assert text.others(frame, ["batch_size", "engine"]) == ["", ""]
+
+
+def test_memory_is_called_what_it_is():
+    def axis(reserved, process):
+        peaks = {"peak_reserved_bytes": reserved, "peak_process_bytes": process}
+        return text.axis(pd.DataFrame(peaks), "vram", "en")
+
+    assert axis([1.0, 2.0], [5.0, 5.0]) == "peak VRAM (GiB)"
+    assert axis([None, None], [5.0, 5.0]) == "peak process memory (GiB)"
+    assert axis([1.0, None], [5.0, 5.0]) == "peak memory, VRAM or process (GiB)"
+
+
+# ---- fonts
+
+
+@pytest.fixture
+def fresh_fonts(monkeypatch):
+    """The search runs anew, and what it finds is forgotten."""
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", [f for f in manager.ttflist if "CJK" not in f.name])
+    fonts.cjk_font.cache_clear()
+    yield monkeypatch
+    fonts.cjk_font.cache_clear()
+
+
+def test_without_a_font_chinese_falls_back_to_english(fresh_fonts):
+    fresh_fonts.setattr(fonts, "_known_family", lambda: None)
+    fresh_fonts.setattr(font_manager, "findSystemFonts", lambda: [])
+    assert fonts.cjk_font() is None
+    assert fonts.figure_language("zh") == ("en", True)
+    assert fonts.figure_language("en") == ("en", False)
+    assert fonts.families("zh") == ["DejaVu Sans"]
+
+
+def test_a_font_that_matplotlib_has_not_cached_is_found_by_its_file(fresh_fonts):
+    known, added = [None, "Noto Sans CJK SC"], []
+    files = ["/fonts/DejaVuSans.ttf", "/fonts/NotoSansCJK-Regular.ttc"]
+    fresh_fonts.setattr(fonts, "_known_family", lambda: known.pop(0))
+    fresh_fonts.setattr(font_manager, "findSystemFonts", lambda: files)
+    fresh_fonts.setattr(font_manager.fontManager, "addfont", added.append)
+    assert fonts.figure_language("zh") == ("zh", False)
+    assert added == ["/fonts/NotoSansCJK-Regular.ttc"]
+
+
+def test_a_broken_font_file_is_passed_over(fresh_fonts, tmp_path):
+    broken = tmp_path / "NotoSansCJK-Regular.ttc"
+    broken.write_bytes(b"no font")
+    fresh_fonts.setattr(fonts, "_known_family", lambda: None)
+    fresh_fonts.setattr(font_manager, "findSystemFonts", lambda: [str(broken)])
+    assert fonts.cjk_font() is None
+
+
+def test_unknown_figure_language():
+    with pytest.raises(UnknownNameError, match="Allowed: en, zh"):
+        fonts.figure_language("fr")
+
+
+def test_style_is_undone_after_the_block():
+    before = matplotlib.rcParams["font.family"]
+    with fonts.style("en"):
+        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
+        assert matplotlib.rcParams["figure.constrained_layout.use"]
+    assert matplotlib.rcParams["font.family"] == before
