@@ -88,7 +88,7 @@ def curves(
 
     Cost is left out if the frame has not been priced.
     """
-    metrics = [m for m in metrics if m != "cost" or text.money_sign(frame)]
+    metrics = [m for m in metrics if m != "cost" or text.money_sign(frame)] or list(metrics)
     tables = [_readings(frame, m, _CELL) for m in metrics]
     precisions = text.precisions(frame)
     figure, grid = fonts.new_grid(len(metrics), len(precisions), (3.7, 2.4), sharey="row")

@@ -50,7 +50,7 @@ class Job:
         """A Run of this job; ``parts`` override what is known without measuring."""
         known = {
             "key": self.key,
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started_at": _now(),
             "config": self.config.flat(),
             "workload": self.workload.info(),
             "plan": asdict(self.plan),
@@ -73,7 +73,7 @@ def measure(job: Job, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:
     """
     cold: dict[str, float | None] = {}
     repeats: list[Repeat] = []
-    parts: dict[str, Any] = {"cold": cold, "repeats": repeats}
+    parts: dict[str, Any] = {"started_at": _now(), "cold": cold, "repeats": repeats}
     try:
         with _limited(job.config):
             lab = get_lab(job.config.model)
@@ -183,6 +183,10 @@ def _limited(config: Config) -> Iterator[None]:
         return
     with memory_limit(resolve(config.model).device, config.engine.memory_limit_gib):
         yield
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _whole(value: float | None) -> int | None:

@@ -244,6 +244,8 @@ def test_curves_have_a_row_per_metric_and_a_column_per_precision(frame):
 
 def test_curves_leave_cost_out_of_unpriced_frames(unpriced):
     assert len(plots.curves(unpriced).axes) == 2 * 2
+    with pytest.raises(ConfigError, match="price"):
+        plots.curves(unpriced, metrics=("cost",))
 
 
 def test_figures_are_not_left_in_pyplot(frame):
