@@ -5,7 +5,9 @@ Reads NVML and package metadata only; torch is never imported here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -81,6 +83,8 @@ def fingerprint() -> dict[str, Any]:
 
     Keys: ``gpu``, ``gpu_count``, ``driver``, ``cpu``, ``cpu_count``, ``platform``, ``python``,
     ``torch``, ``torchvision``, ``transformers``, ``qvl_lab``, ``commit``; None where unknown.
+    ``host`` is a digest that tells two machines of one kind apart; see
+    :func:`qvl_lab.records.environment_key`.
     """
     lib = nvml()
     return {
@@ -96,7 +100,20 @@ def fingerprint() -> dict[str, Any]:
         "transformers": _version("transformers"),
         "qvl_lab": _own_version(),
         "commit": commit(),
+        "host": _host(),
     }
+
+
+@functools.cache
+def _host() -> str:
+    """A digest of the machine's and the GPU's identity, which do not leave the machine."""
+    lib = nvml()
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/etc/machine-id").read_text("utf-8").strip())
+    if lib and lib.nvmlDeviceGetCount():
+        parts.append(_text(lib.nvmlDeviceGetUUID(lib.nvmlDeviceGetHandleByIndex(0))))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
 
 
 @functools.cache
@@ -106,11 +123,9 @@ def commit() -> str | None:
     A copy without ``.git`` (a container, a job's upload) can say it in ``QVL_LAB_COMMIT``.
     """
     root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return os.environ.get("QVL_LAB_COMMIT") or None
-    head = _git(root, "rev-parse", "--short=12", "HEAD")
+    head = _git(root, "rev-parse", "--short=12", "HEAD") if (root / ".git").exists() else ""
     if not head:
-        return None
+        return os.environ.get("QVL_LAB_COMMIT") or None
     return head + ("+" if _git(root, "status", "--porcelain", "--", "qvl_lab") else "")
 
 

@@ -101,7 +101,9 @@ class Run:
 
     def to_json(self) -> str:
         """One line without a line break."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        # lone surrogates (file names that are not UTF-8) become JSON escapes
+        return text.encode("utf-8", "backslashreplace").decode()
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
@@ -127,8 +129,20 @@ class Run:
         unknown = set(values) - {f.name for f in fields(cls)}
         if missing or unknown:
             raise StoreError(f"not a run: missing {sorted(missing)}, unknown {sorted(unknown)}")
-        repeats = [Repeat(**repeat) for repeat in values.pop("repeats", [])]
+        try:
+            repeats = [Repeat(**repeat) for repeat in values.pop("repeats", [])]
+        except TypeError as e:
+            raise StoreError(f"not a run: {e}") from e
         return cls(repeats=repeats, **values)
+
+
+def environment_key(environment: Mapping[str, Any]) -> str:
+    """Equal for environments whose numbers may stand in one table.
+
+    Another machine of the same kind is the same environment; reports say how many took part,
+    because work that waits for the CPU differs between them.
+    """
+    return digest({name: value for name, value in environment.items() if name != "host"})
 
 
 def run_key(config: Mapping[str, Any], workload: Mapping[str, Any], plan: Mapping[str, Any]) -> str:

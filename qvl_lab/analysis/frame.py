@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from qvl_lab.analysis.stats import Estimate, estimate
-from qvl_lab.config import digest
-from qvl_lab.records import STAGES, Run
+from qvl_lab.records import STAGES, Run, environment_key
 
 #: Columns that say what was run; a sweep's axes are those that vary.
 SETTINGS = (
@@ -63,7 +62,7 @@ def _row(run: Run) -> dict[str, Any]:
     row |= {"workload": run.workload.get("name"), "workload_items": run.workload.get("items")}
     row["workload_fingerprint"] = run.workload.get("fingerprint")
     row |= {f"env_{name}": value for name, value in run.environment.items()}
-    row["environment"] = digest(run.environment)
+    row["environment"] = environment_key(run.environment)
     return row
 
 

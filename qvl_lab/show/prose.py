@@ -65,9 +65,11 @@ PROSE: dict[str, tuple[str, str]] = {
         "质量：未测量。更改精度或分辨率之前，请先用自己的图片比较答案。",
     ),
     "sure": (
-        "How sure: medians of {repeats} timed passes over {items} items each, after a warm-up; "
-        "the range of the saving combines the worst ends of both 95% intervals.",
-        "可信度：预热后计时 {repeats} 遍、每遍 {items} 个请求，取中位数；"
+        "How sure: medians of {repeats} timed passes after a warm-up, each over {today_items} "
+        "items with today's setting and {items} with the recommended one; the range of the saving "
+        "combines the worst ends of both 95% intervals.",
+        "可信度：预热后计时 {repeats} 遍取中位数，目前配置每遍 {today_items} 个请求、"
+        "推荐配置每遍 {items} 个；"
         "节省范围由两个 95% 区间的最坏端点组合而成。",
     ),
     "run_it": ("To run the recommended setting:", "运行推荐配置："),
@@ -181,6 +183,10 @@ PROSE: dict[str, tuple[str, str]] = {
     "note_environments": (
         "{n} rows of other environments (machine or versions)",
         "{n} 行来自其他环境（机器或版本不同）",
+    ),
+    "prov_hosts_value": (
+        "{n} machines of this kind; work that waits for the CPU differs between them",
+        "{n} 台同类机器；受 CPU 限制的部分在各机器间有差异",
     ),
     "note_workloads": (
         "{n} rows of another workload, model or way of measuring",

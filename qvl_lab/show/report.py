@@ -20,6 +20,7 @@ from typing import Any
 
 from qvl_lab.assets import asset
 from qvl_lab.errors import QvlError, ReportError
+from qvl_lab.records import environment_key
 from qvl_lab.sweeps.store import Runs
 
 NOTEBOOK = "notebooks/02_cost_report.ipynb"
@@ -212,7 +213,8 @@ def _fresh_if_other(out: str | Path) -> str:
         environments = Runs.load(out).environments()
     except QvlError:
         return "refuse"
-    return "refuse" if environments == [fingerprint()] else "fresh"
+    here = [environment_key(fingerprint())]
+    return "refuse" if [environment_key(e) for e in environments] == here else "fresh"
 
 
 def _escaped(text: str) -> str:
@@ -231,7 +233,8 @@ body { font-family: system-ui, "Noto Sans CJK SC", "Microsoft YaHei", "PingFang 
   padding: .4rem .9rem; }
 .jp-RenderedHTMLCommon table { font-size: .92rem; margin: .6rem 0; }
 .jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td { padding: .3rem .8rem;
-  text-align: left !important; vertical-align: top; max-width: none; white-space: normal; }
+  text-align: left !important; vertical-align: top; max-width: none; white-space: nowrap; }
+.jp-RenderedHTMLCommon td:last-child { white-space: normal; }
 .jp-RenderedImage img { max-width: 100%; height: auto; }
 .qvl-failure { background: #b00020; color: white; padding: .8rem 1rem; font-weight: 600; }
 """

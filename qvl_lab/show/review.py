@@ -26,6 +26,7 @@ from qvl_lab.analysis.recommend import (
     recommend,
 )
 from qvl_lab.analysis.stats import Estimate
+from qvl_lab.config import digest
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.hardware import find_gpu
 from qvl_lab.show import plots
@@ -48,6 +49,8 @@ ARTICLE_CNY_PER_S = 0.8 / 60
 _COMPARABLE = ("model", "revision", "workload_fingerprint", "max_new_tokens", "min_new_tokens")
 _HELD = ("resolution", "max_new_tokens", "min_new_tokens")
 _MOST_ROWS = 12
+#: Options that the command line calls otherwise.
+_FLAGS = {"exchange_rates": "--rate", "prices_file": "--prices"}
 
 
 @dataclass(kw_only=True)
@@ -113,15 +116,16 @@ class Review:
             )
         random = bool(found.current["random_weights"])
         said.append(self._say("quality_random" if random else "quality_none"))
-        answered, repeats = found.best["answered"], found.best["repeats"]
-        said.append(self._say("sure", repeats=int(repeats), items=int(answered)))
+        items = {"today_items": found.current["answered"], "items": found.best["answered"]}
+        counts = {name: int(n) for name, n in (items | {"repeats": found.best["repeats"]}).items()}
+        said.append(self._say("sure", **counts))
         said.append(f"{self._say('run_it')}\n\n```\n{self.command(found.best)}\n```")
         return said
 
     def _warnings(self) -> list[str]:
         said = []
         priced_gpu = self.frame.attrs["price"]["gpu"]
-        here = find_gpu(self._environment("gpu"))
+        here = find_gpu(self._environment("gpu")) if self._on_gpu() else None
         if not (here and here.name.lower() == priced_gpu.lower()):
             said.append(self._say("price_mismatch", device=self.device, gpu=priced_gpu))
         if figure_language(self.lang)[1]:
@@ -174,8 +178,11 @@ class Review:
             return []
         rows = pd.DataFrame([self.recommendation.current, self.recommendation.best])
         rows = rows.drop_duplicates("key")
-        axes = plots.stages(rows, lang=self.lang)
-        return [self._section("stages_heading", "stages_note"), self._picture(axes)]
+        pictures = [
+            self._picture(plots.stages(rows, normalise=share, lang=self.lang))
+            for share in (False, True)
+        ]
+        return [self._section("stages_heading", "stages_note"), *pictures]
 
     def article(self) -> list[Any]:
         """The article's figures beside the measured ones."""
@@ -264,7 +271,7 @@ class Review:
             ),
             "prov_tokens": self._tokens(),
             "prov_cache": run.cache_state,
-            "prov_machine": _listed(env, machine),
+            "prov_machine": "; ".join(filter(None, [_listed(env, machine), self._hosts()])),
             "prov_software": _listed(env, software),
             "prov_time": f"{run.started_at} - {self.runs[-1].started_at}",
             "prov_file": self._say(
@@ -275,6 +282,10 @@ class Review:
             "prov_command": self._report_command(),
             "prov_notes": "; ".join(self.notes),
         }
+
+    def _hosts(self) -> str:
+        hosts = {run.environment.get("host") for run in self.runs}
+        return self._say("prov_hosts_value", n=len(hosts)) if len(hosts) > 1 else ""
 
     def _tokens(self) -> str:
         if not self.recommendation:
@@ -291,7 +302,7 @@ class Review:
         for option, value in self.options.items():
             if value is None or value == {}:
                 continue
-            flag = "--" + option.replace("_", "-")
+            flag = _FLAGS.get(option, "--" + option.replace("_", "-"))
             if isinstance(value, Mapping):
                 for key, inner in value.items():
                     parts += [flag, f"{key}={inner}"]
@@ -314,8 +325,7 @@ class Review:
     @property
     def device(self) -> str:
         """What the runs ran on."""
-        used = self.frame["device"].dropna().astype(str)
-        if len(used) and used.iloc[0].startswith("cuda"):
+        if self._on_gpu():
             return self._environment("gpu") or "GPU"
         return f"CPU ({self._environment('cpu') or '?'})"
 
@@ -327,6 +337,10 @@ class Review:
         if isinstance(row["cache_implementation"], str):
             parts += ["--cache-implementation", row["cache_implementation"]]
         return shlex.join(parts)
+
+    def _on_gpu(self) -> bool:
+        used = self.frame["device"].dropna().astype(str)
+        return len(used) > 0 and used.iloc[0].startswith("cuda")
 
     def _environment(self, name: str) -> str | None:
         value = self.frame.iloc[0][f"env_{name}"]
@@ -442,7 +456,8 @@ def review(
     else:
         limits = {"max_vram_gib": max_vram_gib, "max_ttft_s": max_ttft_s}
         found = recommend(priced, current=current or None, hold=_HELD, **limits)
-    kept = [run for run in loaded if run.key in set(frame["key"])]
+    rows = set(zip(frame["key"], frame["environment"], strict=True))
+    kept = [run for run in loaded if (run.key, digest(run.environment)) in rows]
     return Review(
         runs=Runs(kept, path=loaded.path),
         frame=priced,

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, SweepSpec
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
-from qvl_lab.records import Run
+from qvl_lab.records import Run, environment_key
 from qvl_lab.sweeps.executors import EXECUTORS
 from qvl_lab.sweeps.store import Runs, Store
 from qvl_lab.workload import Workload, load_workload
@@ -195,21 +195,25 @@ def _check(spec: SweepSpec, workload: Workload) -> None:
 
 
 def _here(runs: Sequence[Run]) -> list[Run]:
-    here = fingerprint()
-    return [run for run in runs if run.environment == here]
+    here = environment_key(fingerprint())
+    return [run for run in runs if environment_key(run.environment) == here]
 
 
 def _check_environment(store: Store, choice: str) -> None:
     if choice == "fresh" and len(store.runs):
         log.warning("earlier rows moved to %s", store.set_aside())
-    others = [env for env in store.runs.environments() if env != fingerprint()]
+    here = fingerprint()
+    hosts = {run.environment.get("host") for run in _here(store.runs)} - {here["host"]}
+    if hosts:
+        log.warning("%s goes on on another machine of the same kind", store.path)
+    known = store.runs.environments()
+    others = [env for env in known if environment_key(env) != environment_key(here)]
     if not others or choice == "keep":
         return
-    here = fingerprint()
     differing = [
         f"{name}: {others[-1].get(name)} then, {value} now"
         for name, value in here.items()
-        if others[-1].get(name) != value
+        if others[-1].get(name) != value and name != "host"
     ]
     raise StoreError(
         f"{store.path} holds rows of another environment ({'; '.join(differing)}). "

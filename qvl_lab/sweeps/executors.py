@@ -7,11 +7,10 @@ but no CUDA context, so a fresh one costs no import.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -20,8 +19,6 @@ from qvl_lab.records import Run
 
 if TYPE_CHECKING:
     from qvl_lab.sweeps.measure import Job
-
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 def in_process(jobs: Iterable[Job]) -> Iterator[Run]:
@@ -35,9 +32,8 @@ def in_process(jobs: Iterable[Job]) -> Iterator[Run]:
 
 def in_own_process(jobs: Iterable[Job], timeout_s: float) -> Iterator[Run]:
     """Measure each in a new process; one that dies or takes too long becomes an "error" run."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looking for a GPU must not touch CUDA
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["qvl_lab.sweeps.measure"])
+    context.set_forkserver_preload(["qvl_lab.sweeps.preload"])
     for job in jobs:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_child, args=(sender, job), daemon=True)
@@ -52,14 +48,23 @@ def in_own_process(jobs: Iterable[Job], timeout_s: float) -> Iterator[Run]:
 
 
 def _child(sender: Connection, job: Job) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides. If the parent is killed, the
-    # work must not go on behind the back of the next sweep.
+    # Ctrl-C reaches the whole process group; the sweep decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     from qvl_lab.sweeps.measure import measure
 
     sender.send_bytes(measure(job).to_json().encode())
+
+
+def _end_with_the_sweep() -> None:
+    """If the sweep is killed, its work must not go on behind the back of the next one.
+
+    The kernel's parent-death signal would not do: the parent is the fork server, which lives as
+    long as its workers.
+    """
+    if sweep := multiprocessing.parent_process():
+        sweep.join()
+        os._exit(1)
 
 
 def _receive(

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from qvl_lab.errors import StoreError
-from qvl_lab.records import Run
+from qvl_lab.records import Run, environment_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,11 +80,8 @@ class Runs(Sequence[Run]):
 
     def environments(self) -> list[dict[str, Any]]:
         """The distinct environments, in order of first appearance."""
-        found: list[dict[str, Any]] = []
-        for run in self._runs:
-            if run.environment not in found:
-                found.append(run.environment)
-        return found
+        found = {environment_key(run.environment): run.environment for run in self._runs}
+        return list(found.values())
 
 
 class Store:
@@ -150,12 +147,22 @@ class Store:
         self.runs = Runs(_latest([*self.runs, run]), path=self.path, notes=self.runs.notes)
 
     def set_aside(self) -> Path:
-        """Move the rows to ``NAME.1.jsonl`` (2, 3, ...) and go on with an empty file."""
+        """Move the rows to ``NAME.1.jsonl`` (2, 3, ...) and go on with an empty file.
+
+        Raises
+        ------
+        StoreError
+            If they cannot be written there; they stay where they are.
+        """
         number = 1
         while (target := self.path.with_suffix(f".{number}{self.path.suffix}")).exists():
             number += 1
         self._file.seek(0)
-        target.write_bytes(self._file.read())
+        try:
+            target.write_bytes(self._file.read())
+        except OSError as e:
+            target.unlink(missing_ok=True)
+            raise StoreError(f"cannot move the rows to {target}: {e.strerror}") from e
         self._file.truncate(0)
         self.runs = Runs(path=self.path)
         return target
@@ -166,9 +173,7 @@ class Store:
         runs, notes = _parse(data, self.path)
         foreign = [note for note in notes if "schema version" in note]
         if foreign:
-            raise StoreError(
-                f"{self.path} cannot be continued: {foreign[0]}. Choose another file, or --fresh"
-            )
+            raise StoreError(f"{self.path} cannot be continued: {foreign[0]}. Choose another file")
         if data and not data.endswith(b"\n"):
             self._restore(data.rfind(b"\n") + 1)
         return Runs(_latest(runs), path=self.path, notes=notes)
@@ -205,5 +210,5 @@ def _latest(runs: Iterable[Run]) -> list[Run]:
     """One run per key and environment, the last written, in order of first appearance."""
     by_key: dict[tuple[str, str], Run] = {}
     for run in runs:
-        by_key[(run.key, repr(sorted(run.environment.items())))] = run
+        by_key[(run.key, environment_key(run.environment))] = run
     return list(by_key.values())
