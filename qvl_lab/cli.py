@@ -7,6 +7,7 @@ cannot be used; 3 the model, the device or the run file failed; 4 the report sto
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -99,7 +100,7 @@ def run(
         str | None, typer.Option(help=f"One of {', '.join(map(str, CACHE_IMPLEMENTATIONS))}.")
     ] = None,
     max_image_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = 80_000_000,
-    limit: Annotated[int | None, typer.Option(help="Use a sample of so many items.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use a sample of so many items.")] = None,
     gpu: Gpu = None,
     provider: Provider = None,
     as_json: AsJson = False,
@@ -338,12 +339,15 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> NoReturn:
     """Run the command and turn errors into a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what UTF-8 cannot
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        _fail("interrupted; finished work is kept, the same command goes on", INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED  # newer versions of typer return it themselves
     except ReportError as e:
         _fail(str(e), PARTIAL_REPORT)
     except (ConfigError, InputError) as e:
@@ -358,6 +362,8 @@ def main() -> NoReturn:
             raise
         e.show()  # a usage error of the command line itself
         sys.exit(e.exit_code)
+    if code == INTERRUPTED:
+        _fail("interrupted; finished work is kept, the same command goes on", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

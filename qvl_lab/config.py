@@ -67,6 +67,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _member("precision", self.precision, PRECISIONS)
+        _member("trust_remote_code", self.trust_remote_code, (True, False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,9 @@ class ImagePolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", _resolution(self.resolution, BY_TASK))
+        if not isinstance(self.task_resolutions, Mapping):
+            given = self.task_resolutions
+            raise ConfigError(f"task_resolutions must map tasks to resolutions, not {given!r}")
         table = {task: _resolution(value) for task, value in self.task_resolutions.items()}
         object.__setattr__(self, "task_resolutions", table)
         _bounded("max_image_pixels", self.max_image_pixels, 1, PILLOW_MAX_PIXELS)
@@ -136,8 +140,8 @@ class EngineSpec:
         _bounded("max_new_tokens", self.max_new_tokens, 1, 32768)
         if self.min_new_tokens is not None:
             _bounded("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
-        if self.memory_limit_gib is not None and not self.memory_limit_gib > 0:
-            raise ConfigError(f"memory_limit_gib must be above 0, not {self.memory_limit_gib!r}")
+        if self.memory_limit_gib is not None:
+            _positive("memory_limit_gib", self.memory_limit_gib)
 
 
 _PARTS: dict[str, type] = {"model": ModelSpec, "images": ImagePolicy, "engine": EngineSpec}
@@ -234,6 +238,7 @@ class SweepSpec:
         for name in ("items", "batches"):
             if getattr(self, name) is not None:
                 _bounded(name, getattr(self, name), 1, 10**9)
+        _positive("timeout_s", self.timeout_s)
         _member("isolation", self.isolation, ("process", "none"))
         self.configurations()
 
@@ -262,6 +267,8 @@ class SweepSpec:
             raise ConfigError(f"{path} is not valid TOML: {e}") from e
         for table in tables:
             _member("table", table, ("sweep", "axes", "fixed"))
+            if not isinstance(tables[table], dict):
+                raise ConfigError(f"{table} in {path} must be a table, [{table}]")
         options = dict(tables.get("sweep", {}))
         allowed = {f.name for f in fields(cls)} - {"axes", "base"}
         for name in options:
@@ -270,9 +277,18 @@ class SweepSpec:
         return cls(axes=tables.get("axes", {}), base=base, **options)
 
     def to_toml(self) -> str:
-        """The same sweep as TOML text; fields at their defaults are left out."""
+        """The same sweep as TOML text; fields at their defaults are left out.
+
+        Raises
+        ------
+        ConfigError
+            If an axis holds None, which TOML cannot say.
+        """
         import tomli_w
 
+        for name, values in self.axes.items():
+            if None in values:
+                raise ConfigError(f"axis {name} holds None, which TOML cannot say; name a value")
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         del options["axes"], options["base"]
         defaults = {f.name: f.default for f in fields(self)}
@@ -288,7 +304,8 @@ class SweepSpec:
 def digest(value: Any) -> str:
     """A short, stable name (16 hex digits) for a JSON-like value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    # file names that are not UTF-8 hold lone surrogates
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _member(kind: str, value: Any, allowed: Any) -> None:
@@ -299,6 +316,12 @@ def _member(kind: str, value: Any, allowed: Any) -> None:
 def _bounded(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def _positive(name: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not value > 0:
+        raise ConfigError(f"{name} must be a number above 0, not {value!r}")
 
 
 def _resolution(value: Any, *words: str) -> int | str:

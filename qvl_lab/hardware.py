@@ -47,8 +47,11 @@ def gpu_table() -> dict[str, Gpu]:
 def find_gpu(device_name: str | None) -> Gpu | None:
     """The table's row for a driver's device name ("NVIDIA A100-SXM4-80GB"), or None.
 
-    Memory sizes in the name decide between variants; an unknown GPU gives None, never a guess.
+    Memory sizes in the name decide between variants. An unknown GPU gives None, never a guess, and
+    so do the slower forms of a known one (PCIe, NVL, laptop, a MIG slice).
     """
+    if _OTHER_FORMS & set(re.split(r"[^A-Z0-9]+", (device_name or "").upper())):
+        return None
     words = set(re.findall(r"[A-Z]*\d+[A-Z]*", (device_name or "").upper()))
     matches = [
         gpu
@@ -56,6 +59,9 @@ def find_gpu(device_name: str | None) -> Gpu | None:
         if set(re.findall(r"[A-Z]*\d+[A-Z]*", gpu.name.upper())) <= words
     ]
     return matches[0] if len(matches) == 1 else None
+
+
+_OTHER_FORMS = {"PCIE", "NVL", "LAPTOP", "MOBILE", "MIG", "D", "3E", "SUPER", "TI"}
 
 
 @functools.cache

@@ -7,12 +7,13 @@ bytes are read when an item is used, and one bad image never stops the others.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import random
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -171,8 +172,9 @@ def read_bytes(image: ImageLike, policy: ImagePolicy) -> bytes | Image.Image:
                 "raise max_image_bytes if the file can be trusted"
             )
         return image if isinstance(image, bytes) else Path(image).read_bytes()
-    except OSError as e:
-        raise ImageError(f"cannot read the file: {e.strerror}") from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the path
+        why = getattr(e, "strerror", None) or e
+        raise ImageError(f"cannot read the file: {why}") from e
 
 
 def decode_image(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image:
@@ -192,7 +194,7 @@ def decode_image(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image
             warnings.simplefilter("ignore")
             opened = _open(image, policy)
             opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            return _to_rgb(_upright(opened))
     except ImageError:
         raise
     except (MemoryError, RecursionError) as e:
@@ -206,11 +208,23 @@ def image_size(image: bytes | Image.Image, policy: ImagePolicy) -> tuple[int, in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         opened = _open(image, policy)
-        try:
-            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        except Exception:  # a damaged EXIF block: the image itself may be fine
-            turned = False
+        turned = _turned(opened, image)
     return opened.size[::-1] if turned else opened.size
+
+
+def _turned(opened: Image.Image, encoded: bytes | Image.Image) -> bool:
+    """Whether EXIF swaps width and height, without decoding the pixels."""
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        return False  # Pillow turns a TIFF itself and gives its upright size
+    if isinstance(opened, PngImagePlugin.PngImageFile) and isinstance(encoded, bytes):
+        # Pillow decodes a whole PNG to look for EXIF behind its pixels
+        marks = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile")
+        if not any(mark in encoded for mark in marks):
+            return False
+    try:
+        return opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception:  # a damaged EXIF block: the image itself may be fine
+        return False
 
 
 def _open(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image:
@@ -226,12 +240,23 @@ def _open(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image:
         except Exception as e:
             raise ImageError(f"the header cannot be read: {e}") from e
     width, height = opened.size
+    if not width * height:
+        raise ImageError(f"{width} x {height}: the image has no pixels")
     if width * height > policy.max_image_pixels:
         raise ImageError(
             f"{width} x {height} = {width * height:,} pixels is over the limit of "
             f"{policy.max_image_pixels:,}; raise max_image_pixels if the file can be trusted"
         )
     return opened
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # a damaged EXIF block: the pixels are fine
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -248,7 +273,7 @@ def _from_folder(folder: Path, defaults: dict[str, Any]) -> Workload:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _hidden(p, folder)]
     names = [p.relative_to(folder).as_posix() for p in files]
     wanted = [(n, p) for n, p in zip(names, files, strict=True) if p.suffix.lower() in SUFFIXES]
-    items = tuple(Item(name, path, **defaults) for name, path in wanted[:MAX_ITEMS])
+    items = tuple(Item(name, path, **defaults) for name, path in wanted)
     ignored = tuple(sorted(set(names) - {name for name, _ in wanted}))
     return _not_empty(Workload(folder.resolve().name, items, ignored=ignored))
 
@@ -268,38 +293,42 @@ def _from_table(path: Path, defaults: dict[str, Any]) -> Workload:
     repeated = len(items) - len({item.id for item in items})
     if repeated:
         items = [replace(item, id=f"{i}:{item.id}") for i, item in enumerate(items)]
-    return _not_empty(Workload(path.stem, tuple(items[:MAX_ITEMS]), tuple(errors)))
+    return _not_empty(Workload(path.stem, tuple(items), tuple(errors)))
 
 
 def _csv_rows(path: Path) -> list[tuple[int, Any]]:
-    import pandas as pd
-
+    rows: list[tuple[int, Any]] = []
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, UnicodeDecodeError) as e:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                surplus = any(row.pop(None, ()))  # empty ones are trailing commas
+                values = {k: v for k, v in row.items() if v}
+                rows.append((reader.line_num, _SURPLUS if surplus else values))
+    except (csv.Error, UnicodeDecodeError) as e:
         raise WorkloadError(f"{path} is not a readable CSV in UTF-8: {e}") from e
-    return [(i + 2, {k: v for k, v in row.items() if v}) for i, row in enumerate(_dicts(frame))]
+    return rows
 
 
-def _dicts(frame: Any) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = frame.to_dict("records")
-    return records
+_SURPLUS = "more values than columns; put quotes around a value that has a comma"
 
 
-def _jsonl_rows(path: Path) -> Iterable[tuple[int, Any]]:
+def _jsonl_rows(path: Path) -> list[tuple[int, Any]]:
     lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as e:
-                yield number, f"not valid JSON: {e}"
+    return [(number, _parsed(line)) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as e:
+        return f"not valid JSON: {e}"
 
 
 def _item(row: Any, folder: Path, label: str, defaults: dict[str, Any]) -> Item:
     if not isinstance(row, dict):
         raise WorkloadError(row if isinstance(row, str) else f"not an object: {row!r}")
-    values = {k: str(v) for k, v in row.items() if k in COLUMNS and v is not None}
+    values = {k: str(v) for k, v in row.items() if k in COLUMNS and v not in (None, "")}
     if "image" not in values:
         unknown = ", ".join(sorted(map(str, row))) or "nothing"
         raise WorkloadError(f"no column 'image' (allowed: {', '.join(COLUMNS)}); found {unknown}")
@@ -309,6 +338,8 @@ def _item(row: Any, folder: Path, label: str, defaults: dict[str, Any]) -> Item:
 
 
 def _not_empty(workload: Workload) -> Workload:
+    if len(workload.items) > MAX_ITEMS:
+        raise WorkloadError(f"{len(workload.items):,} items are over the limit of {MAX_ITEMS:,}")
     if workload.items:
         return workload
     why = f": {workload.errors[0]['error']}" if workload.errors else ""
@@ -333,6 +364,6 @@ def _content(image: ImageLike) -> str:
             data = image.tobytes() + repr((image.mode, image.size)).encode()
         else:
             data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    except OSError as e:
-        data = f"unreadable: {e.strerror}".encode()
+    except (OSError, ValueError) as e:
+        data = f"unreadable: {getattr(e, 'strerror', None)}".encode()
     return hashlib.sha256(data).hexdigest()[:16]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ class Price:
     source: str = "given by the user"
 
     def __post_init__(self) -> None:
+        for name in ("gpu", "provider", "date", "source"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} of a price must be text, not {getattr(self, name)!r}")
         if self.kind not in KINDS:
             raise UnknownNameError("price kind", self.kind, KINDS)
-        number = isinstance(self.per_hour, int | float) and not isinstance(self.per_hour, bool)
-        if not number or not 0 < self.per_hour < float("inf"):
+        if not _positive(self.per_hour):
             raise ConfigError(f"per_hour must be a number above 0, not {self.per_hour!r}")
         _check_currency(self.currency)
 
@@ -67,8 +70,8 @@ class Rate:
     def __post_init__(self) -> None:
         _check_currency(self.base)
         _check_currency(self.quote)
-        if not 0 < self.rate < float("inf"):
-            raise ConfigError(f"an exchange rate must be above 0, not {self.rate!r}")
+        if not _positive(self.rate):
+            raise ConfigError(f"an exchange rate must be a number above 0, not {self.rate!r}")
 
 
 def prices(file: str | Path | None = None) -> list[Price]:
@@ -142,8 +145,11 @@ def convert(
     _check_currency(currency)
     if price.currency == currency:
         return price, None
-    given = (exchange_rates or {}).get(price.currency)
-    known = [Rate(base=price.currency, quote=currency, rate=given)] if given else rates(file)
+    if price.currency in (exchange_rates or {}):
+        given = (exchange_rates or {})[price.currency]
+        known = [Rate(base=price.currency, quote=currency, rate=given)]
+    else:
+        known = rates(file)
     for rate in known:
         if (rate.base, rate.quote) == (price.currency, currency):
             return replace(price, per_hour=price.per_hour * rate.rate, currency=currency), rate
@@ -249,17 +255,28 @@ def _entries(file: str | Path, table: str, cls: type) -> list[Any]:
         tables = tomllib.loads(Path(file).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise ConfigError(f"cannot read prices from {file}: {e}") from e
+    for name in tables:
+        if name not in ("price", "rate"):
+            raise UnknownNameError(f"table in {file}", name, ("price", "rate"))
+    rows = tables.get(table, [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{table} in {file} must be a list of tables, [[{table}]]")
     allowed = [f.name for f in fields(cls)]
     entries = []
-    for number, row in enumerate(tables.get(table, []), 1):
+    for number, row in enumerate(rows, 1):
         for name in row:
             if name not in allowed:
                 raise UnknownNameError(f"field in {table} {number} of {file}", name, allowed)
         try:
-            entries.append(cls(**row))
+            entries.append(cls(**{k: str(v) if isinstance(v, date) else v for k, v in row.items()}))
         except TypeError as e:
             raise ConfigError(f"{table} {number} of {file} is incomplete: {e}") from e
     return entries
+
+
+def _positive(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < float("inf")
 
 
 def _check_currency(code: Any) -> None:

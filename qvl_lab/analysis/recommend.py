@@ -98,7 +98,9 @@ def recommend(
     passing, excluded = _within(rows, max_vram_gib, max_ttft_s)
     kept = passing
     for name in hold:
-        kept = kept[kept[name].map(str) == str(today[name])]
+        if name not in SETTINGS:
+            raise UnknownNameError("field", name, SETTINGS)
+        kept = kept[kept[name].map(_spelled) == _spelled(today[name])]
     if kept.empty:
         raise ConfigError(
             f"no measured setting passes the limits ({excluded}); raise max_vram_gib or max_ttft_s"
@@ -157,9 +159,9 @@ def find_row(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
     for name, value in wanted.items():
         if name not in SETTINGS:
             raise UnknownNameError("field", name, SETTINGS)
-        matching = rows[rows[name].map(str) == str(value)]
+        matching = rows[rows[name].map(_spelled) == _spelled(value)]
         if matching.empty:
-            have = ", ".join(sorted({str(v) for v in rows[name]}))
+            have = ", ".join(sorted({_spelled(v) for v in rows[name]}))
             raise ConfigError(f"no measured setting has {name}={value}; measured: {have}")
         rows = matching
     return baseline(rows)
@@ -185,7 +187,7 @@ def steps(rows: pd.DataFrame, current: pd.Series, best: pd.Series) -> list[Step]
     A setting between that was not measured is passed over: its change joins the next one.
     """
     names = [*LEVERS, *(n for n in SETTINGS if n not in LEVERS)]
-    differing = [n for n in names if str(current[n]) != str(best[n])]
+    differing = [n for n in names if _spelled(current[n]) != _spelled(best[n])]
     position, changed, result = current, {}, []
     for i, name in enumerate(differing):
         changed[name] = best[name]
@@ -209,8 +211,15 @@ def steps(rows: pd.DataFrame, current: pd.Series, best: pd.Series) -> list[Step]
 
 def _exact(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series | None:
     for name, value in wanted.items():
-        rows = rows[rows[name].map(str) == str(value)]
+        rows = rows[rows[name].map(_spelled) == _spelled(value)]
     return None if rows.empty else rows.iloc[0]
+
+
+def _spelled(value: Any) -> str:
+    """One spelling for equal settings: in a column, pandas makes None NaN and 4 4.0."""
+    if pd.isna(value):
+        return "None"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _cheapest(rows: pd.DataFrame) -> pd.Series:

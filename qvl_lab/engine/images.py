@@ -97,8 +97,8 @@ def fit(
         )
     w, h = (round(side / factor) * factor for side in (width, height))
     if w * h > max_pixels:
-        scale = math.sqrt(max_pixels / (width * height))
-        w, h = (max(factor, math.floor(s * scale / factor) * factor) for s in (width, height))
+        shrink = math.sqrt(width * height / max_pixels)
+        w, h = (max(factor, math.floor(s / shrink / factor) * factor) for s in (width, height))
     elif w * h < min_pixels:
         scale = math.sqrt(min_pixels / (width * height))
         w, h = (math.ceil(side * scale / factor) * factor for side in (width, height))

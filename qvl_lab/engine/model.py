@@ -280,15 +280,22 @@ def _pretrained(spec: ModelSpec, files: Path | str) -> Any:
             )
         if spec.attn_implementation:
             options["attn_implementation"] = spec.attn_implementation
-        return AutoModelForImageTextToText.from_pretrained(
+        model, info = AutoModelForImageTextToText.from_pretrained(
             files,
             dtype=base_dtype(spec),
             device_map={"": spec.device},
             use_safetensors=True,  # never unpickle weights
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as e:
-        if out_of_memory(e):
+        if missing := sorted(info["missing_keys"]):  # transformers would fill them at random
+            raise ModelError(
+                f"{files} lacks {len(missing)} of the model's weights, such as {missing[0]}; "
+                "copy or download it again"
+            )
+        return model
+    except Exception as e:  # damaged files fail in many ways, each library with errors of its own
+        if isinstance(e, ModelError) or out_of_memory(e):
             raise
         raise ModelError(
             f"cannot load {spec.model}: {e}\nGive a folder with config.json and *.safetensors, "
@@ -321,7 +328,7 @@ def _processors(spec: ModelSpec, files: Path | str) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(files, **options)
         image_processor = _image_processor_class().from_pretrained(files, **options)
-    except (OSError, ValueError, ImportError) as e:
+    except Exception as e:  # damaged files fail in many ways
         raise ModelError(f"cannot load the tokenizer or image processor of {files}: {e}") from e
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:

@@ -139,6 +139,8 @@ class Lab:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
+        added = loaded.tokenizer.added_tokens_decoder.values()
+        self._reserved = [str(token) for token in added if token.special]
 
     @property
     def spec(self) -> ModelSpec:
@@ -297,9 +299,9 @@ class Lab:
         tokenizer = self.loaded.tokenizer
         if len(question) > MAX_PROMPT_CHARACTERS:
             raise InputError(f"the question has over {MAX_PROMPT_CHARACTERS:,} characters")
-        reserved = next((t for t in tokenizer.all_special_tokens if t in question), None)
-        reserved = reserved or ("<|image_pad|>" if "<|image_pad|>" in question else None)
-        if reserved:
+        if not question.isascii() and _lone_surrogate(question):
+            raise InputError("the question is not valid Unicode (it holds half a character)")
+        if reserved := next((token for token in self._reserved if token in question), None):
             raise InputError(f"the question contains {reserved!r}, which is reserved")
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text: str = tokenizer.apply_chat_template(
@@ -508,6 +510,10 @@ def _split(options: dict[str, Any]) -> tuple[EngineSpec, ImagePolicy]:
             raise UnknownNameError("option", name, allowed)
     config = Config().replace(**options)
     return config.engine, config.images
+
+
+def _lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _as_model_error(error: Exception) -> Exception:

@@ -117,7 +117,8 @@ class Recorder:
         """Closed spans so far, then forget them. Call when the device is idle."""
         closed, self._closed = self._closed, []
         self._open.clear()
-        anchor = next((start for _, start, _ in closed if start[1] is not None), None)
+        starts = [start for _, start, _ in closed if start[1] is not None]
+        anchor = min(starts, key=lambda start: start[0], default=None)  # inner stages close first
         return [
             Span(name, self._place(start, anchor), self._place(stop, anchor))
             for name, start, stop in closed

@@ -1,0 +1,132 @@
+"""Runs to rows, compared with numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from qvl_lab.analysis.frame import SETTINGS, frame
+from qvl_lab.config import FIELDS, digest
+from qvl_lab.records import STAGES
+
+SPEED = (
+    "s_per_100_images images_per_s ttft_s new_tokens_per_s prompt_tokens_per_image "
+    "visual_tokens_per_image new_tokens_per_image answered"
+).split()
+
+
+@pytest.fixture
+def row(make_run, make_repeat):
+    """Three passes over 8 to 10 answers."""
+    repeats = [
+        make_repeat(10.0, 10, ttft_s=[0.1, 0.2, 0.9], stages_s={"vision": 4.0, "other": 1.0}),
+        make_repeat(16.0, 8, failed=2, ttft_s=[0.4], stages_s={"vision": 4.0, "decode": 8.0}),
+        make_repeat(12.0, 10, ttft_s=[0.3], stages_s={"vision": 3.0}),
+    ]
+    run = make_run(
+        repeats,
+        precision="auto",
+        resolution=512,
+        batch_size=4,
+        resolved={"precision": "bf16", "device": "cuda:0"},
+        memory={"allocated": 5, "reserved": 7, "process": None},
+        power={"gpu_utilisation": 0.5, "power_w": 100.0, "energy_j": 1400.0},
+        cold={"load_s": 3.0, "warmup_s": 2.0},
+        random_weights=False,
+    )
+    return frame([run]).iloc[0]
+
+
+def test_speed_is_the_median_over_repeats(row):
+    assert row["s_per_100_images"] == 120.0  # of 100, 200, 120
+    assert row["images_per_s"] == pytest.approx(10 / 12)  # of 1, 0.5, 0.83
+    assert row["new_tokens_per_s"] == pytest.approx(50 / 12)  # of 5, 2.5, 4.17
+    assert row["ttft_s"] == 0.3  # of the medians 0.2, 0.4, 0.3
+    assert (row["repeats"], row["answered"], row["failed"]) == (3, 10, 0)
+
+
+def test_intervals_of_seconds_and_speed_mirror_each_other(row):
+    assert row["s_per_100_images_low"] < 120 < row["s_per_100_images_high"]
+    assert row["images_per_s_low"] == pytest.approx(100 / row["s_per_100_images_high"])
+    logs = pd.Series([100.0, 200.0, 120.0]).map(math.log)
+    half = 4.30265 * logs.std() / math.sqrt(3)
+    assert row["s_per_100_images_high"] == pytest.approx(math.exp(logs.mean() + half), rel=1e-5)
+
+
+def test_stages_are_medians_per_image_and_zero_if_a_measured_run_lacks_one(row):
+    assert row["stage_vision_s"] == 0.4  # of 0.4, 0.5, 0.3
+    assert row["stage_decode_s"] == 0.0  # of 0, 1, 0
+    assert row["stage_other_s"] == 0.0  # of 0.1, 0, 0
+    assert {f"stage_{name}_s" for name in STAGES} < set(row.index)
+
+
+def test_tokens_are_per_answered_image(row):
+    assert row["prompt_tokens_per_image"] == 30
+    assert row["visual_tokens_per_image"] == 20
+    assert row["new_tokens_per_image"] == 5
+
+
+def test_memory_power_and_cold_start(row):
+    assert (row["peak_allocated_bytes"], row["peak_reserved_bytes"]) == (5, 7)
+    assert pd.isna(row["peak_process_bytes"])
+    assert pd.isna(row["peak_device_bytes"])
+    assert (row["gpu_utilisation"], row["power_w"]) == (0.5, 100.0)
+    assert row["energy_j_per_100_images"] == 5000.0  # 1,400 J for 28 answers
+    assert (row["load_s"], row["warmup_s"]) == (3.0, 2.0)
+
+
+def test_settings_are_those_that_auto_became(row):
+    assert (row["precision"], row["device"]) == ("bf16", "cuda:0")
+    assert (row["resolution"], row["batch_size"], row["model"]) == ("512", 4, "tiny")
+
+
+def test_workload_and_environment(row):
+    assert (row["workload"], row["workload_items"]) == ("hand", 10)
+    assert row["workload_fingerprint"] == "f" * 16
+    assert (row["env_gpu"], row["env_torch"]) == ("NVIDIA A10G", "2.11")
+    assert row["environment"] == digest({"gpu": "NVIDIA A10G", "torch": "2.11"})
+    assert row["cache_state"] == "off"
+    assert pd.isna(row["quality"])
+
+
+@pytest.mark.parametrize("status", ["oom", "skipped", "error"])
+def test_unmeasured_rows_keep_their_settings_and_have_no_numbers(make_run, make_repeat, status):
+    table = frame([make_run([make_repeat()]), make_run(status=status, reason="why", batch_size=8)])
+    row = table.iloc[1]
+    assert (row["status"], row["reason"], row["batch_size"]) == (status, "why", 8)
+    assert row["repeats"] == 0
+    unknown = [*SPEED, "s_per_100_images_low", "failed", "stage_vision_s", "peak_reserved_bytes"]
+    assert row[unknown].isna().all()
+    assert row[["power_w", "energy_j_per_100_images", "load_s", "random_weights"]].isna().all()
+    assert table.iloc[0][SPEED].notna().all()
+
+
+def test_a_pass_in_which_all_failed_is_counted_but_not_timed(make_run, make_repeat):
+    failed = make_repeat(3.0, 0, failed=10)
+    row = frame([make_run([failed, make_repeat(10.0, 10)])]).iloc[0]
+    assert row["repeats"] == 2
+    assert row["s_per_100_images"] == 100.0
+    assert row["failed"] == 5.0
+    assert pd.isna(row["s_per_100_images_low"])
+    nothing = frame([make_run([failed], power={"energy_j": 5.0})]).iloc[0]
+    assert nothing[["s_per_100_images", "answered", "energy_j_per_100_images"]].isna().all()
+
+
+def test_one_repeat_has_no_interval(make_run, make_repeat):
+    row = frame([make_run([make_repeat(10.0)])]).iloc[0]
+    assert row["s_per_100_images"] == 100.0
+    assert row[["s_per_100_images_low", "s_per_100_images_high"]].isna().all()
+
+
+def test_one_row_per_run_in_order(make_run):
+    table = frame([make_run(batch_size=n) for n in (4, 1, 2)])
+    assert table["batch_size"].tolist() == [4, 1, 2]
+    assert table["key"].is_unique
+
+
+def test_every_setting_is_a_column(make_run):
+    hidden = {"task_resolutions", "trust_remote_code"}  # not plain values that a lever could have
+    assert set(SETTINGS) == set(FIELDS) - hidden
+    assert set(SETTINGS) <= set(frame([make_run()]).columns)

@@ -1,0 +1,101 @@
+"""What test files share: runs whose numbers can be worked out by hand, and the embedded model."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports transformers or matplotlib.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "Agg")
+# Threads that spin while they wait make torch ten times slower beside other busy processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qvl_lab.config import Config
+from qvl_lab.records import Repeat, Run, run_key
+from qvl_lab.workload import Item, load_workload
+
+if TYPE_CHECKING:
+    from qvl_lab.engine.stock import Lab
+
+
+def repeat(wall_s: float = 10.0, answered: int = 10, **parts: Any) -> Repeat:
+    """One pass over ``answered`` items; by default a second, 20 visual and 5 new tokens each."""
+    known: dict[str, Any] = {
+        "failed": 0,
+        "prompt_tokens": 30 * answered,
+        "visual_tokens": 20 * answered,
+        "new_tokens": 5 * answered,
+        "stages_s": {},
+        "ttft_s": [0.5] * answered,
+        "batch_s": [wall_s],
+    }
+    return Repeat(wall_s=wall_s, answered=answered, **(known | parts))
+
+
+def run(repeats: list[Repeat] | None = None, status: str = "ok", **parts: Any) -> Run:
+    """A run; fields of a configuration may be given by name, the rest are fields of Run."""
+    settings = {name: parts.pop(name) for name in set(parts) & set(Config().flat())}
+    config = Config().replace(**settings).flat()
+    workload = {"name": "hand", "fingerprint": "f" * 16, "items": 10}
+    known: dict[str, Any] = {
+        "key": run_key(config, workload, {}),
+        "started_at": "2025-06-01T12:00:00+00:00",
+        "config": config,
+        "resolved": {"device": "cuda", "precision": config["precision"]},
+        "workload": workload,
+        "environment": {"gpu": "NVIDIA A10G", "torch": "2.11"},
+    }
+    return Run(status=status, repeats=repeats or [], **(known | parts))
+
+
+@pytest.fixture
+def make_repeat() -> Callable[..., Repeat]:
+    return repeat
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Run]:
+    return run
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    """The embedded model in fp32 on the CPU. Tests leave it as they found it."""
+    from qvl_lab.engine.stock import load
+
+    return load("tiny", precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mixed() -> tuple[Item, ...]:
+    """The packaged items, one for each image size: 48 shapes to batch and pad."""
+    from PIL import Image
+
+    by_size: dict[tuple[int, int], Item] = {}
+    for item in load_workload("mixed").items:
+        with Image.open(item.image) as image:
+            by_size.setdefault(image.size, item)
+    return tuple(by_size.values())
+
+
+@pytest.fixture
+def on_cpu() -> Callable[..., Run]:
+    """A run of a sweep on this CPU: ten items in about ``wall_s`` seconds, three times."""
+    from qvl_lab.hardware import fingerprint
+
+    def make(batch_size: int = 1, wall_s: float | list[float] = 10.0, **parts: Any) -> Run:
+        walls = wall_s if isinstance(wall_s, list) else [wall_s * s for s in (0.99, 1, 1.01)]
+        repeats = [repeat(wall, stages_s={"vision": wall / 2, "other": wall / 2}) for wall in walls]
+        known: dict[str, Any] = {"batch_size": batch_size, "resolution": 256, "precision": "fp32"}
+        known |= {"environment": fingerprint(), "random_weights": True}
+        known |= {"memory": {"process": batch_size * 2**30}}
+        known |= {"resolved": {"device": "cpu", "precision": parts.get("precision", "fp32")}}
+        return run(repeats if parts.get("status", "ok") == "ok" else [], **(known | parts))
+
+    return make

@@ -1,0 +1,150 @@
+"""Sampling a device while work runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from qvl_lab.probe import power
+from qvl_lab.probe.power import Sampler
+
+
+class NvmlError(Exception):
+    pass
+
+
+class FakeNvml:
+    """Readings that a test sets; a reading set to None fails as the driver would."""
+
+    NVMLError = NvmlError
+
+    def __init__(self, **readings):
+        self.readings = {"gpu": 50, "milliwatts": 70_000, "used": 100, "processes": []} | readings
+        self.index = None
+
+    def _read(self, name):
+        if self.readings[name] is None:
+            raise NvmlError("Not Supported")
+        return self.readings[name]
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        self.index = index
+        return f"handle {index}"
+
+    def nvmlDeviceGetUtilizationRates(self, handle):  # noqa: N802
+        return SimpleNamespace(gpu=self._read("gpu"))
+
+    def nvmlDeviceGetPowerUsage(self, handle):  # noqa: N802
+        return self._read("milliwatts")
+
+    def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
+        return SimpleNamespace(used=self._read("used"))
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):  # noqa: N802
+        return self._read("processes")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert "qvl-lab sampler" not in [thread.name for thread in threading.enumerate()]
+
+
+def sampled(monkeypatch, lib):
+    """A finished sampler of GPU 1: one sample before the work and one after it."""
+    monkeypatch.setattr(power, "nvml", lambda: lib)
+    with Sampler(1, interval_s=60) as sampler:
+        pass
+    return sampler
+
+
+def process(pid, used):
+    return SimpleNamespace(pid=pid, usedGpuMemory=used)
+
+
+def test_without_a_gpu_only_resident_memory_is_known():
+    with Sampler(interval_s=60) as sampler:
+        block = np.ones(64 * 2**20, np.uint8)
+        touched = int(block[::4096].sum())
+    frame = sampler.frame()
+    assert touched == 64 * 2**20 // 4096
+    assert len(frame) == 2
+    assert frame["process_memory_bytes"].iloc[1] - frame["process_memory_bytes"].iloc[0] > 50e6
+    assert frame[["gpu_utilisation", "power_w", "device_memory_bytes"]].isna().all(axis=None)
+    summary = sampler.summary()
+    assert summary.pop("process_memory_bytes") == frame["process_memory_bytes"].max()
+    assert summary == dict.fromkeys(
+        ["gpu_utilisation", "power_w", "energy_j", "device_memory_bytes"]
+    )
+
+
+def test_samples_are_taken_while_work_runs():
+    with Sampler(interval_s=0.01) as sampler:
+        deadline = time.perf_counter() + 10
+        while len(sampler.frame()) < 5 and time.perf_counter() < deadline:
+            time.sleep(0.01)
+    times = sampler.frame()["time_s"]
+    assert len(times) >= 5
+    assert (times.diff().dropna() > 0).all()
+
+
+def test_readings_come_in_plain_units(monkeypatch):
+    lib = FakeNvml(gpu=25, milliwatts=70_500, used=2**30, processes=[process(os.getpid(), 2**20)])
+    row = sampled(monkeypatch, lib).frame().iloc[0].drop("time_s").to_dict()
+    assert lib.index == 1
+    assert row == {
+        "gpu_utilisation": 0.25,
+        "power_w": 70.5,
+        "device_memory_bytes": 2**30,
+        "process_memory_bytes": 2**20,
+    }
+
+
+def test_summary_has_means_peaks_and_energy(monkeypatch):
+    lib = FakeNvml(gpu=20, milliwatts=50_000, used=300)
+    monkeypatch.setattr(power, "nvml", lambda: lib)
+    monkeypatch.setattr(power, "time", SimpleNamespace(perf_counter=iter((10.0, 14.0)).__next__))
+    with Sampler(0, interval_s=60) as sampler:
+        lib.readings |= {"gpu": 60, "milliwatts": 100_000, "used": 200}
+    assert sampler.summary() == {
+        "gpu_utilisation": pytest.approx(0.4),
+        "power_w": 75.0,
+        "energy_j": 300.0,  # 75 W for 4 s
+        "device_memory_bytes": 300.0,
+        "process_memory_bytes": None,
+    }
+
+
+def test_what_the_driver_does_not_tell_is_unknown(monkeypatch):
+    summary = sampled(monkeypatch, FakeNvml(milliwatts=None, processes=None)).summary()
+    assert summary["power_w"] is None
+    assert summary["energy_j"] is None
+    assert summary["process_memory_bytes"] is None
+    assert (summary["gpu_utilisation"], summary["device_memory_bytes"]) == (0.5, 100.0)
+
+
+@pytest.mark.parametrize(
+    "processes",
+    [[], [process(1, 5)], [process(os.getpid(), None)]],
+    ids=["none", "other", "hidden"],
+)
+def test_memory_of_other_processes_is_not_ours(monkeypatch, processes):
+    summary = sampled(monkeypatch, FakeNvml(processes=processes)).summary()
+    assert summary["process_memory_bytes"] is None
+
+
+def test_a_gpu_is_asked_for_but_there_is_no_driver(monkeypatch):
+    summary = sampled(monkeypatch, None).summary()
+    assert summary["power_w"] is None
+    assert summary["process_memory_bytes"] > 1e6
+
+
+def test_the_thread_ends_when_the_work_fails():
+    with pytest.raises(KeyError), Sampler(interval_s=60) as sampler:
+        raise KeyError
+    assert len(sampler.frame()) == 2

@@ -1,0 +1,220 @@
+"""Stage marks, and how a recorder places them on one clock."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from qvl_lab.probe import stages
+from qvl_lab.probe.stages import Recorder, Span, begin, end, listening, stage, totals
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left_listening():
+    assert stages._listeners == ()
+    yield
+    assert stages._listeners == ()
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self):
+        self.now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+    def wait(self, seconds):
+        self.now_s += seconds
+
+
+class Marks:
+    """A listener that writes down what it hears."""
+
+    def __init__(self):
+        self.heard = []
+
+    def begin(self, name, gpu):
+        self.heard.append(("begin", name, gpu))
+
+    def end(self, name, gpu):
+        self.heard.append(("end", name, gpu))
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def recorder(clock):
+    return Recorder(clock=clock)
+
+
+def test_a_stage_lasts_from_mark_to_mark(recorder, clock):
+    with listening(recorder):
+        clock.wait(1)
+        with stage("decode"):
+            clock.wait(2)
+        clock.wait(4)
+    assert recorder.spans() == [Span("decode", 101.0, 103.0)]
+    assert Span("decode", 101.0, 103.0).duration_s == 2.0
+
+
+def test_nested_stages_keep_their_own_times(recorder, clock):
+    with listening(recorder), stage("outer"):
+        clock.wait(1)
+        with stage("inner"):
+            clock.wait(2)
+        clock.wait(4)
+    assert recorder.spans() == [Span("inner", 101.0, 103.0), Span("outer", 100.0, 107.0)]
+
+
+def test_begin_and_end_may_overlap(recorder, clock):
+    with listening(recorder):
+        begin("a")
+        clock.wait(1)
+        begin("b")
+        clock.wait(1)
+        end("a")
+        clock.wait(1)
+        end("b")
+    assert recorder.spans() == [Span("a", 100.0, 102.0), Span("b", 101.0, 103.0)]
+
+
+def test_an_exception_ends_the_stage_and_passes(recorder, clock):
+    with listening(recorder), pytest.raises(KeyError), stage("decode"):
+        clock.wait(3)
+        raise KeyError
+    assert recorder.spans() == [Span("decode", 100.0, 103.0)]
+
+
+def test_an_exception_removes_the_listener(recorder):
+    with pytest.raises(KeyError), listening(recorder):
+        raise KeyError
+    assert stages._listeners == ()
+
+
+def test_nothing_is_kept_when_nobody_listens(recorder, clock):
+    with stage("before"):
+        clock.wait(1)
+    with listening(recorder):
+        pass
+    begin("after")
+    end("after")
+    assert recorder.spans() == []
+
+
+def test_a_stage_that_began_unheard_or_never_ends_is_left_out(recorder, clock):
+    begin("early")
+    with listening(recorder):
+        end("early")
+        begin("late")
+        with stage("whole"):
+            clock.wait(1)
+    assert recorder.spans() == [Span("whole", 100.0, 101.0)]
+    with listening(recorder):
+        end("late")  # its beginning was forgotten with the spans
+    assert recorder.spans() == []
+
+
+def test_spans_are_handed_out_once(recorder, clock):
+    with listening(recorder):
+        for seconds in (1, 2):
+            with stage("decode"):
+                clock.wait(seconds)
+            assert [span.duration_s for span in recorder.spans()] == [seconds]
+    assert recorder.spans() == []
+
+
+def test_every_listener_hears_every_mark_and_leaves_alone():
+    first, second = Marks(), Marks()
+    with listening(first):
+        with listening(second), stage("a", gpu=True):
+            pass
+        begin("b")
+    assert second.heard == [("begin", "a", True), ("end", "a", True)]
+    assert first.heard == [*second.heard, ("begin", "b", False)]
+
+
+def test_totals_sum_by_name_in_order_of_appearance():
+    spans = [Span("b", 0, 1), Span("a", 1, 3), Span("b", 5, 9)]
+    assert list(totals(spans).items()) == [("b", 5.0), ("a", 2.0)]
+    assert totals([]) == {}
+
+
+# ---- GPU stages, on a stream that works after the CPU has queued ----
+
+
+@pytest.fixture
+def stream(monkeypatch, clock):
+    """A fake CUDA stream; an event happens when the work queued before it is done."""
+    stream = SimpleNamespace(free_at_s=0.0)
+
+    def work(seconds):
+        stream.free_at_s = max(stream.free_at_s, clock.now_s) + seconds
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at_s = max(stream.free_at_s, clock.now_s)
+
+        def elapsed_time(self, later):
+            return 1000 * (later.at_s - self.at_s)  # milliseconds, as CUDA says them
+
+    stream.work = work
+    torch = SimpleNamespace(cuda=SimpleNamespace(Event=Event))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    return stream
+
+
+def test_gpu_stages_are_placed_where_the_gpu_worked(clock, stream):
+    recorder = Recorder(cuda=True, clock=clock)
+    with listening(recorder):
+        with stage("preprocess"):
+            clock.wait(1)
+        with stage("vision", gpu=True):
+            stream.work(3)
+            clock.wait(0.25)  # queueing is short, the work goes on
+        with stage("prefill", gpu=True):
+            stream.work(2)
+        clock.wait(10)
+        with stage("detokenize"):
+            clock.wait(1)
+    assert recorder.spans() == [
+        Span("preprocess", 100.0, 101.0),
+        Span("vision", 101.0, 104.0),
+        Span("prefill", 104.0, 106.0),
+        Span("detokenize", 111.25, 112.25),
+    ]
+
+
+def test_nested_gpu_stages_hang_on_the_mark_made_first(clock, stream):
+    recorder = Recorder(cuda=True, clock=clock)
+    with listening(recorder), stage("outer", gpu=True):
+        stream.work(3)
+        clock.wait(0.25)
+        with stage("inner", gpu=True):  # queued at 100.25 s, reached at 103 s
+            stream.work(2)
+    assert recorder.spans() == [Span("inner", 103.0, 105.0), Span("outer", 100.0, 105.0)]
+
+
+def test_each_reading_of_spans_takes_a_new_anchor(clock, stream):
+    recorder = Recorder(cuda=True, clock=clock)
+    for start_s in (100.0, 107.0):
+        with listening(recorder), stage("vision", gpu=True):
+            stream.work(3)
+        clock.wait(7)  # the device is idle again
+        assert recorder.spans() == [Span("vision", start_s, start_s + 3)]
+
+
+def test_without_cuda_gpu_stages_take_cpu_times(recorder, clock, stream):
+    with listening(recorder), stage("vision", gpu=True):
+        stream.work(3)
+        clock.wait(1)
+    assert recorder.spans() == [Span("vision", 100.0, 101.0)]
