@@ -244,7 +244,7 @@ def report(
         str | None, typer.Option(help="Sweep this model over a small default grid first.")
     ] = None,
     workload: Annotated[str, typer.Option(help="Workload of that sweep.")] = "mixed",
-    items: Annotated[int, typer.Option(help="Items of that sweep.")] = 12,
+    items: Annotated[int, typer.Option(help="Items of that sweep.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("qvl-report"),
     gpu: Gpu = None,
     provider: Provider = None,

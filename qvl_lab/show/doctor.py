@@ -68,7 +68,7 @@ def _cuda() -> Check:
 
 def _optional(name: str, gives: str, command: str) -> Check:
     found = importlib.util.find_spec(name) is not None
-    return Check(name, found, gives if found else f"without it no {gives}: {command}")
+    return Check(name, found, gives if found else f"would add {gives}: {command}")
 
 
 def _font() -> Check:

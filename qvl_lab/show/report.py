@@ -79,7 +79,7 @@ def report(
 
 
 def default_sweep(
-    model: str, workload: str, out: str | Path, *, items: int = 12, progress: bool = True
+    model: str, workload: str, out: str | Path, *, items: int = 8, progress: bool = True
 ) -> Runs:
     """The small grid behind ``qvl-lab report --model``: minutes on two CPU cores for ``tiny``.
 

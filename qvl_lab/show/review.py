@@ -26,9 +26,9 @@ from qvl_lab.analysis.recommend import (
     recommend,
 )
 from qvl_lab.analysis.stats import Estimate
-from qvl_lab.config import digest
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.hardware import find_gpu
+from qvl_lab.records import environment_key
 from qvl_lab.show import plots
 from qvl_lab.show.fonts import figure_language
 from qvl_lab.show.text import (
@@ -457,7 +457,7 @@ def review(
         limits = {"max_vram_gib": max_vram_gib, "max_ttft_s": max_ttft_s}
         found = recommend(priced, current=current or None, hold=_HELD, **limits)
     rows = set(zip(frame["key"], frame["environment"], strict=True))
-    kept = [run for run in loaded if (run.key, digest(run.environment)) in rows]
+    kept = [run for run in loaded if (run.key, environment_key(run.environment)) in rows]
     return Review(
         runs=Runs(kept, path=loaded.path),
         frame=priced,
