@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qvl_lab.config import CACHE_IMPLEMENTATIONS, PRECISIONS, SweepSpec
+from qvl_lab.config import PRECISIONS, Config, SweepSpec
 from qvl_lab.errors import ConfigError, InputError, QvlError, ReportError
 
 SOME_FAILED, BAD_INPUT, CANNOT_RUN, PARTIAL_REPORT, INTERRUPTED = 1, 2, 3, 4, 130
@@ -59,6 +60,10 @@ Utilisation = Annotated[
 PricesFile = Annotated[
     Path | None, typer.Option("--prices", help="TOML file with your own prices and rates.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other field, such as cache_implementation=static."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -96,10 +101,7 @@ def run(
         str, typer.Option(help="native, by_task, or a side: 512 keeps at most 512 x 512 pixels.")
     ] = "native",
     max_new_tokens: Tokens = 64,
-    cache_implementation: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(map(str, CACHE_IMPLEMENTATIONS))}.")
-    ] = None,
-    max_image_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = 80_000_000,
+    set_: SetOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use a sample of so many items.")] = None,
     gpu: Gpu = None,
     provider: Provider = None,
@@ -114,21 +116,16 @@ def run(
     from qvl_lab.engine.stock import Answer, load
     from qvl_lab.workload import load_workload
 
-    settings = {
-        "batch_size": batch_size,
-        "resolution": resolution,
-        "max_new_tokens": max_new_tokens,
-        "cache_implementation": cache_implementation,
-        "max_image_pixels": max_image_pixels,
-    }
-    from qvl_lab.config import Config
-
+    settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
+    settings |= {"revision": revision, "batch_size": batch_size, "resolution": resolution}
+    settings |= {"max_new_tokens": max_new_tokens}
+    settings |= {name: _values(text)[0] for name, text in _pairs("--set", set_).items()}
     config = Config().replace(**settings)
     workload = load_workload(source, question=question, task=task).sample(limit)
     price = _price(gpu, provider) if gpu else None
     if workload.ignored:
         _note(f"ignored {len(workload.ignored)} other files: {_few(workload.ignored)}")
-    lab = load(model, precision=precision, device=device, revision=revision)
+    lab = load(config.model)
     if lab.loaded.random_weights:
         _note(f"{model} has random weights: speed and memory are real, the answers are not")
 
@@ -136,7 +133,7 @@ def run(
         if as_json:
             print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
         elif answer.text is not None:
-            print(f"{answer.id}\t{answer.text}", flush=True)
+            print(f"{_one_line(answer.id)}\t{_one_line(answer.text)}", flush=True)
 
     result = lab.run(
         workload.items, config.engine, config.images, progress=not quiet, on_answer=show
@@ -166,6 +163,7 @@ def run(
     "--precision bf16,fp16 --out runs.jsonl"
 )
 def sweep(
+    context: typer.Context,
     spec: Annotated[
         Path | None, typer.Argument(help="TOML file with [sweep], [axes], [fixed].")
     ] = None,
@@ -180,9 +178,7 @@ def sweep(
     resolution: Annotated[str, typer.Option(help="Values, separated by commas.")] = "128,256,512",
     precision: Annotated[str, typer.Option(help="Values, separated by commas.")] = "fp32,bf16",
     max_new_tokens: Tokens = 16,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other field: NAME=VALUE[,VALUE...]")
-    ] = None,
+    set_: SetOption = None,
     question: Question = None,
     items: Annotated[int | None, typer.Option(help="Use a sample of so many items.")] = None,
     batches: Annotated[int | None, typer.Option(help="At most so many batches a pass.")] = None,
@@ -207,12 +203,15 @@ def sweep(
     from qvl_lab.sweeps import spec_from
     from qvl_lab.sweeps import sweep as run_sweep
 
-    grid = {"model": model, "batch_size": batch_size, "resolution": resolution}
-    grid |= {"precision": precision} | _pairs("--set", set_)
-    settings: dict[str, Any] = {name: _values(text) for name, text in grid.items()}
+    if spec:
+        _refuse_beside_file(context)
+    settings: dict[str, Any] = {"model": [model] if Path(model).exists() else _values(model)}
+    grid = {"batch_size": batch_size, "resolution": resolution, "precision": precision}
+    settings |= {name: _values(text) for name, text in grid.items()}
     settings |= {"max_new_tokens": max_new_tokens, "workload": workload, "question": question}
     settings |= {"items": items, "batches": batches, "repeats": repeats, "warmup": warmup}
     settings |= {"timeout_s": timeout_s, "isolation": isolation}
+    settings |= {name: _values(text) for name, text in _pairs("--set", set_).items()}
     chosen = SweepSpec.from_toml(spec) if spec else spec_from(settings)
     runs = run_sweep(
         chosen,
@@ -228,8 +227,13 @@ def sweep(
         print(f"{len(runs)} settings in {out}: {_counts(counts)}")
     for bad in (r for r in runs if r.status == "error"):
         _note(f"failed: {bad.config['precision']}, {bad.config['resolution']}: {bad.reason}")
+    failures = {(f["id"], f["error"]) for run in runs for f in run.failures}
+    for name, error in sorted(failures):
+        _note(f"failed: {_one_line(name)}: {_one_line(error)}")
     if counts.get("error"):
         raise typer.Exit(CANNOT_RUN)
+    if failures:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command(
@@ -258,7 +262,7 @@ def report(
         list[str] | None, typer.Option(help="Today's setting: batch_size=1 (repeatable).")
     ] = None,
     monthly_images: Annotated[
-        int | None, typer.Option(help="Images a month, for the monthly sum.")
+        int | None, typer.Option(min=1, help="Images a month, for the monthly sum.")
     ] = None,
     max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
     max_ttft_s: Annotated[float | None, typer.Option(help="Limit on time to first token.")] = None,
@@ -287,7 +291,7 @@ def report(
         kind=kind,
         per_hour=per_hour,
         currency=currency,
-        exchange_rates={k: float(_values(v)[0]) for k, v in _pairs("--rate", rate).items()},
+        exchange_rates={k: _number("--rate", v) for k, v in _pairs("--rate", rate).items()},
         prices_file=prices_file,
         utilisation=utilisation,
         current={k: _values(v)[0] for k, v in _pairs("--current", current).items()},
@@ -359,7 +363,8 @@ def main() -> NoReturn:
         sys.exit(0)
     except Exception as e:
         if not hasattr(e, "exit_code") or not hasattr(e, "show"):
-            raise
+            traceback.print_exc()
+            _fail("this is a fault of qvl-lab; please report it with the lines above", CANNOT_RUN)
         e.show()  # a usage error of the command line itself
         sys.exit(e.exit_code)
     if code == INTERRUPTED:
@@ -392,6 +397,31 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
             raise ConfigError(f"{option} takes NAME=VALUE, not {text!r}")
         pairs[name] = value
     return pairs
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{option} takes a number, not {text!r}") from None
+
+
+def _one_line(text: str) -> str:
+    """Text without line breaks, tabs and terminal escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _refuse_beside_file(context: typer.Context) -> None:
+    """Settings given beside a TOML file would be ignored, so they are refused."""
+    about_the_run = {"spec", "out", "on_other_environment", "retry_errors", "as_json", "quiet"}
+    given = [
+        name.rstrip("_")
+        for name in context.params
+        if name not in about_the_run
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise ConfigError(f"a sweep file says it all; put these into it: {', '.join(sorted(given))}")
 
 
 def _values(text: str) -> list[Any]:
@@ -437,7 +467,7 @@ def _summarise(summary: dict[str, Any], *, as_json: bool) -> None:
             f"out of memory at batch {event['batch_size']}: went on with {event['continued_with']}"
         )
     for failure in summary["failures"]:
-        _note(f"failed: {failure['id']}: {failure['error']}")
+        _note(f"failed: {_one_line(failure['id'])}: {_one_line(failure['error'])}")
 
 
 if __name__ == "__main__":

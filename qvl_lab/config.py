@@ -123,7 +123,7 @@ class EngineSpec:
         decode step is then compiled and replayed as a CUDA graph.
     memory_limit_gib : float, optional
         Pretend that the device has only this much: the process may not take more. On a CPU this
-        bounds the process's data segment, so it holds for good.
+        bounds the process's data segment.
     """
 
     engine: str = "stock"

@@ -81,7 +81,17 @@ def gpu_name(index: int = 0) -> str | None:
     lib = nvml()
     if lib is None or index >= lib.nvmlDeviceGetCount():
         return None
-    return _text(lib.nvmlDeviceGetName(lib.nvmlDeviceGetHandleByIndex(index)))
+    return _text(lib.nvmlDeviceGetName(nvml_handle(lib, index)))
+
+
+def nvml_handle(lib: Any, index: int = 0) -> Any:
+    """NVML's handle of the GPU that CUDA calls ``index`` under CUDA_VISIBLE_DEVICES."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = [name.strip() for name in listed if name.strip()]
+    name = visible[index] if index < len(visible) else str(index)
+    if name.isdecimal():
+        return lib.nvmlDeviceGetHandleByIndex(int(name))
+    return lib.nvmlDeviceGetHandleByUUID(name)
 
 
 def fingerprint() -> dict[str, Any]:
@@ -118,13 +128,13 @@ def _host() -> str:
     with contextlib.suppress(OSError):
         parts.append(Path("/etc/machine-id").read_text("utf-8").strip())
     if lib and lib.nvmlDeviceGetCount():
-        parts.append(_text(lib.nvmlDeviceGetUUID(lib.nvmlDeviceGetHandleByIndex(0))))
+        parts.append(_text(lib.nvmlDeviceGetUUID(nvml_handle(lib))))
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
 
 
 @functools.cache
 def commit() -> str | None:
-    """The checkout's commit, with ``+`` if the package's files were changed since; else None.
+    """The checkout's commit, with ``+`` and a digest of changes to the package's files; or None.
 
     A copy without ``.git`` (a container, a job's upload) can say it in ``QVL_LAB_COMMIT``.
     """
@@ -132,7 +142,8 @@ def commit() -> str | None:
     head = _git(root, "rev-parse", "--short=12", "HEAD") if (root / ".git").exists() else ""
     if not head:
         return os.environ.get("QVL_LAB_COMMIT") or None
-    return head + ("+" if _git(root, "status", "--porcelain", "--", "qvl_lab") else "")
+    changed = _git(root, "diff", "HEAD", "--", "qvl_lab")
+    return head + ("+" + hashlib.sha256(changed.encode()).hexdigest()[:6] if changed else "")
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -116,7 +116,7 @@ class Run:
         """
         try:
             values = json.loads(line)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise StoreError(f"not a JSON line: {e}") from e
         if not isinstance(values, dict) or "schema" not in values:
             raise StoreError("not a run: the field 'schema' is missing")
@@ -125,14 +125,20 @@ class Run:
                 f"schema version {values['schema']}, this qvl_lab reads {SCHEMA_VERSION}: "
                 "read it with the version that wrote it, or measure again"
             )
+        for name in ("config", "resolved", "workload", "plan", "environment"):
+            if not isinstance(values.get(name, {}), dict):
+                raise StoreError(f"not a run: {name} is no object")
         missing = {"key", "status", "started_at", "config", "workload"} - set(values)
         unknown = set(values) - {f.name for f in fields(cls)}
         if missing or unknown:
             raise StoreError(f"not a run: missing {sorted(missing)}, unknown {sorted(unknown)}")
         try:
             repeats = [Repeat(**repeat) for repeat in values.pop("repeats", [])]
+            usable = all(0 < repeat.wall_s < float("inf") for repeat in repeats)
         except TypeError as e:
             raise StoreError(f"not a run: {e}") from e
+        if not usable:
+            raise StoreError("not a run: a repeat without a positive wall_s")
         return cls(repeats=repeats, **values)
 
 

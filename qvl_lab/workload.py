@@ -8,13 +8,14 @@ bytes are read when an item is used, and one bad image never stops the others.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
 import random
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,18 +76,22 @@ class Workload:
     items: tuple[Item, ...]
     errors: tuple[dict[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
-    _fingerprint: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    @property
+    @functools.cached_property
+    def contents(self) -> tuple[str, ...]:
+        """A digest of each item's image bytes, computed once."""
+        by_image = {id(item.image): item.image for item in self.items}
+        digests = {key: _content(image) for key, image in by_image.items()}
+        return tuple(digests[id(item.image)] for item in self.items)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Names the content: ids, questions, answers, tasks and the images' bytes."""
-        if not self._fingerprint:
-            rows = [[i.id, i.question, i.answer, i.task, _content(i.image)] for i in self.items]
-            self._fingerprint.append(digest(rows))
-        return self._fingerprint[0]
+        pairs = zip(self.items, self.contents, strict=True)
+        return digest([[i.id, i.question, i.answer, i.task, content] for i, content in pairs])
 
     def sample(self, count: int | None, seed: int = 0) -> Self:
         """``count`` items drawn without replacement, in their old order; None keeps all."""
@@ -94,7 +99,7 @@ class Workload:
             return self
         chosen = sorted(random.Random(seed).sample(range(len(self.items)), count))
         items = tuple(self.items[i] for i in chosen)
-        return replace(self, items=items, _fingerprint=[])
+        return replace(self, items=items)
 
     def info(self) -> dict[str, Any]:
         """Name, fingerprint and counts, as a run records them."""
@@ -105,7 +110,7 @@ class Workload:
             "name": self.name,
             "fingerprint": self.fingerprint,
             "items": len(self.items),
-            "unique_images": len({_content(i.image) for i in self.items}),
+            "unique_images": len(set(self.contents)),
             "with_answer": sum(i.answer is not None for i in self.items),
             "tasks": tasks,
         }
@@ -163,6 +168,8 @@ def read_bytes(image: ImageLike, policy: ImagePolicy) -> bytes | Image.Image:
     if isinstance(image, Image.Image):
         return image
     try:
+        if not isinstance(image, bytes) and Path(image).exists() and not Path(image).is_file():
+            raise ImageError("not a regular file")
         size = len(image) if isinstance(image, bytes) else Path(image).stat().st_size
         if size == 0:
             raise ImageError("the file is empty")
@@ -358,12 +365,16 @@ def _label(image: ImageLike, index: int) -> str:
 
 
 def _content(image: ImageLike) -> str:
-    """A digest of an image's bytes; a missing file has one too."""
+    """A digest of an image's bytes; what cannot be read has one too."""
+    if isinstance(image, Image.Image):
+        data = image.tobytes() + repr((image.mode, image.size)).encode()
+        return hashlib.sha256(data).hexdigest()[:16]
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()[:16]
     try:
-        if isinstance(image, Image.Image):
-            data = image.tobytes() + repr((image.mode, image.size)).encode()
-        else:
-            data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    except (OSError, ValueError) as e:
-        data = f"unreadable: {getattr(e, 'strerror', None)}".encode()
-    return hashlib.sha256(data).hexdigest()[:16]
+        if not Path(image).is_file():  # a device or a pipe might never end
+            return "no regular file"
+        with Path(image).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except (OSError, ValueError):
+        return "unreadable"

@@ -95,6 +95,7 @@ def on_cpu() -> Callable[..., Run]:
         known: dict[str, Any] = {"batch_size": batch_size, "resolution": 256, "precision": "fp32"}
         known |= {"environment": fingerprint(), "random_weights": True}
         known |= {"memory": {"process": batch_size * 2**30}}
+        repeats = parts.pop("repeats", repeats)
         known |= {"resolved": {"device": "cpu", "precision": parts.get("precision", "fp32")}}
         return run(repeats if parts.get("status", "ok") == "ok" else [], **(known | parts))
 

@@ -544,7 +544,7 @@ def test_the_byte_limit_is_the_policys(as_file, tmp_path):
     ("name", "message"),
     [
         ("none.png", "cannot read the file: No such file"),
-        (".", "cannot read the file: Is a directory"),
+        (".", "not a regular file"),
         ("nul\0.png", "cannot read the file: embedded null byte"),
     ],
 )

@@ -143,6 +143,8 @@ def convert(
         If no rate between the two is known.
     """
     _check_currency(currency)
+    for code in exchange_rates or {}:
+        _check_currency(code)
     if price.currency == currency:
         return price, None
     if price.currency in (exchange_rates or {}):

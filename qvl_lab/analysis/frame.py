@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from statistics import median
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qvl_lab.analysis.stats import Estimate, estimate
+from qvl_lab.config import BY_TASK, digest
 from qvl_lab.records import STAGES, Run, environment_key
 
 #: Columns that say what was run; a sweep's axes are those that vary.
@@ -16,6 +18,7 @@ SETTINGS = (
     "model",
     "precision",
     "resolution",
+    "task_resolutions",
     "batch_size",
     "engine",
     "cache_implementation",
@@ -52,6 +55,9 @@ def _row(run: Run) -> dict[str, Any]:
     row: dict[str, Any] = {"key": run.key, "status": run.status, "reason": run.reason}
     row |= {name: config.get(name) for name in SETTINGS}
     row["resolution"] = str(config.get("resolution"))
+    by_task = config.get("task_resolutions") if row["resolution"] == BY_TASK else None
+    row["task_resolutions"] = by_task and json.dumps(by_task, ensure_ascii=False)
+    row["plan"] = digest(run.plan)
     row |= _speed(run) | _stages(run)
     row |= {f"peak_{kind}_bytes": run.memory.get(kind) for kind in _MEMORY}
     row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}

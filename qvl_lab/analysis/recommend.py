@@ -60,8 +60,9 @@ class Recommendation:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the saving's interval reaches zero, or is unknown."""
-        return self.saving.low is None or self.saving.low <= 0
+        """Whether the saving's interval holds zero, or is unknown."""
+        low, high = self.saving.low, self.saving.high
+        return low is None or high is None or low <= 0 <= high
 
 
 def recommend(

@@ -165,14 +165,19 @@ def resolve(spec: ModelSpec) -> ModelSpec:
             "device 'cuda' was asked for, but torch sees no CUDA device; "
             "use device='cpu', or check the driver with 'qvl-lab doctor'"
         )
+    index = device.partition(":")[2]
+    if kind == "cuda" and index and not index.isdecimal():
+        raise UnknownNameError("device", spec.device, ["auto", "cpu", "cuda", "cuda:0"])
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices")
     has_bf16 = kind == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     precision = spec.precision
     if precision == "auto":
         precision = "fp32" if kind == "cpu" else ("bf16" if has_bf16 else "fp16")
-    if precision == "bf16" and not has_bf16:
+    if precision in ("bf16", "int8") and not has_bf16:
         raise PrecisionError(
-            f"{torch.cuda.get_device_name()} has no bf16 (it needs compute capability 8.0); "
-            "use precision='fp16' or 'fp32'"
+            f"{torch.cuda.get_device_name()} has no bf16, which {precision} needs "
+            "(compute capability 8.0); use precision='fp16' or 'fp32'"
         )
     if precision == "int8":
         _torchao()
@@ -306,6 +311,11 @@ def _pretrained(spec: ModelSpec, files: Path | str) -> Any:
 def _quantised(model: Any, spec: ModelSpec) -> Any:
     if spec.precision != "int8":
         return model
+    if "moe" in model.config.model_type:
+        raise PrecisionError(
+            "int8 does not reach the experts of a mixture-of-experts model yet, which are most of "
+            "it; use precision='bf16'"
+        )
     quantization = _torchao()
 
     def in_language_model(module: torch.nn.Module, name: str) -> bool:
@@ -366,6 +376,11 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and ("can't allocate memory" in text or "out of memory" in text)
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in short; Python's own MemoryError says nothing."""
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def _synchronise(device: torch.device) -> None:

@@ -21,7 +21,7 @@ from transformers import LogitsProcessor
 
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
 from qvl_lab.engine.images import resize, resolution_for, target_size
-from qvl_lab.engine.model import Loaded, base_dtype, load_model, out_of_memory
+from qvl_lab.engine.model import Loaded, base_dtype, first_line, load_model, out_of_memory
 from qvl_lab.errors import (
     ConfigError,
     DeviceMemoryError,
@@ -219,7 +219,8 @@ class Lab:
         result = Generation(answers=[])
         recorder = Recorder(cuda=self.loaded.device.type == "cuda")
         started = time.perf_counter()
-        with listening(recorder), tqdm(total=len(items), disable=not progress, unit="img") as bar:
+        bar = tqdm(total=len(items), disable=not progress, unit="img")
+        with _on_device(self.loaded.device), listening(recorder), bar:
             for index, answer in self._stream(
                 items, engine, policy, result, recorder, halve_on_oom
             ):
@@ -254,9 +255,7 @@ class Lab:
                         yield index, request
                     else:
                         requests.append(request)
-            requests.sort(
-                key=lambda r: r.length, reverse=True
-            )  # the largest first: OOM shows early
+            requests.sort(key=lambda r: r.length, reverse=True)  # an OOM then shows early
             self._note(result, recorder)
             while requests:
                 batch, requests = requests[:size], requests[size:]
@@ -265,11 +264,11 @@ class Lab:
                 except Exception as e:
                     if not out_of_memory(e):
                         raise _as_model_error(e) from e
-                    failure = str(e).split("\n")[0]
+                    failure = first_line(e)
                 else:
                     yield from self._finish(done, result, recorder)
                     continue
-                recorder.spans()
+                recorder.forget()
                 free(self.spec.device)
                 if not halve:
                     raise DeviceMemoryError(f"batch of {len(batch)}: {failure}")
@@ -315,18 +314,21 @@ class Lab:
         """Decode, preprocess, generate and detokenize one batch."""
         started = time.perf_counter()
         failed: list[tuple[_Request, Answer]] = []
-        usable: list[tuple[_Request, Image.Image]] = []
-        with stage("decode_image"):
-            for request in batch:
-                try:
-                    usable.append((request, decode_image(request.image, policy)))
-                except InputError as e:
-                    failed.append((request, Answer(id=request.item.id, error=str(e))))
-        if not usable:
+        requests: list[_Request] = []
+        pictures: list[Image.Image] = []
+        for request in batch:  # one full-size image in memory at a time
+            try:
+                with stage("decode_image"):
+                    picture = decode_image(request.image, policy)
+            except InputError as e:
+                failed.append((request, Answer(id=request.item.id, error=str(e))))
+                continue
+            with stage("preprocess"):
+                pictures.append(resize(picture, request.size))
+            requests.append(request)
+        if not requests:
             return failed
-        requests = [request for request, _ in usable]
         with stage("preprocess"):
-            pictures = [resize(picture, request.size) for request, picture in usable]
             inputs = self._inputs(pictures, requests)
         prompt_tokens = inputs["attention_mask"].sum(1).tolist()
         with stage("transfer"):
@@ -537,6 +539,16 @@ def _too_large(request: _Request) -> Answer:
         "resolution or the precision"
     )
     return Answer(id=request.item.id, error=error, visual_tokens=request.visual_tokens)
+
+
+@contextmanager
+def _on_device(device: torch.device) -> Iterator[None]:
+    """Make the model's GPU the current one, so that events are recorded on its stream."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
 
 
 def free(device: str) -> None:

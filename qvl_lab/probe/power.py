@@ -15,7 +15,7 @@ from typing import Any, Self
 import pandas as pd
 import psutil
 
-from qvl_lab.hardware import nvml
+from qvl_lab.hardware import nvml, nvml_handle
 
 
 class Sampler:
@@ -31,7 +31,7 @@ class Sampler:
 
     def __init__(self, gpu_index: int | None = None, interval_s: float = 0.05) -> None:
         self._lib = nvml() if gpu_index is not None else None
-        self._handle = self._lib.nvmlDeviceGetHandleByIndex(gpu_index) if self._lib else None
+        self._handle = nvml_handle(self._lib, gpu_index or 0) if self._lib else None
         self._interval_s = interval_s
         self._process = psutil.Process()
         self._stop = threading.Event()

@@ -51,8 +51,10 @@ def _gpu(here: dict[str, object]) -> Check:
 
 
 def _cuda() -> Check:
-    import torch
-
+    try:
+        import torch
+    except ImportError as e:
+        return Check("cuda", False, f"torch cannot be imported: {e}", needed=True)
     if not torch.cuda.is_available():
         return Check("cuda", False, "torch sees no CUDA device: runs go to the CPU")
     major, minor = torch.cuda.get_device_capability()

@@ -95,6 +95,10 @@ def style(lang: str = "en") -> Iterator[None]:
     settings = _LOOK | {"font.family": families(lang), "axes.unicode_minus": lang != "zh"}
     with matplotlib.rc_context(settings):
         yield
+        # A notebook's backend turns this on when the first figure loads it, and without it no
+        # later figure would be shown.
+        interactive = matplotlib.is_interactive()
+    matplotlib.interactive(interactive)
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:

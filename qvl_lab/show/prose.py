@@ -10,30 +10,36 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     "headline": (
         "{today} per 100 images today, {best} with {setting}: {percent} less ({low} to {high}).",
-        "目前每 100 张图 {today}；改用 {setting} 后为 {best}，节省 {percent}（{low} 至 {high}）。",
+        "当前每 100 张图 {today}；改用 {setting} 后为 {best}，节省 {percent}（{low} 至 {high}）。",
     ),
     "headline_one_repeat": (
         "{today} per 100 images today, {best} with {setting}: {percent} less, from a single "
         "repeat, so without an interval.",
-        "目前每 100 张图 {today}；改用 {setting} 后为 {best}，节省 {percent}"
+        "当前每 100 张图 {today}；改用 {setting} 后为 {best}，节省 {percent}"
         "（只测了一次，没有区间）。",
     ),
     "headline_noise": (
         "{today} per 100 images today; the cheapest measured alternative, {setting}, costs {best}: "
         "the difference ({low} to {high}) is within noise.",
-        "目前每 100 张图 {today}；最便宜的替代配置 {setting} 为 {best}，"
+        "当前每 100 张图 {today}；最便宜的替代配置 {setting} 为 {best}，"
         "差异（{low} 至 {high}）在噪声范围内。",
+    ),
+    "headline_dearer": (
+        "{today} per 100 images today; the cheapest setting that keeps the limits, {setting}, "
+        "costs {best}: {percent} more ({low} to {high}).",
+        "当前每 100 张图 {today}；满足限制条件的最便宜配置 {setting} 为 {best}，"
+        "贵 {percent}（{low} 至 {high}）。",
     ),
     "headline_same": (
         "{today} per 100 images today, and no measured setting at the same resolution is cheaper.",
-        "目前每 100 张图 {today}；在相同分辨率下，没有测到更便宜的配置。",
+        "当前每 100 张图 {today}；在相同分辨率下，没有测到更便宜的配置。",
     ),
     "headline_nothing": (
         "No setting was measured to the end, so there is no cost to report. What was tried, and "
         "why it stopped, is listed below.",
         "没有任何配置完成测量，因此无法给出成本。已尝试的配置及其停止原因见下文。",
     ),
-    "row_today": ("Today", "目前"),
+    "row_today": ("Today", "当前"),
     "row_recommended": ("Recommended", "推荐"),
     "row_cheaper": ("Cheapest at any resolution", "任意分辨率下最便宜"),
     "column_setting": ("setting", "配置"),
@@ -41,23 +47,23 @@ PROSE: dict[str, tuple[str, str]] = {
     "column_interval": ("95% interval", "95% 区间"),
     "column_speed": ("images per second", "张/秒"),
     "column_ttft": ("time to first token", "首 token 延迟"),
-    "column_memory": ("peak memory", "内存峰值"),
-    "column_change": ("against today", "相对目前"),
+    "column_memory": ("peak memory", "显存/内存峰值"),
+    "column_change": ("against today", "相对当前"),
     "monthly": (
         "At {images} images a month that is {today} today and {best} with the recommended setting.",
-        "按每月 {images} 张图计，目前 {today}，采用推荐配置后 {best}。",
+        "按每月 {images} 张图计，当前 {today}，采用推荐配置后 {best}。",
     ),
     "cheaper": (
         "At {resolution} it would be {cost} ({percent} against today). Fewer pixels can cost "
         "answers, and quality was not measured here, so the recommendation keeps today's "
         "resolution.",
-        "若改为 {resolution}，成本为 {cost}（相对目前 {percent}）。像素减少可能影响答案质量，"
-        "而本次没有测量质量，因此推荐保持目前的分辨率。",
+        "若改为 {resolution}，成本为 {cost}（相对当前 {percent}）。像素减少可能影响答案质量，"
+        "而本次没有测量质量，因此推荐保持当前的分辨率。",
     ),
     "quality_random": (
         "Quality: not measured. The weights are random, so speed, memory and cost are real, the "
         "answers are not.",
-        "质量：未测量。权重为随机初始化，速度、内存和成本真实有效，答案没有意义。",
+        "质量：未测量。权重为随机初始化，速度、显存和成本真实有效，答案没有意义。",
     ),
     "quality_none": (
         "Quality: not measured. Before changing precision or resolution, compare answers on your "
@@ -68,7 +74,7 @@ PROSE: dict[str, tuple[str, str]] = {
         "How sure: medians of {repeats} timed passes after a warm-up, each over {today_items} "
         "items with today's setting and {items} with the recommended one; the range of the saving "
         "combines the worst ends of both 95% intervals.",
-        "可信度：预热后计时 {repeats} 遍取中位数，目前配置每遍 {today_items} 个请求、"
+        "可信度：预热后计时 {repeats} 遍取中位数，当前配置每遍 {today_items} 个请求、"
         "推荐配置每遍 {items} 个；"
         "节省范围由两个 95% 区间的最坏端点组合而成。",
     ),
@@ -85,14 +91,14 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     # evidence
     "evidence": ("Evidence", "依据"),
-    "waterfall_heading": ("From today to the recommended setting", "从目前到推荐配置"),
+    "waterfall_heading": ("From today to the recommended setting", "从当前到推荐配置"),
     "waterfall_note": (
         "Each step is a measured setting; levers are pulled in the order batch, cache, engine, "
-        "precision. Another order would split the same total differently.",
-        "每一步都是实测配置；调整顺序为批大小、缓存、引擎、精度。换一种顺序，各步占比会不同，"
+        "attention, precision, others. Another order would split the same total differently.",
+        "每一步都是实测配置；调整顺序为批大小、缓存、引擎、注意力实现、精度、其他。换一种顺序，各步占比会不同，"
         "总差不变。",
     ),
-    "tradeoff_heading": ("Cost against memory", "成本与内存"),
+    "tradeoff_heading": ("Cost against memory", "成本与显存"),
     "tradeoff_note": (
         "Every point is a measured setting; those on the line are beaten by no other in both.",
         "每个点都是实测配置；线上的配置没有其他配置能在两方面同时更优。",
@@ -103,7 +109,7 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     "limit_max_vram_gib": (
         "{n} settings over the memory limit",
-        "{n} 个配置超出内存上限",
+        "{n} 个配置超出显存上限",
     ),
     "limit_max_ttft_s": (
         "{n} settings over the limit on time to first token",
@@ -111,7 +117,7 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     "curves_heading": (
         "Throughput, memory and cost over batch size",
-        "吞吐量、内存与成本随批大小的变化",
+        "吞吐量、显存与成本随批大小的变化",
     ),
     "feasible_heading": ("What fits, and what it costs", "哪些配置可行，成本如何"),
     "stages_heading": ("Where the time goes", "时间花在哪里"),
@@ -130,7 +136,7 @@ PROSE: dict[str, tuple[str, str]] = {
         "本项目所依据的文章称：A10G（每分钟 0.8 元）处理 100 张图，逐张处理要 50 元"
         "（62 分钟），优化后 8 元（10 分钟），省 84%，但没有给出测量。"
         "本次实测（模型规模与机器不同）："
-        "目前每 100 张图 {today} 秒，推荐配置 {best} 秒，少 {percent}。"
+        "当前每 100 张图 {today} 秒，推荐配置 {best} 秒，少 {percent}。"
         "按文章的每分钟 0.8 元折算，分别为 {today_cost} 和 {best_cost}。",
     ),
     "table_heading": ("Settings worth considering", "值得考虑的配置"),
@@ -142,12 +148,13 @@ PROSE: dict[str, tuple[str, str]] = {
     "not_measured_counts": (
         "{oom} settings ran out of memory, {skipped} larger ones were skipped because of that, "
         "{error} failed.",
-        "{oom} 个配置内存不足，{skipped} 个更大的配置因此跳过，{error} 个失败。",
+        "{oom} 个配置显存或内存不足，{skipped} 个更大的配置因此跳过，{error} 个失败。",
     ),
     "failed_items": (
-        "Items without an answer in measured settings: {count} at most per pass.",
-        "实测配置中没有得到答案的请求：每遍最多 {count} 个。",
+        "Items that could not be used or got no answer: {count} at most in a setting.",
+        "无法使用或没有得到答案的请求：单个配置最多 {count} 个。",
     ),
+    "column_item": ("item", "请求"),
     "column_status": ("status", "状态"),
     "column_reason": ("reason", "原因"),
     # provenance
@@ -170,7 +177,7 @@ PROSE: dict[str, tuple[str, str]] = {
     "prov_tokens": ("tokens", "token 数"),
     "prov_tokens_value": (
         "today {visual} visual and {text} text tokens in, {new} out, per image",
-        "目前配置每张图输入 {visual} 个视觉 token、{text} 个文本 token，输出 {new} 个",
+        "当前配置每张图输入 {visual} 个视觉 token、{text} 个文本 token，输出 {new} 个",
     ),
     "prov_cache": ("feature cache", "特征缓存"),
     "prov_machine": ("machine", "机器"),

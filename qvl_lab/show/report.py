@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -86,12 +87,14 @@ def default_sweep(
     Rows of another environment are moved aside rather than mixed in.
     """
     from qvl_lab.sweeps import sweep
+    from qvl_lab.workload import load_workload
 
+    most = max(1, min(items, len(load_workload(workload))))
     return sweep(
         model=model,
         workload=workload,
         items=items,
-        batch_size=[1, 2, 4, 8],
+        batch_size=[size for size in (1, 2, 4, 8) if size <= most],
         resolution=[128, 256, 512],
         precision=["fp32", "bf16"],
         max_new_tokens=16,
@@ -130,6 +133,7 @@ def to_html(
         logging.getLogger("traitlets").setLevel(logging.ERROR)
         body, _ = exporter.from_notebook_node(document)
     banner = f'<p class="qvl-failure">{_escaped(failure)}</p>' if failure else ""
+    body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)  # one could ask a network
     body = body.replace("</head>", f"<style>{_STYLE}</style></head>", 1)
     body = body.replace("<main>", f"<main>{banner}", 1)
     Path(html).write_text(body, "utf-8")

@@ -5,6 +5,7 @@ The report notebook calls these in order; each returns something that Jupyter di
 
 from __future__ import annotations
 
+import html
 import io
 import shlex
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from qvl_lab.analysis.recommend import (
     recommend,
 )
 from qvl_lab.analysis.stats import Estimate
+from qvl_lab.config import Config
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.hardware import find_gpu
 from qvl_lab.records import environment_key
@@ -46,9 +48,12 @@ from qvl_lab.sweeps.store import Runs
 ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
 ARTICLE_CNY_PER_S = 0.8 / 60
 #: Rows that differ in these answer different questions and are not compared.
-_COMPARABLE = ("model", "revision", "workload_fingerprint", "max_new_tokens", "min_new_tokens")
+_COMPARABLE = (
+    *("model", "revision", "workload_fingerprint", "plan"),
+    *("max_new_tokens", "min_new_tokens"),
+)
 _HELD = ("resolution", "max_new_tokens", "min_new_tokens")
-_MOST_ROWS = 12
+_MOST_ROWS, _MOST_FAILURES = 12, 50
 #: Options that the command line calls otherwise.
 _FLAGS = {"exchange_rates": "--rate", "prices_file": "--prices"}
 
@@ -74,7 +79,7 @@ class Review:
 
     def headline(self) -> Markdown:
         """What it costs today, what to run instead, how much that saves, how sure."""
-        parts = [f"# {self.title()}", f"## {self._headline()}"]
+        parts = [f"# {_plain(self.title())}", f"## {_plain(self._headline())}"]
         if self.recommendation:
             parts += [self._summary_table().to_html(index=False, border=0), *self._sentences()]
         parts += self._warnings()
@@ -94,8 +99,13 @@ class Review:
             return self._say("headline_same", today=words["today"])
         if found.saving.low is None or found.saving.high is None:
             return self._say("headline_one_repeat", **words)
+        bounds = (found.saving.low, found.saving.high)
+        if found.saving.value < 0 and not found.within_noise:
+            low, high = (f"{-100 * b:.0f}%" for b in reversed(bounds))
+            words["percent"] = f"{-100 * found.saving.value:.0f}%"
+            return self._say("headline_dearer", low=low, high=high, **words)
         key = "headline_noise" if found.within_noise else "headline"
-        low, high = (f"{100 * b:.0f}%" for b in (found.saving.low, found.saving.high))
+        low, high = (f"{100 * b:.0f}%" for b in bounds)
         words = {name: words[name] for name in words if key == "headline" or name != "percent"}
         return self._say(key, low=low, high=high, **words)
 
@@ -119,18 +129,19 @@ class Review:
         items = {"today_items": found.current["answered"], "items": found.best["answered"]}
         counts = {name: int(n) for name, n in (items | {"repeats": found.best["repeats"]}).items()}
         said.append(self._say("sure", **counts))
-        said.append(f"{self._say('run_it')}\n\n```\n{self.command(found.best)}\n```")
-        return said
+        run_it = f"{self._say('run_it')}\n\n```\n{self.command(found.best)}\n```"
+        return [*map(_plain, said), run_it]
 
     def _warnings(self) -> list[str]:
         said = []
         priced_gpu = self.frame.attrs["price"]["gpu"]
         here = find_gpu(self._environment("gpu")) if self._on_gpu() else None
-        if not (here and here.name.lower() == priced_gpu.lower()):
+        own = "per_hour" in self.options and "gpu" not in self.options  # for this very machine
+        if not own and not (here and here.name.lower() == priced_gpu.lower()):
             said.append(self._say("price_mismatch", device=self.device, gpu=priced_gpu))
         if figure_language(self.lang)[1]:
             said.append(self._say("figures_in_english"))
-        return [f"> ⚠ {sentence}" for sentence in said]
+        return [f"> ⚠ {_plain(sentence)}" for sentence in said]
 
     def _summary_table(self) -> pd.DataFrame:
         found = self.recommendation
@@ -201,7 +212,7 @@ class Review:
             today_cost=costs[0],
             best_cost=costs[1],
         )
-        return [self._section("article_heading"), Markdown(note)]
+        return [self._section("article_heading"), Markdown(_plain(note))]
 
     def table(self) -> list[Any]:
         """The cheapest settings, and what could not be measured."""
@@ -220,9 +231,10 @@ class Review:
     def _not_measured(self) -> list[Any]:
         counts = {s: int((self.frame["status"] == s).sum()) for s in ("oom", "skipped", "error")}
         said: list[Any] = []
-        failed = pd.to_numeric(self.frame["failed"]).max()
-        if failed and failed > 0:
-            said.append(Markdown(self._say("failed_items", count=int(failed))))
+        listed = max((len(run.failures) for run in self.runs), default=0)
+        unanswered = max((r.failed for run in self.runs for r in run.repeats), default=0)
+        if failed := max(listed, unanswered):
+            said += [Markdown(self._say("failed_items", count=failed)), self._failed_items()]
         if any(counts.values()):
             said.append(Markdown(self._say("not_measured_counts", **counts)))
             rows = self.frame[self.frame["status"].isin(["oom", "error"])]
@@ -235,6 +247,13 @@ class Review:
             )
             said.append(HTML(table.to_html(index=False, border=0)))
         return [self._section("not_measured_heading"), *said] if said else []
+
+    def _failed_items(self) -> HTML:
+        """The distinct failures of all runs, by name."""
+        rows = {(f["id"], f["error"]) for run in self.runs for f in run.failures}
+        columns = [self._say("column_item"), self._say("column_reason")]
+        table = pd.DataFrame(sorted(rows)[:_MOST_FAILURES], columns=columns)
+        return HTML(table.to_html(index=False, border=0))
 
     # ---- provenance
 
@@ -334,13 +353,14 @@ class Review:
         parts = ["qvl-lab", "run", "IMAGES", "--model", str(row["model"])]
         for name in ("precision", "batch_size", "resolution", "max_new_tokens"):
             parts += ["--" + name.replace("_", "-"), str(row[name])]
-        if isinstance(row["cache_implementation"], str):
-            parts += ["--cache-implementation", row["cache_implementation"]]
+        defaults = Config().flat()
+        for name in ("revision", "cache_implementation", "attn_implementation", "min_new_tokens"):
+            if not pd.isna(row[name]) and row[name] != defaults[name]:
+                parts += ["--set", f"{name}={row[name]}"]
         return shlex.join(parts)
 
     def _on_gpu(self) -> bool:
-        used = self.frame["device"].dropna().astype(str)
-        return len(used) > 0 and used.iloc[0].startswith("cuda")
+        return _on_gpu(self.frame)
 
     def _environment(self, name: str) -> str | None:
         value = self.frame.iloc[0][f"env_{name}"]
@@ -437,7 +457,7 @@ def review(
     whole = loaded.frame()
     frame, notes = _one_question(whole, lang)
     if gpu is None and per_hour is None:
-        gpu, provider = _own_gpu(frame, provider, prices_file)
+        gpu, provider = _own_gpu(frame, provider, kind, prices_file)
     priced = price(
         frame,
         gpu,
@@ -485,20 +505,29 @@ def _one_question(frame: pd.DataFrame, lang: str) -> tuple[pd.DataFrame, list[st
 
 
 def _own_gpu(
-    frame: pd.DataFrame, provider: str | None, prices_file: str | Path | None
+    frame: pd.DataFrame, provider: str | None, kind: str | None, prices_file: str | Path | None
 ) -> tuple[str, str | None]:
     """The measured GPU if it has a price, else the article's."""
-    used = frame["device"].dropna().astype(str)
     name = frame.iloc[0]["env_gpu"]
-    on_gpu = len(used) > 0 and used.iloc[0].startswith("cuda")
-    row = find_gpu(name) if on_gpu and not pd.isna(name) else None
-    if row:
-        try:
-            find_price(row.name, provider, file=prices_file)
-            return row.name, provider
-        except UnknownNameError:
-            pass
-    return ARTICLE_GPU, ARTICLE_PROVIDER
+    row = find_gpu(name) if _on_gpu(frame) and not pd.isna(name) else None
+    try:
+        find_price(row.name if row else "", provider, kind, file=prices_file)
+    except UnknownNameError:
+        if provider or kind:
+            raise ConfigError(
+                "a provider or kind of price needs a GPU: --gpu NAME; see 'qvl-lab prices'"
+            ) from None
+        return ARTICLE_GPU, ARTICLE_PROVIDER
+    return row.name if row else ARTICLE_GPU, provider
+
+
+def _on_gpu(frame: pd.DataFrame) -> bool:
+    return bool(frame["device"].dropna().astype(str).str.startswith("cuda").any())
+
+
+def _plain(text: str) -> str:
+    """Text for Markdown in which nothing is markup: names come from files that anyone can write."""
+    return html.escape(text, quote=False).replace("$", r"\$")
 
 
 def _listed(values: Mapping[str, Any], names: tuple[str, ...]) -> str:

@@ -150,12 +150,18 @@ def _run(
     done = {run.key: run for run in _here(store.runs)}
     settled = {k for k, run in done.items() if not (retry_errors and run.status == "error")}
     pending = [job for job in jobs if job.key not in settled]
-    oom = [run for run in done.values() if run.status == "oom"]
+    fingerprints = {job.workload.fingerprint for job in jobs}
+    oom = [
+        run
+        for run in done.values()
+        if run.status == "oom" and run.workload["fingerprint"] in fingerprints
+    ]
 
     def open_jobs() -> Iterator[Any]:
         for job in pending:
             if cause := closed_by(job.config, oom):
-                store.append(job.result("skipped", _because(cause)))
+                skipped = job.result("skipped", _because(cause), resolved=cause.resolved)
+                store.append(skipped)
                 bar.update()
             else:
                 yield job

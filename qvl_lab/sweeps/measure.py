@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
 from qvl_lab.config import Config, ModelSpec
-from qvl_lab.engine.model import memory_limit, out_of_memory, resolve
+from qvl_lab.engine.model import first_line, memory_limit, out_of_memory, resolve
 from qvl_lab.engine.stock import Generation, Lab, free, load
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import fingerprint
@@ -55,6 +54,7 @@ class Job:
             "workload": self.workload.info(),
             "plan": asdict(self.plan),
             "environment": fingerprint(),
+            "failures": list(self.workload.errors),
         }
         return Run(status=status, reason=reason, **(known | parts))
 
@@ -75,9 +75,10 @@ def measure(job: Job, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:
     repeats: list[Repeat] = []
     parts: dict[str, Any] = {"started_at": _now(), "cold": cold, "repeats": repeats}
     try:
-        with _limited(job.config):
+        spec = resolve(job.config.model)
+        parts["resolved"] = {"device": spec.device, "precision": spec.precision}
+        with memory_limit(spec.device, job.config.engine.memory_limit_gib):
             lab = get_lab(job.config.model)
-            parts["resolved"] = {"device": lab.spec.device, "precision": lab.spec.precision}
             parts["random_weights"] = lab.loaded.random_weights
             cold["load_s"] = lab.loaded.load_s
             _measure(job, lab, cold, repeats, parts)
@@ -87,7 +88,7 @@ def measure(job: Job, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:
         return job.result("error", str(e), **parts)
     except Exception as e:
         if out_of_memory(e):
-            return job.result("oom", f"while loading: {str(e).splitlines()[0]}", **parts)
+            return job.result("oom", f"while loading: {first_line(e)}", **parts)
         return job.result("error", f"{type(e).__name__}: {e}", **parts)
     if not any(repeat.answered for repeat in repeats):
         first = parts["failures"][0]
@@ -134,7 +135,8 @@ def _measure(
         for _ in range(job.plan.repeats):
             generation = once()
             repeats.append(_repeat(generation))
-            parts["failures"] = generation.errors[:MAX_FAILURES_KEPT]
+            failures = [*job.workload.errors, *generation.errors]
+            parts["failures"] = failures[:MAX_FAILURES_KEPT]
     readings = sampler.summary()
     parts["memory"] = peak_bytes(device) | {
         kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")
@@ -173,16 +175,6 @@ def _repeat(generation: Generation) -> Repeat:
         ttft_s=[a.ttft_s for a in answered if a.ttft_s is not None],
         batch_s=generation.batch_s,
     )
-
-
-@contextmanager
-def _limited(config: Config) -> Iterator[None]:
-    """Apply ``memory_limit_gib`` to the configuration's device."""
-    if config.engine.memory_limit_gib is None:
-        yield
-        return
-    with memory_limit(resolve(config.model).device, config.engine.memory_limit_gib):
-        yield
 
 
 def _now() -> str:

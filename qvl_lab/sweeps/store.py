@@ -159,7 +159,10 @@ class Store:
             number += 1
         self._file.seek(0)
         try:
-            target.write_bytes(self._file.read())
+            with target.open("xb") as copy:
+                copy.write(self._file.read())
+                copy.flush()
+                os.fsync(copy.fileno())
         except OSError as e:
             target.unlink(missing_ok=True)
             raise StoreError(f"cannot move the rows to {target}: {e.strerror}") from e
@@ -175,8 +178,19 @@ class Store:
         if foreign:
             raise StoreError(f"{self.path} cannot be continued: {foreign[0]}. Choose another file")
         if data and not data.endswith(b"\n"):
-            self._restore(data.rfind(b"\n") + 1)
+            self._mend_last_line(data)
         return Runs(_latest(runs), path=self.path, notes=notes)
+
+    def _mend_last_line(self, data: bytes) -> None:
+        """End a complete last row with the line break it lacks; cut off a torn one."""
+        start = data.rfind(b"\n") + 1
+        try:
+            Run.from_json(data[start:])
+        except StoreError:
+            self._restore(start)
+        else:
+            self._file.write(b"\n")
+            self._file.flush()
 
     def _restore(self, size: int) -> None:
         """Cut the file back to whole lines."""

@@ -84,7 +84,7 @@ def test_every_packaged_rate_is_dated_and_sourced(rate):
 
 
 def test_the_article_price_is_eight_tenths_of_a_yuan_a_minute():
-    found = find_price("A10G")
+    found = find_price("A10G", "article")
     assert (found.provider, found.currency, found.date) == ("article", "CNY", "undated")
     assert found.per_hour == pytest.approx(0.8 * 60)
     assert found.label == "A10G article on demand, 48 CNY/h (undated)"
@@ -254,7 +254,7 @@ def test_the_articles_62_minutes_cost_49_yuan_60(seconds):
 
 
 def test_idle_time_is_paid_too(seconds):
-    row = price(seconds, gpu="A10G", utilisation=0.4).iloc[0]
+    row = price(seconds, gpu="A10G", provider="article", utilisation=0.4).iloc[0]
     assert row["cost_cny_per_100_images"] == pytest.approx(49.6 / 0.4)
     assert row["cost_cny_per_100_images_high"] == pytest.approx(52.0 / 0.4)
 

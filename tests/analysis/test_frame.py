@@ -127,6 +127,6 @@ def test_one_row_per_run_in_order(make_run):
 
 
 def test_every_setting_is_a_column(make_run):
-    hidden = {"task_resolutions", "trust_remote_code"}  # not plain values that a lever could have
+    hidden = {"trust_remote_code"}  # no lever
     assert set(SETTINGS) == set(FIELDS) - hidden
     assert set(SETTINGS) <= set(frame([make_run()]).columns)

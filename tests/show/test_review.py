@@ -1,0 +1,416 @@
+"""The content of a cost review: its sentences and tables against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from IPython.display import HTML, Image, Markdown
+from typer.testing import CliRunner
+
+from qvl_lab.errors import ConfigError, QvlError, StoreError, UnknownNameError
+from qvl_lab.hardware import fingerprint
+from qvl_lab.records import Run
+from qvl_lab.show import fonts, report
+from qvl_lab.show.review import Review, review
+from qvl_lab.sweeps.store import Runs, Store
+
+#: At this price a second costs a cent, so ten images in 10 s make 1 yuan per 100 images.
+CENT_A_SECOND = {"per_hour": 36.0, "currency": "CNY"}
+
+
+@pytest.fixture
+def runs_file(tmp_path) -> Callable[..., Path]:
+    def write(*runs: Run) -> Path:
+        path = tmp_path / "runs.jsonl"
+        with Store(path) as store:
+            for run in runs:
+                store.append(run)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def grid(on_cpu) -> list[Run]:
+    """10 s one by one, 4 s in batches of four; at 128 pixels 2 s."""
+    return [
+        on_cpu(1, 10.0),
+        on_cpu(4, 4.0),
+        on_cpu(4, 2.0, resolution=128),
+        on_cpu(1, 9.0, precision="bf16"),
+    ]
+
+
+def text(parts: Any) -> str:
+    """Everything that a page's section says, markup and all."""
+    shown = parts if isinstance(parts, list) else [parts]
+    return "\n".join(part.data for part in shown if isinstance(part, Markdown | HTML))
+
+
+def whole(page: Review) -> str:
+    sections = (page.headline, page.waterfall, page.tradeoff, page.curves, page.feasible)
+    more = (page.stages, page.article, page.table, page.provenance)
+    return "\n".join(text(section()) for section in (*sections, *more))
+
+
+def cells(page: str) -> list[str]:
+    return re.findall(r"<td>(.*?)</td>", page)
+
+
+# ---- the first page
+
+
+def test_the_headline_has_costs_saving_and_interval(grid):
+    page = review(Runs(grid), **CENT_A_SECOND)
+    headline = text(page.headline()).split("\n\n")[1]
+    assert headline.startswith(
+        "## ¥1.00 per 100 images today, ¥0.40 with fp32 · 256 px · batch 4: 60% less ("
+    )
+    low, high = map(int, re.search(r"\((\d+)% to (\d+)%\)", headline).groups())
+    assert 55 <= low < 60 < high <= 65
+
+
+def test_the_first_page_compares_today_recommended_and_cheapest(grid):
+    page = text(review(Runs(grid), **CENT_A_SECOND, monthly_images=50_000).headline())
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL) if "<td>" in row]
+    today, best, cheapest = (cells(row) for row in rows)
+    assert [today[0], best[0], cheapest[0]] == [
+        "Today",
+        "Recommended",
+        "Cheapest at any resolution",
+    ]
+    assert [today[2], best[2], cheapest[2]] == ["¥1.00", "¥0.40", "¥0.20"]
+    assert [today[4], best[4], cheapest[4]] == ["-", "−60%", "−80%"]
+    assert [today[5], best[5], cheapest[5]] == ["1.00", "2.50", "5.00"]  # images a second
+    assert "At 50,000 images a month that is ¥500 today and ¥200 with" in page
+    assert "At 128 px it would be ¥0.20 (−80% against today)" in page
+    assert "The weights are random" in page
+    assert "medians of 3 timed passes" in page
+
+
+def test_utilisation_and_exchange_rates_go_into_the_cost(grid):
+    half = review(Runs(grid), **CENT_A_SECOND, utilisation=0.5)
+    assert half._cost(half.recommendation.current) == "¥2.00"
+    page = review(
+        Runs(grid), gpu="A10G", provider="aws", currency="CNY", exchange_rates={"USD": 10.0}
+    )
+    assert page.recommendation.current[page.cost] == pytest.approx(100 * 1.006 * 10 / 3600)
+    assert "1 USD = 10 CNY" in text(page.provenance())
+    assert "50% of the paid time" in text(half.provenance())
+
+
+def test_todays_setting_can_be_named(grid):
+    page = review(Runs(grid), **CENT_A_SECOND, current={"batch_size": 1, "precision": "bf16"})
+    assert "## ¥0.90 per 100 images today, ¥0.40" in text(page.headline())
+
+
+def test_a_single_repeat_gives_no_interval(on_cpu):
+    page = review(Runs([on_cpu(1, [10.0]), on_cpu(4, [4.0])]), **CENT_A_SECOND)
+    assert "60% less, from a single repeat, so without an interval" in text(page.headline())
+
+
+def test_a_difference_within_noise_is_called_noise(on_cpu):
+    noisy = [on_cpu(1, [9.0, 10.0, 11.0]), on_cpu(4, [8.5, 9.9, 11.0])]
+    headline = text(review(Runs(noisy), **CENT_A_SECOND).headline())
+    assert "is within noise" in headline
+    assert "% less" not in headline
+
+
+def test_where_nothing_is_cheaper_that_is_said(on_cpu):
+    page = review(Runs([on_cpu(1, 4.0), on_cpu(4, 10.0)]), **CENT_A_SECOND)
+    assert "no measured setting at the same resolution is cheaper" in text(page.headline())
+
+
+def test_real_weights_are_told_to_compare_answers(on_cpu):
+    page = review(Runs([on_cpu(1, random_weights=False)]), **CENT_A_SECOND)
+    assert "compare answers on your own images" in text(page.headline())
+    assert "random" not in text(page.headline())
+
+
+def test_chinese_has_the_same_numbers(grid, monkeypatch):
+    monkeypatch.setattr(fonts, "cjk_font", lambda: "DejaVu Sans")
+    page = text(review(Runs(grid), **CENT_A_SECOND, lang="zh").headline())
+    assert "当前每 100 张图 ¥1.00；改用 fp32·256 px·批量 4 后为 ¥0.40，节省 60%" in page
+    for english in ("Today", "recommended", "images a month"):
+        assert english not in page
+    assert "没有找到中文字体" not in page
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_without_a_chinese_font_figures_fall_back_to_english_and_the_page_says_so(
+    grid, monkeypatch
+):
+    monkeypatch.setattr(fonts, "cjk_font", lambda: None)
+    page = review(Runs(grid), **CENT_A_SECOND, lang="zh")
+    assert "本机没有找到中文字体" in text(page.headline())
+    assert any(isinstance(part, Image) for part in page.curves())
+    english = review(Runs(grid), **CENT_A_SECOND)
+    assert "font" not in text(english.headline())
+
+
+# ---- prices
+
+
+def test_a_price_of_another_gpu_than_the_measured_is_warned_of(grid, on_cpu):
+    cpu = text(review(Runs(grid), gpu="H100", provider="aws").headline())
+    assert "⚠ The seconds were measured on CPU" in cpu
+    assert "the price is that of a H100" in cpu
+    here = fingerprint() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    gpu = {"environment": here, "resolved": {"device": "cuda", "precision": "fp32"}}
+    measured = Runs([on_cpu(1, **gpu), on_cpu(4, 4.0, **gpu)])
+    assert "⚠" not in text(review(measured, gpu="H100", provider="aws").headline())
+    assert "that of a A10G" in text(review(measured, gpu="A10G").headline())
+
+
+def test_a_cpu_run_on_a_machine_with_the_priced_gpu_is_warned_of_too(on_cpu):
+    here = fingerprint() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    page = review(Runs([on_cpu(environment=here)]), gpu="H100", provider="aws")
+    assert "⚠ The seconds were measured on CPU" in text(page.headline())
+
+
+def test_a_price_of_ones_own_for_the_machine_is_not_warned_of(grid):
+    assert "⚠" not in text(review(Runs(grid), per_hour=3.5).headline())
+    assert "⚠" in text(review(Runs(grid), per_hour=3.5, gpu="A10G").headline())
+
+
+def test_without_a_gpu_the_measured_one_is_priced_or_the_articles(grid, on_cpu):
+    assert review(Runs(grid)).frame.attrs["price"]["gpu"] == "A10G"
+    assert review(Runs(grid)).frame.attrs["price"]["per_hour"] == 48.0  # 0.8 a minute
+    here = fingerprint() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    on_gpu = on_cpu(environment=here, resolved={"device": "cuda:0", "precision": "fp32"})
+    assert review(Runs([on_gpu])).frame.attrs["price"]["gpu"] == "H100"
+
+
+# ---- evidence
+
+
+def test_every_section_has_its_figure(grid):
+    page = review(Runs(grid), **CENT_A_SECOND)
+    for section in (page.waterfall, page.tradeoff, page.curves, page.feasible, page.stages):
+        pictures = [part for part in section() if isinstance(part, Image)]
+        assert len(pictures) == (2 if section == page.stages else 1)  # in seconds and in shares
+        assert all(picture.data.startswith(b"\x89PNG") for picture in pictures)
+    assert "¥" in text(page.article())
+
+
+def test_the_article_is_compared_in_its_own_price(grid):
+    said = text(review(Runs(grid), **CENT_A_SECOND).article())
+    assert "100 s per 100 images today, 40.0 s with" in said
+    assert "would be ¥1.33 and ¥0.53" in said  # 0.8 / 60 a second
+
+
+def test_the_table_lists_the_cheapest_first(grid):
+    page = text(review(Runs(grid), **CENT_A_SECOND).table())
+    assert "The 4 cheapest of 4 measured settings" in page
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL) if "<td>" in row]
+    assert [cells(row)[1] for row in rows] == ["¥0.20", "¥0.40", "¥0.90", "¥1.00"]
+
+
+def test_limits_rule_settings_out_and_say_how_many(grid):
+    page = review(Runs(grid), **CENT_A_SECOND, max_vram_gib=2.0)
+    assert page.recommendation.best["precision"] == "bf16"
+    assert "2 settings over the memory limit" in text(page.waterfall())
+
+
+def test_what_was_not_measured_is_listed_with_reasons(grid, on_cpu):
+    more = [
+        on_cpu(8, status="oom", reason="batch of 8: out of memory"),
+        on_cpu(16, status="skipped", reason="a smaller setting ran out of memory"),
+        on_cpu(2, status="error", reason="the model failed: ValueError"),
+    ]
+    page = text(review(Runs([*grid, *more]), **CENT_A_SECOND).table())
+    assert "1 settings ran out of memory, 1 larger ones were skipped because of that, 1" in page
+    assert "batch of 8: out of memory" in page
+    assert "the model failed: ValueError" in page
+    assert "fp32 · 256 px · batch 8" in page
+
+
+def test_items_without_an_answer_are_counted(on_cpu, make_repeat):
+    run = on_cpu(1, repeats=[make_repeat(10.0, answered=8, failed=2)] * 2)
+    assert "could not be used or got no answer: 2 at most" in text(
+        review(Runs([run]), **CENT_A_SECOND).table()
+    )
+
+
+def test_where_every_setting_ran_out_of_memory_the_page_still_says_what_happened(on_cpu):
+    page = review(
+        Runs(
+            [
+                on_cpu(1, status="oom", reason="batch of 1: out of memory"),
+                on_cpu(4, status="skipped", reason="a smaller setting ran out of memory"),
+            ]
+        ),
+        **CENT_A_SECOND,
+    )
+    assert page.recommendation is None
+    assert "No setting was measured to the end" in text(page.headline())
+    said = whole(page)
+    assert "batch of 1: out of memory" in said
+    assert "¥" not in said
+
+
+# ---- provenance
+
+
+def test_provenance_names_price_workload_machine_and_file(grid, runs_file):
+    path = runs_file(*grid)
+    found = review(path, gpu="A10G", provider="article")._provenance()
+    assert found["prov_price"] == "48 CNY/h: A10G, article, on demand, undated"
+    assert found["prov_workload"].startswith("hand: 10 items")
+    assert fingerprint()["torch"] in found["prov_software"]
+    assert fingerprint()["cpu"] in found["prov_machine"]
+    assert Runs.load(path).file_sha256[:16] in found["prov_file"]
+    assert found["prov_notes"] == ""
+
+
+def test_of_several_environments_the_newest_is_used_and_the_others_counted(on_cpu, runs_file):
+    old = {"torch": "1.0.old", "cpu": "Old CPU", "gpu": None}
+    path = runs_file(
+        on_cpu(1, 500.0, environment=old, started_at="2025-01-01T00:00:00+00:00"),
+        on_cpu(4, 400.0, environment=old, started_at="2025-01-01T00:10:00+00:00"),
+        on_cpu(1, 10.0, started_at="2026-01-01T00:00:00+00:00"),
+        on_cpu(4, 4.0, started_at="2026-01-01T00:10:00+00:00"),
+    )
+    page = review(path, **CENT_A_SECOND)
+    assert "## ¥1.00 per 100 images today" in text(page.headline())
+    said = text(page.provenance())
+    assert "2 rows of other environments" in said
+    assert "1.0.old" not in said
+    assert "Old CPU" not in said
+    assert "2026-01-01T00:00:00+00:00 - 2026-01-01T00:10:00+00:00" in said
+    assert len(page.runs) == 2
+
+
+def test_rows_of_another_workload_are_left_out_and_counted(grid, on_cpu, runs_file):
+    other = {"name": "other", "fingerprint": "0" * 16, "items": 10}
+    before = "2025-01-01T00:00:00+00:00"
+    path = runs_file(on_cpu(1, 1.0, workload=other, key="other", started_at=before), *grid)
+    page = review(path, **CENT_A_SECOND)
+    assert len(page.frame) == 4
+    assert "1 rows of another workload, model or way of measuring" in text(page.provenance())
+
+
+def test_damaged_lines_are_named(grid, runs_file):
+    path = runs_file(*grid)
+    with path.open("ab") as file:
+        file.write(b'{"torn')
+    assert "line 5 of runs.jsonl is left out" in text(review(path).provenance())
+
+
+def test_the_commands_in_the_report_are_accepted_by_the_command_line(grid, runs_file):
+    from qvl_lab import cli
+
+    page = review(
+        runs_file(*grid),
+        gpu="A10G",
+        provider="aws",
+        kind="on_demand",
+        currency="CNY",
+        exchange_rates={"USD": 7.1},
+        prices_file=report.asset("prices.toml"),
+        utilisation=0.5,
+        current={"batch_size": 1},
+        monthly_images=1000,
+        max_vram_gib=20.0,
+        max_ttft_s=5.0,
+    )
+    own = page._report_command()
+    assert "USD=7.1" in own
+    recommended = page.command(page.recommendation.best)
+    assert "--batch-size 4" in recommended
+    for command in (own, recommended):
+        assert accepts(cli.app, shlex.split(command)[1:]) == "", command
+
+
+def accepts(app: Any, arguments: list[str]) -> str:
+    """What the command line has against these arguments; it is not run."""
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    usage = CliRunner().invoke(app, [*arguments, "--no-such-option"])
+    assert result.exit_code == 0
+    complaint = re.search(r"No such option: (\S+)", usage.output)
+    assert complaint, usage.output
+    return "" if complaint[1] == "--no-such-option" else complaint[1]
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpu": "A1OG"}, "Did you mean 'A10G'"),
+        ({"gpu": "A10G", "provider": "awss"}, "Did you mean 'aws'"),
+        ({"utilisation": 0.0}, "utilisation must be above 0"),
+        ({"utilisation": 90}, "utilisation must be above 0"),
+        ({"per_hour": -1.0}, "per_hour must be a number above 0"),
+        ({"currency": "yuan"}, "three capital letters"),
+        ({"gpu": "A10G", "provider": "aws", "currency": "CHF"}, "no exchange rate"),
+        ({"current": {"batch_size": 3}}, "no measured setting has batch_size=3"),
+        ({"current": {"batch": 1}}, "Did you mean 'batch_size'"),
+        ({"max_vram_gib": 0.001}, "no measured setting passes"),
+        ({"lang": "fr"}, "unknown language 'fr'"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(grid, options, words):
+    with pytest.raises(ConfigError, match=words):
+        review(Runs(grid), **options)
+
+
+def test_unknown_names_are_their_own_kind_of_error(grid):
+    with pytest.raises(UnknownNameError):
+        review(Runs(grid), gpu="A1OG")
+
+
+def test_a_file_without_runs_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="cannot read the run file"):
+        review(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(QvlError, match="holds no runs"):
+        review(tmp_path / "empty.jsonl")
+
+
+def test_the_frame_behind_the_page_is_that_of_the_runs(grid):
+    page = review(Runs(grid), **CENT_A_SECOND)
+    expected = Runs(grid).frame()["s_per_100_images"] / 100
+    pd.testing.assert_series_equal(page.frame[page.cost], expected, check_names=False)
+
+
+def test_a_limit_that_todays_setting_breaks_is_paid_for_and_said(runs_file, on_cpu):
+    page = review(
+        runs_file(on_cpu(4, 4.0), on_cpu(1, 10.0)),
+        current={"batch_size": 4},
+        max_vram_gib=2,
+        **CENT_A_SECOND,
+    )
+    said = text(page.headline())
+    assert "¥0.40 per 100 images today" in said
+    assert "costs ¥1.00: 150% more" in said
+    assert "noise" not in said
+
+
+def test_names_from_a_run_file_are_text_and_not_markup(runs_file, on_cpu):
+    evil = "x<img src=x onerror=alert(1)>"
+    page = review(runs_file(on_cpu(1, model=evil), on_cpu(4, 4.0, model=evil)), **CENT_A_SECOND)
+    assert "<img" not in text(page.headline()).replace("```\nqvl-lab run IMAGES", "")[:400]
+    assert "x&lt;img" in text(page.headline())
+
+
+def test_rows_measured_another_way_are_left_out_and_counted(runs_file, on_cpu):
+    other = on_cpu(2, 30.0, plan={"repeats": 1}, started_at="2020-01-01T00:00:00+00:00")
+    page = review(runs_file(other, on_cpu(1), on_cpu(4, 4.0)), **CENT_A_SECOND)
+    assert len(page.frame) == 2
+    assert "1 rows of another workload, model or way of measuring" in text(page.provenance())
+
+
+def test_the_first_row_need_not_have_loaded_to_name_the_device(runs_file, make_run):
+    gpu = {"environment": {"gpu": "NVIDIA H200"}, "resolved": {"device": "cuda"}}
+    lost = make_run(status="oom", batch_size=1, environment=gpu["environment"])
+    page = review(runs_file(lost, make_run(batch_size=2, **gpu), make_run(batch_size=4, **gpu)))
+    assert page.device == "NVIDIA H200"
+    assert page.frame.attrs["price"]["gpu"] == "H200"

@@ -1,0 +1,372 @@
+"""The command line: help, exit codes, output for people and for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+from PIL import Image
+
+import qvl_lab
+from qvl_lab import cli
+from qvl_lab.errors import ReportError
+from qvl_lab.sweeps.store import Runs, Store
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(typer.main.get_command(cli.app).commands)
+SMALL = "--device cpu --resolution 64 --max-new-tokens 2 --quiet"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def qvl(monkeypatch, capsys, tmp_path) -> Callable[[str], Result]:
+    """Run a command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["qvl-lab", *shlex.split(line)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def strict(text: str) -> Any:
+    """Parse JSON as other languages do: NaN and Infinity are none."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Three good images, four bad ones, and a file that is no image at all."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for color in ("red", "green", "blue"):
+        Image.new("RGB", (96, 64), color).save(folder / f"{color}.png")
+    buffer = io.BytesIO()
+    Image.effect_noise((200, 200), 90).convert("RGB").save(buffer, "JPEG")
+    (folder / "cut.jpg").write_bytes(buffer.getvalue()[:4000])
+    (folder / "text.png").write_text("this is no picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "bomb.png").write_bytes(bomb(60_000))
+    (folder / "notes.txt").write_text("not meant to be one")
+    return folder
+
+
+def bomb(side: int) -> bytes:
+    """A small PNG file that claims to be very large."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
+    packed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(qvl, command):
+    result = qvl(f"{command} --help")
+    assert result.code == 0
+    assert re.search(rf"Examples?: qvl-lab {command}\b", " ".join(result.out.split()))
+    parameters = typer.main.get_command(cli.app).commands[command].params
+    assert [p.name for p in parameters if not getattr(p, "help", None)] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_documented_in_the_readme(command):
+    assert f"qvl-lab {command}" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_without_a_command_the_help_is_shown(qvl):
+    result = qvl("--help")
+    assert result.code == 0
+    assert all(command in result.out for command in COMMANDS)
+
+
+def test_the_module_runs_as_a_command_and_knows_its_version():
+    result = subprocess.run(
+        [sys.executable, "-m", "qvl_lab", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (0, f"qvl-lab {qvl_lab.__version__}\n")
+
+
+def test_help_imports_no_torch():
+    code = "import sys; sys.argv = ['qvl-lab', 'run', '--help']\n"
+    code += "from qvl_lab.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+# ---- run
+
+
+def test_answers_go_to_standard_output_and_the_rest_elsewhere(qvl, photos):
+    result = qvl(f"run {photos}/red.png {SMALL}")
+    assert result.code == 0
+    (line,) = result.out.splitlines()
+    assert line.startswith("red.png\t")
+    assert "1 answered, 0 failed" in result.err
+    assert "random weights" in result.err
+    assert "seconds by stage: decode_image" in result.err
+
+
+def test_bad_images_are_named_and_the_exit_code_is_1(qvl, photos):
+    result = qvl(f"run {photos} {SMALL}")
+    assert result.code == 1
+    answered = [line.split("\t")[0] for line in result.out.splitlines()]
+    assert sorted(answered) == ["blue.png", "green.png", "red.png"]
+    failed = re.findall(r"^failed: (\S+): (.+)$", result.err, re.MULTILINE)
+    assert sorted(name for name, _ in failed) == ["bomb.png", "cut.jpg", "empty.png", "text.png"]
+    assert "3 answered, 4 failed" in result.err
+    assert "ignored 1 other files: notes.txt" in result.err
+
+
+def test_json_is_one_object_a_line_with_the_summary_last(qvl, photos):
+    result = qvl(f"run {photos} {SMALL} --json")
+    *answers, last = [strict(line) for line in result.out.splitlines()]
+    assert {a["id"]: a["error"] is None for a in answers} == {
+        "red.png": True,
+        "green.png": True,
+        "blue.png": True,
+        "cut.jpg": False,
+        "text.png": False,
+        "empty.png": False,
+        "bomb.png": False,
+    }
+    summary = last["summary"]
+    assert (summary["answered"], summary["failed"]) == (3, 4)
+    assert len(summary["failures"]) == 4
+    assert summary["images_per_s"] == pytest.approx(3 / summary["wall_s"])
+    assert sum(summary["stages_s"].values()) == pytest.approx(summary["wall_s"], rel=0.02)
+
+
+def test_a_price_gives_a_cost(qvl, photos):
+    result = qvl(f"run {photos}/red.png {SMALL} --json --gpu A10G --provider article")
+    summary = strict(result.out.splitlines()[-1])["summary"]
+    assert summary["cost_cny_per_100_images"] == pytest.approx(summary["wall_s"] * 48 / 36)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run /no/such/folder", "/no/such/folder does not exist"),
+        ("run mixd", "Did you mean 'mixed'"),
+        ("run mixed --precision fp31", "Did you mean 'fp32'"),
+        ("run mixed --resolution 0", "resolution must be"),
+        ("run mixed --batch-size 0", "batch_size must be"),
+        ("run mixed --limit -1", "limit"),
+        ("run mixed --limit 0", "limit"),
+        ("run mixed --gpu A1OG", "Did you mean 'A10G'"),
+        ("run mixed --model tinny", "Did you mean 'tiny'"),
+        ("run mixed --bach-size 3", "--bach-size"),
+        ("run", "SOURCE"),
+        ("rum", "rum"),
+        ("sweep --batch-size 1,x --isolation none", "batch_size must be"),
+        ("sweep --items 2 --batch-size 4", "more than the 2 items"),
+        ("sweep --set batch_siz=3", "Did you mean 'batch_size'"),
+        ("sweep --set nonsense", "--set takes NAME=VALUE"),
+        ("sweep none.toml", "cannot read none.toml"),
+        ("sweep --on-other-environment replace", "unknown choice"),
+        ("report --gpu A10G none.jsonl --model tiny", "not both"),
+        ("report --items 0 --model tiny", "items must be"),
+        ("prices --gpu A1OG", "Did you mean 'A10G'"),
+        ("prices --prices none.toml", "cannot read prices"),
+    ],
+)
+def test_what_cannot_be_used_exits_2_and_says_why(qvl, tmp_path, line, words):
+    result = qvl(line)
+    assert result.code == 2
+    assert words.lower() in result.err.lower()
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert list(tmp_path.glob("*.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run mixed --model /no/such/model", "/no/such/model does not exist"),
+        ("run mixed --model nobody/nothing", "cannot load nobody/nothing"),
+        ("report none.jsonl", "cannot read the run file none.jsonl"),
+    ],
+)
+def test_what_cannot_run_exits_3(qvl, line, words):
+    result = qvl(line)
+    assert result.code == 3
+    assert words in result.err
+    assert "Traceback" not in result.err
+
+
+def test_ctrl_c_exits_130_and_says_that_work_is_kept(qvl, photos, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qvl_lab.engine.stock.Lab.run", interrupt)
+    result = qvl(f"run {photos} {SMALL}")
+    assert result.code == 130
+    assert "interrupted; finished work is kept, the same command goes on" in result.err
+    assert "Traceback" not in result.err
+
+
+# ---- sweep
+
+
+SWEEP = (
+    "sweep --workload photos --batch-size 1,2 --resolution 64 --precision fp32 --max-new-tokens 2 "
+    "--repeats 1 --isolation none --quiet --set device=cpu"
+)
+
+
+def test_a_sweep_writes_its_rows_and_counts_them(qvl, photos, tmp_path):
+    result = qvl(SWEEP)
+    assert result.code == 1  # photos holds four files that cannot be used
+    assert result.out == "2 settings in runs.jsonl: 2 ok\n"
+    named = re.findall(r"^failed: (\S+):", result.err, re.MULTILINE)
+    assert named == ["bomb.png", "cut.jpg", "empty.png", "text.png"]
+    assert [run.config["batch_size"] for run in Runs.load(tmp_path / "runs.jsonl")] == [1, 2]
+    again = qvl(f"{SWEEP} --json")
+    assert strict(again.out) == {"out": "runs.jsonl", "settings": 2, "statuses": {"ok": 2}}
+
+
+def test_failed_settings_exit_3_and_are_named(qvl, photos):
+    result = qvl(f"{SWEEP} --model tiny,/no/such/model")
+    assert result.code == 3
+    assert result.out == "4 settings in runs.jsonl: 2 error, 2 ok\n"
+    assert result.err.count("failed: fp32, 64: model folder /no/such/model does not exist") == 2
+
+
+def test_out_of_memory_is_a_result_and_exits_0(qvl, photos, monkeypatch):
+    def measure(job, get_lab=None):
+        return job.result("oom", "made to be")
+
+    monkeypatch.setattr("qvl_lab.sweeps.measure.measure", measure)
+    result = qvl(f"{SWEEP} --json")
+    assert result.code == 0
+    assert strict(result.out)["statuses"] == {"oom": 1, "skipped": 1}
+
+
+def test_a_run_file_of_another_environment_exits_3_and_names_the_choices(qvl, photos, on_cpu):
+    with Store("runs.jsonl") as store:
+        store.append(on_cpu(environment={"torch": "1.0"}))
+    result = qvl(SWEEP)
+    assert result.code == 3
+    for choice in ("--on-other-environment keep", "--on-other-environment fresh"):
+        assert choice in result.err
+    assert qvl(f"{SWEEP} --on-other-environment fresh").code == 1
+    assert Path("runs.1.jsonl").exists()
+
+
+# ---- report
+
+
+def test_report_passes_its_options_on(qvl, monkeypatch):
+    from qvl_lab.show.report import ReportFiles
+
+    asked: dict[str, Any] = {}
+
+    def report(runs, **options):
+        asked.update(options, runs=runs)
+        return ReportFiles(Path("a.html"), Path("a.ipynb"), Path("a.csv"))
+
+    monkeypatch.setattr("qvl_lab.show.report.report", report)
+    result = qvl(
+        "report r.jsonl --gpu A10G --rate USD=7.1 --current batch_size=1 --current precision=fp32 "
+        "--monthly-images 5 --lang zh --out review --json"
+    )
+    assert result.code == 0
+    assert strict(result.out) == {"html": "a.html", "notebook": "a.ipynb", "csv": "a.csv"}
+    assert asked["exchange_rates"] == {"USD": 7.1}
+    assert asked["current"] == {"batch_size": 1, "precision": "fp32"}
+    assert (asked["runs"], asked["out"]) == (Path("r.jsonl"), Path("review"))
+    assert (asked["monthly_images"], asked["lang"], asked["gpu"]) == (5, "zh", "A10G")
+
+
+def test_a_report_that_stops_exits_4(qvl, monkeypatch):
+    def report(*_, **__):
+        raise ReportError("the report stopped: cell 3: what it had is in review/report.html")
+
+    monkeypatch.setattr("qvl_lab.show.report.report", report)
+    result = qvl("report r.jsonl")
+    assert result.code == 4
+    assert "what it had is in review/report.html" in result.err
+
+
+# ---- prices and doctor
+
+
+def test_prices_name_date_and_source(qvl):
+    result = qvl("prices --gpu A10G")
+    assert result.code == 0
+    assert "48.0" in result.out
+    assert "the article behind this project" in result.out
+    assert "H100" not in result.out
+    table = strict(qvl("prices --json").out)
+    assert {"gpu", "provider", "per_hour", "currency", "date", "source"} <= set(table["prices"][0])
+    assert all(rate["date"] and rate["source"] for rate in table["rates"])
+
+
+def test_prices_of_ones_own_come_first(qvl):
+    Path("own.toml").write_text(
+        '[[price]]\ngpu = "Z100"\nprovider = "us"\nper_hour = 1.5\ncurrency = "CNY"\n'
+    )
+    first = strict(qvl("prices --prices own.toml --json").out)["prices"][0]
+    assert (first["gpu"], first["per_hour"], first["date"]) == ("Z100", 1.5, "undated")
+
+
+def test_the_doctor_says_what_is_there(qvl):
+    result = qvl("doctor")
+    assert result.code == 0
+    assert re.search(r"^ok\s+torch\s+2\.", result.out, re.MULTILINE)
+    checks = {check["name"]: check for check in strict(qvl("doctor --json").out)}
+    assert checks["transformers"]["ok"] is True
+    assert {"nvml", "cuda", "torchao", "cjk font", "disk"} <= set(checks)
+
+
+def test_the_doctor_fails_where_something_needed_is_missing(qvl, monkeypatch):
+    from qvl_lab.show import doctor
+
+    here = doctor.fingerprint() | {"transformers": None}
+    monkeypatch.setattr(doctor, "fingerprint", lambda: here)
+    result = qvl("doctor")
+    assert result.code == 3
+    assert re.search(r"^miss\s+transformers\s+pip install transformers", result.out, re.MULTILINE)
+
+
+def test_settings_beside_a_sweep_file_are_refused_not_ignored(qvl, tmp_path):
+    (tmp_path / "grid.toml").write_text("[axes]\nbatch_size = [1]\n")
+    result = qvl("sweep grid.toml --repeats 5 --model tiny --out runs.jsonl")
+    assert result.code == 2
+    assert "model, repeats" in result.err
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+@pytest.mark.parametrize("rate", ["USD=abc", "usd=7"])
+def test_a_rate_that_cannot_be_used_is_refused(qvl, rate, tmp_path):
+    result = qvl(f"report {ROOT / 'reports/h200-8b/runs.jsonl'} --out r --rate {rate}")
+    assert result.code == 2
+    assert "abc" in result.err or "usd" in result.err
+    assert not (tmp_path / "r").exists()

@@ -1,0 +1,130 @@
+"""The notebooks: committed clean, with parameters, and running from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import nbformat
+import papermill
+import pytest
+from PIL import Image
+
+from qvl_lab.show.fonts import style
+from qvl_lab.show.report import _own_kernel
+from qvl_lab.sweeps.store import Runs, Store
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch) -> Callable[..., nbformat.NotebookNode]:
+    """Run a notebook with parameters in an empty folder; a failing cell raises."""
+    # Beside what others do on this machine its commit may change, and rows would not be compared.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # figures go into the notebook
+
+    def run(name: str, **parameters: Any) -> nbformat.NotebookNode:
+        with _own_kernel() as kernel:
+            return papermill.execute_notebook(
+                str(FOLDER / name),
+                str(tmp_path / name),
+                parameters=parameters,
+                kernel_name=kernel,
+                cwd=str(tmp_path),
+                execution_timeout=240,
+                progress_bar=False,
+            )
+
+    return run
+
+
+def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[str]:
+    """All outputs of a MIME type."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [out.data[kind] for c in cells for out in c.outputs if kind in out.get("data", {})]
+
+
+def test_the_first_three_notebooks_are_there():
+    assert {"00_quickstart.ipynb", "01_sweep.ipynb", "02_cost_report.ipynb"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_are_committed_without_outputs(name):
+    notebook = nbformat.read(FOLDER / name, 4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_start_with_a_question_and_have_one_cell_of_parameters(name):
+    cells = nbformat.read(FOLDER / name, 4).cells
+    assert cells[0].cell_type == "markdown"
+    assert cells[0].source.startswith("# ")
+    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert tagged[0].cell_type == "code"
+
+
+def test_the_quickstart_goes_from_pictures_to_a_price(execute, tmp_path):
+    (tmp_path / "small").mkdir()
+    for i in range(8):
+        Image.new("RGB", (96, 64), (30 * i, 0, 90)).save(tmp_path / "small" / f"{i}.png")
+    notebook = execute("00_quickstart.ipynb", workload="small", out="q.jsonl")
+    runs = Runs.load(tmp_path / "q.jsonl")
+    assert [run.status for run in runs] == ["ok"] * len(runs)
+    assert {run.workload["name"] for run in runs} == {"small"}
+    assert len(outputs(notebook, "image/png")) == 1
+    assert any("cost_cny_per_100_images" in html for html in outputs(notebook, "text/html"))
+
+
+@pytest.mark.slow
+def test_the_sweep_notebook_measures_its_grid_and_draws_it(execute, tmp_path):
+    notebook = execute(
+        "01_sweep.ipynb",
+        items=4,
+        batch_size=[1, 4],
+        resolution=[64, 96],
+        precision=["fp32", "bf16"],
+        max_new_tokens=2,
+        repeats=2,
+        out="s.jsonl",
+    )
+    runs = Runs.load(tmp_path / "s.jsonl")
+    assert [run.status for run in runs] == ["ok"] * 8
+    assert len(outputs(notebook, "image/png")) == 5
+
+
+def test_the_report_notebook_reviews_a_run_file(execute, tmp_path, on_cpu):
+    with Store(tmp_path / "r.jsonl") as store:
+        for run in (on_cpu(1, 10.0), on_cpu(4, 4.0)):
+            store.append(run)
+    notebook = execute("02_cost_report.ipynb", runs="r.jsonl", per_hour=36.0)
+    (headline, *_) = outputs(notebook, "text/markdown")
+    assert "¥1.00 per 100 images today, ¥0.40 with" in headline
+    assert len(outputs(notebook, "image/png")) >= 5
+
+
+@pytest.mark.slow
+def test_the_report_notebook_by_hand_sweeps_the_embedded_model_first(execute, tmp_path):
+    notebook = execute("02_cost_report.ipynb")
+    assert {run.status for run in Runs.load(tmp_path / "report-runs.jsonl")} == {"ok"}
+    assert "per 100 images today" in outputs(notebook, "text/markdown")[0]
+
+
+def test_a_figure_leaves_a_notebooks_backend_as_it_made_it():
+    """It turns interactive mode on when the first figure loads it; later figures need that."""
+    before = matplotlib.is_interactive()
+    try:
+        matplotlib.interactive(False)
+        with style("en"):
+            matplotlib.interactive(True)
+        assert matplotlib.is_interactive()
+    finally:
+        matplotlib.interactive(before)
