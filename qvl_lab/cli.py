@@ -421,7 +421,8 @@ def _refuse_beside_file(context: typer.Context) -> None:
         and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
     if given:
-        raise ConfigError(f"a sweep file says it all; put these into it: {', '.join(sorted(given))}")
+        names = ", ".join(sorted(given))
+        raise ConfigError(f"a sweep file says it all; put these into it: {names}")
 
 
 def _values(text: str) -> list[Any]:

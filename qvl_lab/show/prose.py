@@ -80,8 +80,8 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     "run_it": ("To run the recommended setting:", "运行推荐配置："),
     "price_mismatch": (
-        "The seconds were measured on {device}, the price is that of a {gpu}: read the money as "
-        "arithmetic on an example, not as what a {gpu} would cost.",
+        "The seconds were measured on {device}, the price is that of {gpu}: read the money as "
+        "arithmetic on an example, not as what {gpu} would cost.",
         "耗时在 {device} 上测得，价格却取自 {gpu}：金额只是算例，不代表 {gpu} 的实际成本。",
     ),
     "figures_in_english": (
