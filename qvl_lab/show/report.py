@@ -236,9 +236,9 @@ body { font-family: system-ui, "Noto Sans CJK SC", "Microsoft YaHei", "PingFang 
 .jp-RenderedHTMLCommon blockquote { border-left: 4px solid #d99; background: #fdf3f0; color: #333;
   padding: .4rem .9rem; }
 .jp-RenderedHTMLCommon table { font-size: .92rem; margin: .6rem 0; }
-.jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td { padding: .3rem .8rem;
+.jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td { padding: .3rem .6rem;
   text-align: left !important; vertical-align: top; max-width: none; white-space: nowrap; }
-.jp-RenderedHTMLCommon td:last-child { white-space: normal; }
+.jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td:last-child { white-space: normal; }
 .jp-RenderedImage img { max-width: 100%; height: auto; }
 .qvl-failure { background: #b00020; color: white; padding: .8rem 1rem; font-weight: 600; }
 """
