@@ -90,7 +90,6 @@ PROSE: dict[str, tuple[str, str]] = {
         "本机没有找到中文字体，图中文字改用英文（Debian、Ubuntu：apt install fonts-noto-cjk）。",
     ),
     # evidence
-    "evidence": ("Evidence", "依据"),
     "waterfall_heading": ("From today to the recommended setting", "从当前到推荐配置"),
     "waterfall_note": (
         "Each step is a measured setting; levers are pulled in the order batch, cache, engine, "
