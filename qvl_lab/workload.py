@@ -36,7 +36,7 @@ from qvl_lab.config import ImagePolicy, digest
 from qvl_lab.errors import ImageError, UnknownNameError, WorkloadError
 
 DEFAULT_QUESTION = "Describe this image."
-PACKAGED = ("mixed",)
+PACKAGED = ("evaluation", "mixed")
 COLUMNS = ("id", "image", "question", "answer", "task")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ""})
 #: Decoders that may run on foreign bytes. Formats that start other programs are not among them.

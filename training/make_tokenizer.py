@@ -3,8 +3,9 @@
     python training/make_tokenizer.py
 
 The tokenizer is a byte-level BPE with Qwen's pre-tokenizer pattern and special tokens, trained on
-the packaged workload's questions and answers and a short bilingual vocabulary, so that it encodes
-any UTF-8 text. The model's shape is a Qwen3-VL of about seven million parameters.
+the packaged workload's questions and answers, those of the training scenes, and a short bilingual
+vocabulary, so that it encodes any UTF-8 text. The model's shape is a Qwen3-VL of about eight
+million parameters.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from scenes import ask, generator, scene
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -65,6 +67,12 @@ def corpus() -> list[str]:
     rows = (ROOT / "data" / "mixed" / "mixed.jsonl").read_text("utf-8").splitlines()
     items = [json.loads(row) for row in rows]
     texts = [item[key] for item in items for key in ("question", "answer") if item[key]]
+    for index in range(200):
+        rng = generator("train", index)
+        picture = scene(rng)
+        asked = [ask(rng, task, picture) for task in ("colour", "count", "locate", "read")]
+        asked.append(ask(rng, "total", picture))
+        texts += [text for question in asked for text in (question.text, question.answer)]
     return texts * 2 + [" " + word for word in WORDS] * 20 + WORDS * 20
 
 
@@ -108,13 +116,13 @@ def model_config(ids: dict[str, int]) -> dict[str, object]:
             "model_type": "qwen3_vl_text",
             "vocab_size": VOCABULARY,
             "hidden_size": 256,
-            "intermediate_size": 640,
+            "intermediate_size": 512,
             "num_hidden_layers": 6,
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
             "head_dim": 32,
             "hidden_act": "silu",
-            "initializer_range": 0.06,
+            "initializer_range": 0.02,
             "max_position_embeddings": 32768,
             "rms_norm_eps": 1e-6,
             "rope_theta": 10000.0,
@@ -135,7 +143,7 @@ def model_config(ids: dict[str, int]) -> dict[str, object]:
             "intermediate_size": 480,
             "num_heads": 5,
             "hidden_act": "gelu_pytorch_tanh",
-            "initializer_range": 0.06,
+            "initializer_range": 0.02,
             "in_channels": 3,
             "patch_size": 16,
             "spatial_merge_size": 2,

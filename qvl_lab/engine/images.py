@@ -29,12 +29,17 @@ TASK_ALIASES = {
     "图像描述": "description",
     "caption": "description",
     "describe": "description",
+    "colour": "description",
+    "color": "description",
     "精细分析": "fine_analysis",
     "细粒度分析": "fine_analysis",
     "文字识别": "fine_analysis",
     "fine": "fine_analysis",
     "ocr": "fine_analysis",
     "read": "fine_analysis",
+    "read_large": "fine_analysis",
+    "read_small": "fine_analysis",
+    "total": "fine_analysis",
 }
 
 

@@ -122,14 +122,11 @@ def load_model(spec: ModelSpec) -> Loaded:
     """
     spec = resolve(spec)
     started = time.perf_counter()
-    files: Path | str = asset("tiny")
+    files: Path | str = asset(TINY)
     if spec.model.startswith("random:"):
         model = _random_model(spec, _random_config(spec.model))
-    elif spec.model == TINY:
-        config = AutoConfig.from_pretrained(files)
-        model = _random_model(spec, config)
     else:
-        files = _location(spec.model)
+        files = files if spec.model == TINY else _location(spec.model)
         model = _pretrained(spec, files)
     model = _quantised(model, spec).eval()
     tokenizer, image_processor = _processors(spec, files)
@@ -141,7 +138,7 @@ def load_model(spec: ModelSpec) -> Loaded:
         tokenizer=tokenizer,
         image_processor=image_processor,
         limits=limits,
-        random_weights=spec.model == TINY or spec.model.startswith("random:"),
+        random_weights=spec.model.startswith("random:"),
         load_s=time.perf_counter() - started,
     )
 
@@ -198,10 +195,12 @@ def base_dtype(spec: ModelSpec) -> torch.dtype:
 
 def _random_config(name: str) -> Any:
     size = name.removeprefix("random:").lower()
+    tiny = AutoConfig.from_pretrained(asset(TINY))
+    if size == TINY:
+        return tiny
     if size not in SHAPES:
-        raise UnknownNameError("model", name, [f"random:{s}" for s in SHAPES])
+        raise UnknownNameError("model", name, [f"random:{s}" for s in (TINY, *SHAPES)])
     shape = SHAPES[size]
-    tiny = AutoConfig.from_pretrained(asset("tiny"))
     moe = "num_experts" in shape["text"]
     text = dict(
         shape["text"],
@@ -266,7 +265,7 @@ def _location(model: str) -> Path | str:
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         if "/" in model:
             raise ModelError(f"model folder {model} does not exist")
-        known = [TINY, *(f"random:{size}" for size in SHAPES)]
+        known = [TINY, *(f"random:{size}" for size in (TINY, *SHAPES))]
         raise UnknownNameError("model", model, [*known, "a folder", "owner/name on the hub"])
     return model
 
@@ -344,7 +343,7 @@ def _processors(spec: ModelSpec, files: Path | str) -> tuple[Any, Any]:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
-        template = asset("tiny") / "chat_template.jinja"
+        template = asset(TINY) / "chat_template.jinja"
         tokenizer.chat_template = template.read_text("utf-8")
     return tokenizer, image_processor
 
