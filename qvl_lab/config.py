@@ -41,7 +41,8 @@ class ModelSpec:
     Parameters
     ----------
     model : str
-        ``"tiny"``, ``"random:8b"`` (2b, 4b, 8b, 32b, 30b-a3b, 235b-a22b), a folder, or a hub id.
+        ``"tiny"``, ``"random:8b"`` (tiny, 2b, 4b, 8b, 32b, 30b-a3b, 235b-a22b), a folder, or a
+        hub id.
     precision : str
         ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"int8"`` (weights of the language model only), or
         ``"auto"``: bf16 on a GPU that has it, fp32 on a CPU.
@@ -54,7 +55,7 @@ class ModelSpec:
     attn_implementation : str, optional
         As in transformers; None leaves the choice to transformers.
     seed : int
-        Seeds the weights of ``tiny`` and ``random:*``.
+        Seeds the weights of ``random:*``.
     """
 
     model: str = "tiny"
@@ -200,8 +201,9 @@ class SweepSpec:
     items : int, optional
         Use only this many items (a seeded sample). None uses all of them.
     batches : int, optional
-        Measure at most this many batches per repeat, for long grids: small batches then see
-        fewer items. Fair only if the items are alike.
+        Time at most this many batches per repeat, for long grids: small batches then see
+        fewer items. Fair only if the items are alike. If quality is measured, one more pass that
+        is not timed answers all items.
     repeats : int
         Timed passes over the items.
     warmup : int
@@ -210,6 +212,10 @@ class SweepSpec:
         Seeds the sample of items.
     timeout_s : float
         A configuration that takes longer is given up (process isolation only).
+    quality : bool
+        Score the answers of items whose answer is known. Random weights are never scored.
+    metrics : mapping of str to str
+        Task to metric, for tasks of your own; see :func:`qvl_lab.analysis.quality.metric_for`.
     isolation : str
         ``"process"``: each configuration in a process of its own, so that a crash stays there and
         memory peaks start from nothing. ``"none"``: all in this process.
@@ -225,6 +231,8 @@ class SweepSpec:
     warmup: int = 1
     seed: int = 0
     timeout_s: float = 3600.0
+    quality: bool = True
+    metrics: Mapping[str, str] = field(default_factory=dict)
     isolation: str = "process"
 
     def __post_init__(self) -> None:
@@ -239,6 +247,9 @@ class SweepSpec:
             if getattr(self, name) is not None:
                 _bounded(name, getattr(self, name), 1, 10**9)
         _positive("timeout_s", self.timeout_s)
+        _member("quality", self.quality, (True, False))
+        if not isinstance(self.metrics, Mapping):
+            raise ConfigError(f"metrics must map tasks to metrics, not {self.metrics!r}")
         _member("isolation", self.isolation, ("process", "none"))
         self.configurations()
 
@@ -291,7 +302,7 @@ class SweepSpec:
                 raise ConfigError(f"axis {name} holds None, which TOML cannot say; name a value")
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         del options["axes"], options["base"]
-        defaults = {f.name: f.default for f in fields(self)}
+        defaults = {f.name: f.default for f in fields(self)} | {"metrics": {}}
         default_fields = Config().flat()
         tables = {
             "sweep": {k: v for k, v in options.items() if v is not None and v != defaults[k]},

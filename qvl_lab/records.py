@@ -79,6 +79,13 @@ class Run:
         See :func:`qvl_lab.hardware.fingerprint`.
     failures : list of dict
         ``id`` and ``error`` of items without an answer.
+    scores : dict
+        Task to metric and scores item by item, as
+        :class:`qvl_lab.analysis.quality.TaskScores` writes them; empty where no answer is known
+        or the weights are random.
+    answers : list of dict
+        ``id``, ``task``, ``question``, ``expected`` and ``answer`` of every item. A store keeps
+        them in a file of their own, so a run that was read from a file has none.
     """
 
     key: str
@@ -97,6 +104,8 @@ class Run:
     random_weights: bool | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: list[dict[str, str | None]] = field(default_factory=list)
     schema: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -125,7 +134,7 @@ class Run:
                 f"schema version {values['schema']}, this qvl_lab reads {SCHEMA_VERSION}: "
                 "read it with the version that wrote it, or measure again"
             )
-        for name in ("config", "resolved", "workload", "plan", "environment"):
+        for name in ("config", "resolved", "workload", "plan", "environment", "scores"):
             if not isinstance(values.get(name, {}), dict):
                 raise StoreError(f"not a run: {name} is no object")
         missing = {"key", "status", "started_at", "config", "workload"} - set(values)

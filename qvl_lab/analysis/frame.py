@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
 import pandas as pd
 
+from qvl_lab.analysis.intervals import interval
+from qvl_lab.analysis.quality import TaskScores
 from qvl_lab.analysis.stats import Estimate, estimate
 from qvl_lab.config import BY_TASK, digest
 from qvl_lab.records import STAGES, Run, environment_key
@@ -45,9 +47,35 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``; peak bytes as
         ``peak_NAME_bytes``; ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``;
         ``load_s``, ``warmup_s``; workload and environment columns; ``environment`` names the
-        environment as a whole. Unknown is NaN or None.
+        environment as a whole; the columns of :func:`quality_columns`. Unknown is NaN or None.
     """
     return pd.DataFrame([_row(run) for run in runs])
+
+
+def quality_columns(scores: Mapping[str, TaskScores], kind: str) -> dict[str, Any]:
+    """What a row says about its answers.
+
+    ``quality`` (0-1), the mean over tasks of each task's mean score, with ``_low`` and ``_high``
+    of its 95% interval over the items; the same for each task as ``quality_TASK``;
+    ``quality_kind``, "answers" if they were compared with true ones, "agreement" if with those of
+    another setting; ``quality_items``, ``quality_missing``, ``quality_unparsed``: how many items
+    were scored, had no answer, had an answer without a readable box; ``scores``, task to its
+    scores item by item.
+    """
+    row: dict[str, Any] = dict.fromkeys(("quality", "quality_low", "quality_high"))
+    row |= {"quality_kind": None, "quality_items": None, "quality_missing": None}
+    row |= {"quality_unparsed": None, "scores": None}
+    if not any(found.count for found in scores.values()):
+        return row
+    groups = {"quality": [found.values for found in scores.values()]}
+    groups |= {f"quality_{task}": [found.values] for task, found in scores.items()}
+    for name, values in groups.items():
+        row |= zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True)
+    row |= {"quality_kind": kind, "scores": {task: s.values for task, s in scores.items()}}
+    row["quality_items"] = sum(found.count for found in scores.values())
+    row["quality_missing"] = sum(found.missing for found in scores.values())
+    row["quality_unparsed"] = sum(found.unparsed for found in scores.values())
+    return row
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -64,7 +92,9 @@ def _row(run: Run) -> dict[str, Any]:
     row["energy_j_per_100_images"] = _energy(run)
     row |= {"load_s": run.cold.get("load_s"), "warmup_s": run.cold.get("warmup_s")}
     row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
-    row |= {"quality": None, "started_at": run.started_at}
+    row["started_at"] = run.started_at
+    scores = {task: TaskScores.from_dict(values) for task, values in run.scores.items()}
+    row |= quality_columns(scores, "answers")
     row |= {"workload": run.workload.get("name"), "workload_items": run.workload.get("items")}
     row["workload_fingerprint"] = run.workload.get("fingerprint")
     row |= {f"env_{name}": value for name, value in run.environment.items()}

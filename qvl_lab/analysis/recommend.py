@@ -10,6 +10,7 @@ import pandas as pd
 
 from qvl_lab.analysis.cost import cost_column
 from qvl_lab.analysis.frame import SETTINGS
+from qvl_lab.analysis.intervals import Comparison, compare
 from qvl_lab.analysis.stats import Estimate
 from qvl_lab.errors import ConfigError, UnknownNameError
 
@@ -48,6 +49,11 @@ class Recommendation:
         How many settings each limit ruled out.
     cheaper : Series or None
         The cheapest setting if the held fields were free, where that is another one.
+    quality : Comparison or None
+        How much better ``best`` answers the same items than ``current``; None if quality was not
+        measured.
+    min_quality : float or None
+        The limit on quality that was kept, given or derived.
     """
 
     current: pd.Series
@@ -57,6 +63,8 @@ class Recommendation:
     held: tuple[str, ...] = ()
     excluded: dict[str, int] = field(default_factory=dict)
     cheaper: pd.Series | None = None
+    quality: Comparison | None = None
+    min_quality: float | None = None
 
     @property
     def within_noise(self) -> bool:
@@ -69,7 +77,9 @@ def recommend(
     frame: pd.DataFrame,
     *,
     current: Mapping[str, Any] | None = None,
-    hold: Sequence[str] = ("resolution",),
+    hold: Sequence[str] | None = None,
+    min_quality: float | None = None,
+    max_quality_loss: float = 0.02,
     max_vram_gib: float | None = None,
     max_ttft_s: float | None = None,
 ) -> Recommendation:
@@ -82,9 +92,11 @@ def recommend(
     current : mapping, optional
         Fields of today's setting, ``{"batch_size": 1, "precision": "fp32"}``. By default the
         serial run at the largest resolution and most exact precision measured.
-    hold : sequence of str
-        Fields that must stay as they are. Resolution is held because its effect on quality is
-        not part of these rows.
+    hold : sequence of str, optional
+        Fields that must stay as they are. By default nothing, but the resolution where quality is
+        not known: what fewer pixels would lose is then not known either.
+    min_quality : float, optional
+        Limit on quality (0-1). By default today's less ``max_quality_loss``, where it is known.
     max_vram_gib, max_ttft_s : float, optional
         Limits on peak memory (reserved by torch; process memory on a CPU) and on the median time
         to first token. A setting whose value is unknown does not pass a limit.
@@ -92,20 +104,26 @@ def recommend(
     Raises
     ------
     ConfigError
-        If nothing was measured, ``current`` names no measured setting, or no setting passes.
+        If nothing was measured, ``current`` names no measured setting, quality is limited and not
+        known, or no setting passes.
     """
     rows = measured(frame)
     today = find_row(rows, current) if current else baseline(rows)
-    passing, excluded = _within(rows, max_vram_gib, max_ttft_s)
+    if min_quality is not None:
+        with_quality(rows)
+    elif pd.notna(today["quality"]):
+        min_quality = float(today["quality"]) - max_quality_loss
+    limits = {"min_quality": min_quality, "max_vram_gib": max_vram_gib, "max_ttft_s": max_ttft_s}
+    passing, excluded = _within(rows, limits)
+    if hold is None:
+        hold = () if min_quality is not None else ("resolution",)
     kept = passing
     for name in hold:
         if name not in SETTINGS:
             raise UnknownNameError("field", name, SETTINGS)
         kept = kept[kept[name].map(_spelled) == _spelled(today[name])]
     if kept.empty:
-        raise ConfigError(
-            f"no measured setting passes the limits ({excluded}); raise max_vram_gib or max_ttft_s"
-        )
+        raise ConfigError(_nothing_passes(rows, excluded))
     best = _cheapest(kept)
     cheaper = _cheapest(passing)
     return Recommendation(
@@ -116,6 +134,47 @@ def recommend(
         held=tuple(hold),
         excluded=excluded,
         cheaper=None if cheaper["key"] == best["key"] else cheaper,
+        quality=quality_difference(today, best),
+        min_quality=min_quality,
+    )
+
+
+def with_quality(frame: pd.DataFrame) -> pd.DataFrame:
+    """Measured rows whose quality is known.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; it says what is missing.
+    """
+    rows = measured(frame)
+    known = rows[rows["quality"].notna()]
+    if not known.empty:
+        return known
+    if rows["random_weights"].eq(True).all():
+        why = "the weights are random, so the answers mean nothing; use a trained model"
+    else:
+        why = "give the workload an 'answer' column, and do not sweep with quality=False"
+    raise ConfigError(f"no setting has a quality: {why}")
+
+
+def quality_difference(before: pd.Series, after: pd.Series) -> Comparison | None:
+    """How much better ``after`` answers the same items than ``before``; None if not known."""
+    scores = [row["scores"] for row in (before, after)]
+    if not all(isinstance(found, Mapping) for found in scores) or list(scores[0]) != list(
+        scores[1]
+    ):
+        return None
+    first, second = (list(found.values()) for found in scores)
+    return compare(first, second)
+
+
+def _nothing_passes(rows: pd.DataFrame, excluded: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{name} rules out {n}" for name, n in excluded.items())
+    best = f" (best quality measured: {rows['quality'].max():.3f})" * ("min_quality" in excluded)
+    return (
+        f"no measured setting passes the limits: of {len(rows)}, {counts}{best}; "
+        f"loosen {' or '.join(excluded)}, or measure other settings"
     )
 
 
@@ -232,19 +291,20 @@ def _cheapest(rows: pd.DataFrame) -> pd.Series:
 
 
 def _within(
-    rows: pd.DataFrame, max_vram_gib: float | None, max_ttft_s: float | None
+    rows: pd.DataFrame, limits: Mapping[str, float | None]
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    excluded: dict[str, int] = {}
-    limits = {
-        "max_vram_gib": (peak_memory_bytes(rows) / 2**30, max_vram_gib),
-        "max_ttft_s": (rows["ttft_s"].astype(float), max_ttft_s),
+    passes = {  # NaN passes none of them
+        "min_quality": lambda limit: rows["quality"].astype(float) >= limit - 1e-9,
+        "max_vram_gib": lambda limit: peak_memory_bytes(rows) / 2**30 <= limit,
+        "max_ttft_s": lambda limit: rows["ttft_s"].astype(float) <= limit,
     }
+    excluded: dict[str, int] = {}
     keep = pd.Series(True, index=rows.index)
-    for name, (values, limit) in limits.items():
+    for name, limit in limits.items():
         if limit is not None:
-            passes = values <= limit  # NaN does not pass
-            excluded[name] = int((~passes).sum())
-            keep &= passes
+            passing = passes[name](limit)
+            excluded[name] = int((~passing).sum())
+            keep &= passing
     return rows[keep], excluded
 
 

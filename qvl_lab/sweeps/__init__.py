@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from qvl_lab.analysis.quality import score
 from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, SweepSpec
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
@@ -72,7 +73,7 @@ def sweep(
         raise UnknownNameError("choice", on_other_environment, ON_OTHER_ENVIRONMENT)
     workload = load_workload(spec.workload, question=spec.question).sample(spec.items, spec.seed)
     _check(spec, workload)
-    plan = Plan(repeats=spec.repeats, warmup=spec.warmup, batches=spec.batches, seed=spec.seed)
+    plan = Plan(**{f.name: getattr(spec, f.name) for f in fields(Plan)})
     jobs = [Job(config=c, workload=workload, plan=plan) for c in smallest_first(spec)]
     with Store(out) as store:
         for note in store.runs.notes:
@@ -198,6 +199,17 @@ def _check(spec: SweepSpec, workload: Workload) -> None:
                 f"batch_size {config.engine.batch_size} is more than the {len(workload)} items of "
                 f"workload {workload.name!r}; use more items or smaller batches"
             )
+    if spec.quality:
+        _check_metrics(spec, workload)
+
+
+def _check_metrics(spec: SweepSpec, workload: Workload) -> None:
+    """Score the true answers: whatever keeps answers from being scored shows before the work."""
+    expected = [item.answer for item in workload.items]
+    try:
+        score([item.task for item in workload.items], expected, expected, spec.metrics)
+    except ConfigError as e:
+        raise ConfigError(f"{e}. Or measure without quality: quality=False (--no-quality)") from e
 
 
 def _here(runs: Sequence[Run]) -> list[Run]:

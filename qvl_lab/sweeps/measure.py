@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
+from qvl_lab.analysis.quality import score
 from qvl_lab.config import Config, ModelSpec
 from qvl_lab.engine.model import first_line, memory_limit, out_of_memory, resolve
 from qvl_lab.engine.stock import Generation, Lab, free, load
@@ -23,12 +24,16 @@ MAX_FAILURES_KEPT = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to measure: timed passes, warm-up batches, and how many batches a pass has at most."""
+    """How to measure: timed passes, warm-up batches, how many batches a pass has at most, and
+    how answers are scored.
+    """
 
     repeats: int = 3
     warmup: int = 1
     batches: int | None = None
     seed: int = 0
+    quality: bool = True
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +147,25 @@ def _measure(
         kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")
     }
     parts["power"] = {k: readings[k] for k in ("gpu_utilisation", "power_w", "energy_j")}
+    if not lab.loaded.random_weights:
+        everything = _loaded(job.workload, config)
+        if len(items) < len(everything):  # the timed passes saw only some
+            generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
+        parts |= _judged(job, generation)
+
+
+def _judged(job: Job, generation: Generation) -> dict[str, Any]:
+    """The answers to all items, and their scores where the true answer is known."""
+    items = job.workload.items
+    tasks, expected = [item.task for item in items], [item.answer for item in items]
+    rows = [
+        {"id": i.id, "task": i.task, "question": i.question, "expected": i.answer, "answer": text}
+        for i, text in zip(items, generation.texts, strict=True)
+    ]
+    if not job.plan.quality:
+        return {"answers": rows}
+    scores = score(tasks, generation.texts, expected, job.plan.metrics)
+    return {"answers": rows, "scores": {task: found.to_dict() for task, found in scores.items()}}
 
 
 def _items(job: Job) -> list[Item]:
@@ -149,13 +173,17 @@ def _items(job: Job) -> list[Item]:
     workload = job.workload
     if job.plan.batches is not None:
         workload = workload.sample(job.plan.batches * job.config.engine.batch_size, job.plan.seed)
+    return _loaded(workload, job.config)
+
+
+def _loaded(workload: Workload, config: Config) -> list[Item]:
     loaded: dict[str, Any] = {}
     items = []
     for item in workload.items:
         name = str(item.image) if not isinstance(item.image, bytes) else item.id
         if name not in loaded:
             try:
-                loaded[name] = read_bytes(item.image, job.config.images)
+                loaded[name] = read_bytes(item.image, config.images)
             except ImageError:
                 loaded[name] = item.image  # the engine reports it
         items.append(replace(item, image=loaded[name]))

@@ -2,15 +2,17 @@
 
 Each row is written and synced to disk before the next configuration starts. A last line torn by a
 crash is cut off on the next append; rows of another schema or environment are never mixed in
-silently.
+silently. Answers go to a file beside it, ``runs.answers.jsonl`` for ``runs.jsonl``, one line each.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,9 @@ from qvl_lab.records import Run, environment_key
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+ANSWER_COLUMNS = ("run", "environment", "id", "task", "question", "expected", "answer")
 
 
 class Runs(Sequence[Run]):
@@ -68,10 +73,33 @@ class Runs(Sequence[Run]):
         return len(self._runs)
 
     def frame(self) -> pd.DataFrame:
-        """The runs as a table: see :func:`qvl_lab.analysis.frame.frame`."""
-        from qvl_lab.analysis.frame import frame
+        """The runs as a table: see :func:`qvl_lab.analysis.frame.frame`.
 
-        return frame(self._runs)
+        Where no true answer is known, quality is the agreement with the answers of the most exact
+        setting; see :func:`qvl_lab.analysis.tradeoffs.with_agreement`.
+        """
+        from qvl_lab.analysis.frame import frame
+        from qvl_lab.analysis.tradeoffs import with_agreement
+
+        table = frame(self._runs)
+        return with_agreement(table, self.answers()) if table["quality"].isna().all() else table
+
+    def answers(self) -> pd.DataFrame:
+        """Every answer: ``run`` (its key), ``environment``, ``id``, ``task``, ``question``,
+        ``expected``, ``answer``; the last three are text or None.
+
+        Empty for runs without answers, such as those of random weights.
+        """
+        import pandas as pd
+
+        rows = [_answer_row(run, answer) for run in self._runs for answer in run.answers]
+        if self.path and not rows:
+            rows = _read_answers(answers_path(self.path))
+        table = pd.DataFrame(rows, columns=ANSWER_COLUMNS, dtype=object)
+        mine = {(run.key, environment_key(run.environment)) for run in self._runs}
+        kept = [pair in mine for pair in zip(table["run"], table["environment"], strict=True)]
+        table = table[kept].drop_duplicates(["run", "environment", "id"], keep="last")
+        return table.reset_index(drop=True)
 
     @property
     def file_sha256(self) -> str | None:
@@ -134,8 +162,10 @@ class Store:
             If the row cannot be written, say on a full disk; the rows before it are untouched.
         """
         size = self._file.seek(0, os.SEEK_END)
+        kept = replace(run, answers=[])
         try:
-            self._file.write(run.to_json().encode() + b"\n")
+            self._append_answers(run)  # first: a row in the run file has its answers
+            self._file.write(kept.to_json().encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as e:
@@ -144,7 +174,21 @@ class Store:
                 f"cannot write to {self.path}: {e.strerror}. All {len(self.runs)} finished rows "
                 "are kept; free some space and run the same command again"
             ) from e
-        self.runs = Runs(_latest([*self.runs, run]), path=self.path, notes=self.runs.notes)
+        self.runs = Runs(_latest([*self.runs, kept]), path=self.path, notes=self.runs.notes)
+
+    def _append_answers(self, run: Run) -> None:
+        if not run.answers:
+            return
+        rows = [_answer_row(run, answer) for answer in run.answers]
+        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
+        text = "\n".join(lines) + "\n"
+        with answers_path(self.path).open("a+b") as file:
+            if file.tell():  # a crash may have torn the last line
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else "\n" + text
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
 
     def set_aside(self) -> Path:
         """Move the rows to ``NAME.1.jsonl`` (2, 3, ...) and go on with an empty file.
@@ -167,6 +211,8 @@ class Store:
             target.unlink(missing_ok=True)
             raise StoreError(f"cannot move the rows to {target}: {e.strerror}") from e
         self._file.truncate(0)
+        with contextlib.suppress(FileNotFoundError):
+            answers_path(self.path).replace(answers_path(target))
         self.runs = Runs(path=self.path)
         return target
 
@@ -199,6 +245,30 @@ class Store:
         os.truncate(self.path, size)
         self._file = self.path.open("a+b")
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def answers_path(path: Path) -> Path:
+    """Where the answers of a run file are."""
+    return path.with_suffix(f".answers{path.suffix}")
+
+
+def _answer_row(run: Run, answer: dict[str, str | None]) -> dict[str, str | None]:
+    return {"run": run.key, "environment": environment_key(run.environment), **answer}
+
+
+def _read_answers(path: Path) -> list[dict[str, str | None]]:
+    """Whole lines; a torn or foreign one is passed over, its run file names what is missing."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and row.keys() >= set(ANSWER_COLUMNS):
+                rows.append(row)
+    return rows
 
 
 def _parse(data: bytes, path: Path) -> tuple[list[Run], list[str]]:

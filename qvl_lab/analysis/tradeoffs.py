@@ -1,0 +1,181 @@
+"""Quality across settings: agreement, what a precision loses, what resolution a task needs.
+
+Functions over the frame of :func:`qvl_lab.analysis.frame.frame`; two settings are compared item by
+item, which needs rows of one workload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from qvl_lab.analysis.frame import quality_columns
+from qvl_lab.analysis.intervals import compare
+from qvl_lab.analysis.quality import agreement
+from qvl_lab.analysis.recommend import (
+    PRECISION_ORDER,
+    baseline,
+    quality_difference,
+    with_quality,
+)
+from qvl_lab.config import BY_TASK, NATIVE
+from qvl_lab.errors import ConfigError
+
+
+def with_agreement(frame: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """Fill the quality of rows whose true answers are not known.
+
+    Quality is then the agreement with the answers of the most exact setting of the same model and
+    workload: smallest batch, most pixels, most exact precision.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    answers : DataFrame
+        From :meth:`qvl_lab.sweeps.store.Runs.answers`.
+    """
+    said = dict(list(answers.groupby(["run", "environment"])))
+    rows = [index for index, row in frame.iterrows() if (row["key"], row["environment"]) in said]
+    able = frame.loc[rows]
+    able = able[(able["status"] == "ok") & able["s_per_100_images"].notna()]
+    filled = frame.copy()
+    for _, group in able.groupby(["model", "workload_fingerprint", "environment"]):
+        best = baseline(group.reset_index(drop=True))
+        reference = said[best["key"], best["environment"]].set_index("id")
+        for index, row in group.iterrows():
+            mine = said[row["key"], row["environment"]].set_index("id").reindex(reference.index)
+            scores = agreement(
+                _texts(mine["answer"]), _texts(reference["answer"]), _texts(reference["task"])
+            )
+            for name, value in quality_columns(scores, "agreement").items():
+                if name not in filled:
+                    filled[name] = None
+                filled.at[index, name] = value
+    return filled
+
+
+def precision_loss(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each precision loses against the most exact one, all else equal.
+
+    Returns
+    -------
+    DataFrame
+        One row per setting of a lower precision: ``precision``, ``against``, ``resolution``,
+        ``batch_size``, ``difference`` (of quality, below 0 is a loss), ``low``, ``high`` (95%),
+        ``p_value``, ``items``.
+    """
+    rows = with_quality(frame)
+    names = [name for name in PRECISION_ORDER if name in set(rows["precision"])]
+    exact = rows[rows["precision"] == names[0]]
+    found = []
+    for _, row in rows[rows["precision"] != names[0]].iterrows():
+        twin = exact
+        for name in ("model", "resolution", "task_resolutions", "batch_size", "engine"):
+            twin = twin[twin[name].map(str) == str(row[name])]
+        if twin.empty or (seen := quality_difference(twin.iloc[0], row)) is None:
+            continue
+        found.append(
+            {name: row[name] for name in ("precision", "resolution", "batch_size")}
+            | {"against": names[0], "difference": seen.difference, "low": seen.low}
+            | {"high": seen.high, "p_value": seen.p_value, "items": seen.count}
+        )
+    columns = ["precision", "against", "resolution", "batch_size", "difference", "low", "high"]
+    return pd.DataFrame(found, columns=[*columns, "p_value", "items"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A resolution for each task.
+
+    Attributes
+    ----------
+    task_resolutions : dict
+        Task to side in pixels or "native", as ``ImagePolicy`` takes it.
+    table : DataFrame
+        One row per task: ``task``, ``resolution``, ``quality``, ``low``, ``high``,
+        ``reference_resolution``, ``reference_quality``, ``difference`` and its ``p_value``.
+    tolerance : float
+        How much a task's quality may fall below the reference.
+    """
+
+    task_resolutions: dict[str, int | str]
+    table: pd.DataFrame
+    tolerance: float
+
+
+def propose_resolutions(
+    frame: pd.DataFrame, *, tolerance: float = 0.02, **settings: Any
+) -> Proposal:
+    """The lowest resolution that keeps each task's quality within ``tolerance`` of the highest.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        With quality, at two resolutions or more.
+    tolerance : float
+        In quality (0-1). A task passes at a resolution if its mean is at most this much below the
+        one at the highest resolution measured.
+    settings
+        Which rows to look at, ``precision="bf16"``; by default those of the most exact precision
+        at the batch size that was measured at most resolutions.
+
+    Raises
+    ------
+    ConfigError
+        If quality was not measured, or at one resolution only.
+    """
+    rows = at_each_resolution(frame, **settings)
+    if len(rows) < 2:
+        raise ConfigError(
+            "a resolution for each task needs quality at two resolutions or more; sweep "
+            "resolution=[256, 512, 'native'] over a workload with answers"
+        )
+    reference = rows.iloc[-1]
+    found = []
+    for task in reference["scores"]:
+        best = reference[f"quality_{task}"]
+        keeping = rows[rows[f"quality_{task}"].astype(float) >= best - tolerance - 1e-9]
+        row = keeping.iloc[0]
+        pair = compare([reference["scores"][task]], [row["scores"][task]])
+        found.append(
+            {"task": task, "resolution": row["resolution"], "quality": row[f"quality_{task}"]}
+            | {end: row[f"quality_{task}_{end}"] for end in ("low", "high")}
+            | {"reference_resolution": reference["resolution"], "reference_quality": best}
+            | {"difference": pair.difference, "p_value": pair.p_value}
+        )
+    table = pd.DataFrame(found)
+    sides = {r["task"]: _side(r["resolution"]) for r in found}
+    return Proposal(task_resolutions=sides, table=table, tolerance=tolerance)
+
+
+def at_each_resolution(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
+    """One row with quality per resolution, the lowest first, all else equal.
+
+    ``settings`` choose the rows; what they leave open is the most exact precision, and the batch
+    size that was measured at most resolutions (the smallest of several).
+    """
+    rows = with_quality(frame)
+    rows = rows[rows["resolution"] != BY_TASK]
+    for name, value in settings.items():
+        rows = rows[rows[name].map(str) == str(value)]
+    if rows.empty:
+        raise ConfigError(f"no setting with {settings or 'a uniform resolution'} has a quality")
+    if "precision" not in settings:
+        ranks = rows["precision"].map({name: i for i, name in enumerate(PRECISION_ORDER)})
+        rows = rows[ranks == ranks.min()]
+    if "batch_size" not in settings:
+        spread = rows.groupby("batch_size")["resolution"].nunique()
+        rows = rows[rows["batch_size"] == spread.idxmax()]
+    order = rows["resolution"].map(lambda name: float("inf") if name == NATIVE else float(name))
+    return rows.assign(_order=order).sort_values("_order").drop(columns="_order")
+
+
+def _side(resolution: str) -> int | str:
+    return int(resolution) if resolution.isdigit() else resolution
+
+
+def _texts(column: pd.Series) -> Sequence[str | None]:
+    return [text if isinstance(text, str) else None for text in column]
