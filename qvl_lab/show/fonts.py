@@ -19,8 +19,12 @@ from matplotlib.text import Text
 from qvl_lab.errors import UnknownNameError
 from qvl_lab.show.text import LANGUAGES
 
-#: Okabe and Ito's colours for the colour-blind, less the yellow that white paper swallows.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: Okabe and Ito's colours for the colour-blind, less the yellow that white paper swallows; then
+#: two of Tol's, for a sweep of more resolutions.
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#882255", "#999933"),
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -147,18 +151,28 @@ def say(ax: Axes, words: str) -> None:
     ax.text(0.5, 0.45, words, ha="center", color="#555555", transform=ax.transAxes)
 
 
-def number_axis(axis: Any, lang: str, *, sign: str = "", log: bool = False) -> None:
-    """Plain numbers at the ticks, "¥0.5", at 1, 2 and 5 if logarithmic.
+def number_axis(
+    axis: Any, lang: str, *, sign: str = "", log: bool = False, change: bool = False
+) -> None:
+    """Plain numbers at the ticks, "¥0.5", at 1, 2 and 5 if logarithmic; "+2", "−2" for a change.
 
     A currency's code is left to the axis label, for want of room. Ticks that matplotlib makes
     later, outside :func:`style`, keep the language's font.
     """
     sign = "" if sign.endswith(" ") else sign
+
+    def plain(value: float, _: int) -> str:
+        return f"{sign}{value:,g}"
+
     if log:
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(ticker.NullLocator())
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{sign}{value:,g}"))
+    axis.set_major_formatter(ticker.FuncFormatter(_change if change else plain))
     axis.set_tick_params(labelfontfamily=families(lang))
+
+
+def _change(value: float, _: int) -> str:
+    return f"{value:+g}".replace("-", "−") if value else "0"
 
 
 _LOOK = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 from qvl_lab.analysis.cost import cost_column, symbol
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.recommend import PRECISION_ORDER, peak_memory_bytes
+from qvl_lab.config import BY_TASK, TASK_RESOLUTIONS
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.show.prose import PROSE
 
@@ -24,6 +26,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "px": ("{n} px", "{n} px"),
     "native": ("native", "原始尺寸"),
     "by_task": ("by task", "按任务"),
+    "by_task_article": ("by task (article)", "按任务（原文）"),
     "default": ("default", "默认"),
     "field_batch_size": ("batch", "批量"),
     "field_cache_implementation": ("KV cache", "KV 缓存"),
@@ -108,7 +111,78 @@ TEXTS: dict[str, tuple[str, str]] = {
     "front": ("Pareto front", "帕累托前沿"),
     "size_is_batch": ("larger marker: larger batch", "标记越大，批量越大"),
     "named_point": ("{who}: {amount}", "{who}：{amount}"),
+    # quality
+    "quality_title": ("Quality by resolution", "各分辨率下的质量"),
+    "quality_axis": ("quality (0–1)", "质量（0–1）"),
+    "answers_axis": ("mean score (0–1)", "平均得分（0–1）"),
+    "agreement_axis": (
+        "agreement with the reference setting (0–1)",
+        "与参考配置的一致度（0–1）",
+    ),
+    "side_axis": (
+        "resolution (px: side of the square with as many pixels)",
+        "分辨率（px：等像素正方形的边长）",
+    ),
+    "items": ("{n} items", "{n} 题"),
+    "item": ("{n} item", "{n} 题"),
+    "interval_items": ("95% interval over items", "95% 区间（逐题得分）"),
+    "task": ("task", "任务"),
+    "tasks_mean": ("mean of the tasks", "各任务平均"),
+    "quality_cost_title": ("{cost} and quality of the answers", "{cost}与答案质量"),
+    "no_quality": ("quality was not measured", "未测量质量"),
+    "min_quality_line": ("lowest quality allowed: {value}", "质量下限：{value}"),
+    "loss_title": (
+        "Change in quality by lower precision, against {against}",
+        "低精度相对 {against} 的质量变化",
+    ),
+    "quality_loss_axis": (
+        "change in quality (percentage points)",
+        "质量变化（百分点）",
+    ),
+    "answers_loss_axis": (
+        "change in mean score (percentage points)",
+        "平均得分变化（百分点）",
+    ),
+    "agreement_loss_axis": (
+        "change in agreement (percentage points)",
+        "一致度变化（百分点）",
+    ),
+    "one_precision": (
+        "no setting was measured in two precisions: nothing to compare",
+        "没有配置用两种精度测量，无法比较",
+    ),
+    "beyond_noise": ("difference with p < 0.05", "差异 p < 0.05"),
+    "within_noise": ("within noise (p ≥ 0.05)", "在噪声范围内（p ≥ 0.05）"),
+    # tasks
+    "task_none": ("no task", "无任务"),
+    "task_caption": ("caption", "图片说明"),
+    "task_colour": ("colour", "颜色"),
+    "task_count": ("count", "计数"),
+    "task_description": ("description", "描述"),
+    "task_detection": ("detection", "检测"),
+    "task_fine_analysis": ("fine analysis", "精细分析"),
+    "task_grounding": ("grounding", "定位（grounding）"),
+    "task_locate": ("locate", "定位"),
+    "task_ocr": ("OCR", "文字识别"),
+    "task_qa": ("question answering", "问答"),
+    "task_read": ("read", "读取文字"),
+    "task_read_large": ("read, large print", "大字编号"),
+    "task_read_small": ("read, small print", "小字编号"),
+    "task_total": ("receipt total", "收据合计"),
+    "task_vqa": ("visual questions", "视觉问答"),
+    "task_yes_no": ("yes or no", "是非判断"),
     **PROSE,
+}
+#: Tasks by other names.
+_SAME_TASK = {
+    "color": "colour",
+    "颜色": "colour",
+    "计数": "count",
+    "定位": "locate",
+    "检测": "detection",
+    "描述": "description",
+    "精细分析": "fine_analysis",
+    "文字识别": "ocr",
 }
 
 
@@ -132,18 +206,33 @@ def resolution(value: Any, lang: str) -> str:
     name = str(value)
     if name.isdigit():
         return label("px", lang, n=name)
-    return label(name, lang) if name in ("native", "by_task") else name
+    return label(name, lang) if name in ("native", "by_task", "by_task_article") else name
 
 
 def setting(row: pd.Series, lang: str) -> str:
     """A frame's row in short: "fp32 · 1024 px · batch 1"."""
     batch = label("batch", lang, n=row["batch_size"])
-    parts = [str(row["precision"]), resolution(row["resolution"], lang), batch]
+    side = row["resolution"]
+    if side == BY_TASK and row.get("task_resolutions") == json.dumps(TASK_RESOLUTIONS):
+        side = "by_task_article"
+    parts = [str(row["precision"]), resolution(side, lang), batch]
     return label("between", lang).join(parts)
 
 
+def task(name: str, lang: str) -> str:
+    """A task by its name in this language, if it is a known one."""
+    known = name.strip().casefold()
+    key = f"task_{_SAME_TASK.get(known, known)}"
+    return label(key, lang) if key in TEXTS else name
+
+
 def changed(name: str, before: Any, after: Any, lang: str) -> str:
-    """One field's change: "batch 1 → 32"; precision and resolution name themselves."""
+    """One field's change: "batch 1 → 32"; precision and resolution name themselves.
+
+    A table of resolutions by task says nothing beyond the change of the resolution: "".
+    """
+    if name == "task_resolutions":
+        return ""
     arrow = f"{_value(name, before, lang)} → {_value(name, after, lang)}"
     if name in ("precision", "resolution"):
         return arrow
@@ -177,6 +266,12 @@ def percent(before: float, after: float) -> str:
     digits = 1 if 0 < abs(change) < 1 or -100 < change < -99 else 0
     sign = "+" if change > 0 else "−" if change < 0 else "±"
     return f"{sign}{abs(change):.{digits}f}%"
+
+
+def points(value: float) -> str:
+    """A difference of quality in signed percentage points: "−1.3"."""
+    sign = "+" if value > 0 else "−" if value < 0 else "±"
+    return f"{sign}{100 * abs(value):.1f}"
 
 
 def amount(value: float, column: str, lang: str) -> str:
@@ -215,6 +310,20 @@ def axis(frame: pd.DataFrame, metric: str, lang: str) -> str:
     return label(f"{key}_axis", lang, unit=money_sign(frame).strip())
 
 
+def quality_axis(frame: pd.DataFrame, lang: str, *, loss: bool = False) -> str:
+    """What quality is called beside an axis; the answers' truth is not a reference's agreement."""
+    kinds = set(frame.loc[frame["quality"].notna(), "quality_kind"])
+    kind = kinds.pop() if len(kinds) == 1 else "quality"
+    return label(f"{kind}_loss_axis" if loss else f"{kind}_axis", lang)
+
+
+def items(counts: pd.Series, lang: str) -> str:
+    """How many items quality rests on: "60 items", or "58–60 items" where settings differ."""
+    fewest, most = int(counts.min()), int(counts.max())
+    n = str(most) if fewest == most else f"{fewest}–{most}"
+    return label("item" if n == "1" else "items", lang, n=n)
+
+
 def _memory(frame: pd.DataFrame) -> str:
     """Which memory :func:`peak_memory_bytes` gave; VRAM if none is known."""
     reserved = frame.loc[peak_memory_bytes(frame).notna(), "peak_reserved_bytes"].notna()
@@ -236,6 +345,14 @@ def precisions(frame: pd.DataFrame) -> list[str]:
     return known + sorted(names - set(known))
 
 
+def _in_short(column: pd.Series) -> pd.Series:
+    """A column in words; long tables of resolutions are numbered."""
+    if column.name != "task_resolutions":
+        return column.map(str)
+    tables = list(dict.fromkeys(value for value in column if isinstance(value, str)))
+    return column.map(lambda value: str(tables.index(value) + 1) if value in tables else "-")
+
+
 def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
     """What tells rows apart besides the settings that a figure draws."""
     names = [n for n in (*SETTINGS, "workload", "environment") if n not in drawn and n in frame]
@@ -246,6 +363,6 @@ def others(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
     """For each row what :func:`differing` finds, "bf16 · engine=stock"; "" if nothing."""
     names = differing(frame, drawn)
     columns = [
-        frame[n].map(str) if n == "precision" else f"{n}=" + frame[n].map(str) for n in names
+        frame[n].map(str) if n == "precision" else f"{n}=" + _in_short(frame[n]) for n in names
     ]
     return [" · ".join(row) for row in zip(*columns, strict=True)] if names else [""] * len(frame)

@@ -9,12 +9,17 @@ import pandas as pd
 import pytest
 from matplotlib import font_manager
 
+from qvl_lab.analysis.quality import TASK_METRICS
 from qvl_lab.errors import UnknownNameError
 from qvl_lab.show import fonts, text
 
 
 def placeholders(words: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(words) if name is not None}
+
+
+def is_chinese(words: str) -> bool:
+    return any("一" <= letter <= "鿿" for letter in words)
 
 
 @pytest.mark.parametrize("key", text.TEXTS)
@@ -102,6 +107,38 @@ def test_differing_settings_are_told_apart():
     assert text.others(frame, ["batch_size", "engine"]) == ["", ""]
 
 
+@pytest.mark.parametrize("name", TASK_METRICS)
+def test_known_tasks_have_a_name_in_both_languages(name):
+    assert not is_chinese(text.task(name, "en"))
+    assert is_chinese(text.task(name, "zh"))
+
+
+def test_tasks_are_named():
+    assert text.task("read_small", "en") == "read, small print"
+    assert text.task("颜色", "en") == text.task("color", "en") == "colour"
+    assert text.task(" Total ", "zh") == "收据合计"
+    assert text.task("My task", "zh") == "My task"
+
+
+def test_items_are_a_number_or_a_range():
+    assert text.items(pd.Series([60, 60]), "en") == "60 items"
+    assert text.items(pd.Series([57.0, 60.0]), "zh") == "57–60 题"
+    assert text.items(pd.Series([1]), "en") == "1 item"
+
+
+def test_quality_is_called_what_it_is():
+    def axis(*kinds):
+        scored = [kind is not None for kind in kinds]
+        frame = pd.DataFrame({"quality": scored, "quality_kind": kinds})
+        frame["quality"] = frame["quality"].where(frame["quality"])
+        return text.quality_axis(frame, "en"), text.quality_axis(frame, "en", loss=True)
+
+    score = ("mean score (0–1)", "change in mean score (percentage points)")
+    assert axis("answers", None) == axis("answers", "answers") == score
+    assert axis("agreement")[1] == "change in agreement (percentage points)"
+    assert axis("answers", "agreement")[0] == axis(None)[0] == "quality (0–1)"
+
+
 def test_memory_is_called_what_it_is():
     def axis(reserved, process):
         peaks = {"peak_reserved_bytes": reserved, "peak_process_bytes": process}
@@ -150,6 +187,10 @@ def test_a_broken_font_file_is_passed_over(fresh_fonts, tmp_path):
     fresh_fonts.setattr(fonts, "_known_family", lambda: None)
     fresh_fonts.setattr(font_manager, "findSystemFonts", lambda: [str(broken)])
     assert fonts.cjk_font() is None
+
+
+def test_a_sweep_of_eight_resolutions_has_a_colour_for_each():
+    assert len(set(fonts.PALETTE)) == len(fonts.PALETTE) >= 8
 
 
 def test_unknown_figure_language():

@@ -1,0 +1,31 @@
+"""Figures from a frame of runs: DataFrame in, Axes or Figure out.
+
+A function with an ``ax`` draws into it, or into a new pyplot figure. One that returns a Figure
+leaves it unregistered with pyplot, so that a notebook shows it once, as the cell's value. Chinese
+falls back to English where no font can draw it (:func:`qvl_lab.show.fonts.figure_language`).
+
+Legends lie outside the axes: give axes of a figure with ``layout="constrained"``.
+
+No module here has the name of a function: the function would hide it.
+"""
+
+from qvl_lab.show.plots.answers import precision_loss, quality, quality_cost
+from qvl_lab.show.plots.choice import tradeoff, waterfall
+from qvl_lab.show.plots.memory_map import feasible
+from qvl_lab.show.plots.over_batch import curve, curves
+from qvl_lab.show.plots.shared import METRICS
+from qvl_lab.show.plots.stage_bars import STAGE_COLOURS, stages
+
+__all__ = [
+    "METRICS",
+    "STAGE_COLOURS",
+    "curve",
+    "curves",
+    "feasible",
+    "precision_loss",
+    "quality",
+    "quality_cost",
+    "stages",
+    "tradeoff",
+    "waterfall",
+]

@@ -1,0 +1,81 @@
+"""A point per setting: colour is resolution, marker precision, size batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from qvl_lab.show import fonts, text
+from qvl_lab.show.plots.shared import is_wide
+from qvl_lab.show.text import label
+
+
+def scatter(ax: Axes, data: pd.DataFrame, y: str, markers: Mapping[str, str]) -> None:
+    """Readings by their ``value`` and a column; ``markers`` are those of the precisions."""
+    for (colour, precision), rows in data.groupby(["colour", "precision"]):
+        looks: dict[str, Any] = {"color": colour, "marker": markers[str(precision)], "ec": "white"}
+        sizes = 22 + 26 * np.log2(rows["batch_size"].to_numpy(float))
+        ax.scatter(rows["value"], rows[y], s=sizes, lw=0.5, alpha=0.85, **looks)
+
+
+def front(data: pd.DataFrame, y: str, *, higher_is_better: bool) -> pd.DataFrame:
+    """The Pareto front of a low ``value`` and a good ``y``, the cheapest first; of twins, one."""
+    ordered = data.sort_values(["value", y], ascending=[True, not higher_is_better])
+    good = ordered[y] if higher_is_better else -ordered[y]
+    return ordered[good > good.cummax().shift(fill_value=-np.inf)]
+
+
+def front_line(ax: Axes, data: pd.DataFrame, y: str, lang: str) -> Line2D:
+    """Steps: a beaten point is dearer and worse than another one; nothing lies between them."""
+    looks: dict[str, Any] = {
+        "color": "#333333",
+        "lw": 1,
+        "ls": "--",
+        "zorder": 1,
+        "drawstyle": "steps-post",
+    }
+    (line,) = ax.plot(data["value"], data[y], label=label("front", lang), **looks)
+    return line
+
+
+def handles(data: pd.DataFrame, markers: Mapping[str, str], lang: str) -> list[Line2D]:
+    """For the legend: each resolution's colour, then each precision's marker."""
+    shown = data[["resolution", "colour"]].drop_duplicates().to_numpy()
+    names = [(text.resolution(name, lang), colour, "s") for name, colour in shown]
+    names += [(name, "#777777", marker) for name, marker in markers.items()]
+    return [Line2D([], [], label=n, color=c, marker=m, ls="none") for n, c, m in names]
+
+
+def cost_axis(ax: Axes, data: pd.DataFrame, lang: str) -> None:
+    """Cost, or time, from left to right; from zero, or logarithmic where it ranges wide."""
+    log = is_wide(data["value"])
+    low, high = data["value"].min(), data["value"].max()
+    ax.set_xscale("log" if log else "linear")
+    ax.set_xlim(low / 1.3 if log else 0, high * (1.3 if log else 1.1))
+    fonts.number_axis(ax.xaxis, lang, sign=data.attrs["sign"], log=log)
+
+
+def name_point(ax: Axes, key: str, row: pd.Series, y: float, lang: str) -> None:
+    """Ring a point; its name goes to the top corner, today's right, where the dear settings are."""
+    column = text.cost_or_time(row.to_frame().T)
+    at = (float(row[column]), y)
+    if np.isnan(at).any():
+        return
+    named = label(
+        "named_point", lang, who=label(key, lang), amount=text.amount(at[0], column, lang)
+    )
+    ax.scatter(*at, s=330, facecolors="none", edgecolors="#111111", lw=1.4)
+    x, side = (0.98, "right") if key == "today" else (0.02, "left")
+    looks: dict[str, Any] = {"arrowprops": {"arrowstyle": "-", "shrinkB": 9, "color": "#111111"}}
+    where: dict[str, Any] = {
+        "xytext": (x, 0.98),
+        "textcoords": "axes fraction",
+        "va": "top",
+        "linespacing": 1.35,
+    }
+    ax.annotate(f"{named}\n{text.setting(row, lang)}", at, ha=side, fontsize=9, **looks, **where)

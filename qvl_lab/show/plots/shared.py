@@ -1,0 +1,81 @@
+"""What the figures share: readings of a frame, and small helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from qvl_lab.analysis.cost import cost_column
+from qvl_lab.analysis.recommend import peak_memory_bytes
+from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.show import fonts, text
+
+METRICS = ("images_per_s", "vram", "cost", "ttft_s", "s_per_100_images")
+#: The settings that most figures draw, each in its own way.
+CELL = ("precision", "resolution", "batch_size")
+MARKERS = "osD^vP*"
+_DASHES = ("-", "--", ":", "-.")
+
+
+def readings(frame: pd.DataFrame, metric: str, drawn: Sequence[str]) -> pd.DataFrame:
+    """One row per run, sorted: settings, status, how to draw them, and what was read.
+
+    ``value``, ``low`` and ``high`` are NaN where unknown. ``other`` names what differs besides
+    the settings ``drawn``; ``place`` numbers the unmeasured runs at one place of the x axis.
+    """
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    if frame.empty:
+        raise ConfigError("the frame has no rows to draw; measure something or filter less")
+    frame = frame.reset_index(drop=True)
+    data = frame[[*CELL, "status"]].copy()
+    for column, suffix in {"value": "", "low": "_low", "high": "_high"}.items():
+        data[column] = _column(frame, metric, suffix).where(data["status"] == "ok")
+    data["other"] = text.others(frame, drawn)
+    data["order"] = data["resolution"].map(text.resolution_order)
+    data = data.sort_values(["order", "other", "batch_size"], kind="stable")
+    data["colour"] = data["resolution"].map(cycle(data["resolution"], fonts.PALETTE))
+    data["marker"] = data["resolution"].map(cycle(data["resolution"], MARKERS))
+    data["dashes"] = data["other"].map(cycle(data["other"], _DASHES))
+    panel = [name for name in ("precision", "batch_size") if name in drawn]
+    data["place"] = data[data["status"] != "ok"].groupby(panel).cumcount()
+    data.attrs = {"metric": metric, "sign": text.money_sign(frame) if metric == "cost" else ""}
+    return data
+
+
+def _column(frame: pd.DataFrame, metric: str, suffix: str) -> pd.Series:
+    if metric == "vram":  # a peak over all repeats: it has no interval
+        return memory_gib(frame) if not suffix else pd.Series(np.nan, frame.index)
+    name = cost_column(frame) if metric == "cost" else metric
+    return pd.to_numeric(frame[name + suffix]).astype(float)
+
+
+def note(
+    ax: Axes, words: str, at: tuple[float, float], offset: tuple[int, int], **looks: Any
+) -> None:
+    ax.annotate(
+        words, at, xytext=offset, textcoords="offset points", fontsize=9, linespacing=1.3, **looks
+    )
+
+
+def memory_gib(frame: pd.DataFrame) -> pd.Series:
+    return peak_memory_bytes(frame).astype(float) / 2**30
+
+
+def interval_handle(words: str) -> Line2D:
+    """A legend's entry for the bars."""
+    return Line2D([], [], label=words, marker="|", ms=10, color="#555555", ls="none")
+
+
+def is_wide(values: pd.Series) -> bool:
+    """Whether a linear axis from zero would hide the small values."""
+    return bool(values.min() > 0 and values.max() / values.min() > 8)
+
+
+def cycle(names: Iterable[Any], looks: Sequence[str]) -> dict[Any, str]:
+    return {name: looks[i % len(looks)] for i, name in enumerate(dict.fromkeys(names))}

@@ -1,0 +1,63 @@
+"""Where the time goes: stacked bars of stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from qvl_lab.records import STAGES
+from qvl_lab.show import fonts, text
+from qvl_lab.show.plots.shared import CELL, note
+from qvl_lab.show.text import label
+
+#: A stage has the same colour in every figure.
+STAGE_COLOURS = dict(
+    zip(
+        (*STAGES, "other"),
+        "#E69F00 #F0E442 #56B4E9 #009E73 #0072B2 #D55E00 #CC79A7 #BBBBBB".split(),
+        strict=True,
+    )
+)
+
+
+@fonts.styled
+def stages(
+    frame: pd.DataFrame, ax: Axes | None = None, *, normalise: bool = False, lang: str = "en"
+) -> Axes:
+    """Seconds per image by stage, one stacked bar per row of the frame, the first on top.
+
+    The total at a bar's end is the sum of its stages (medians over repeats). With ``normalise``
+    the bars are shares of it. A row that was not measured keeps its place and says why.
+    """
+    names = [f"stage_{name}_s" for name in STAGE_COLOURS]
+    seconds = frame[names].apply(pd.to_numeric).astype(float).fillna(0.0).to_numpy()
+    total = seconds.sum(axis=1)
+    widths = seconds * (100 / np.where(total > 0, total, 1))[:, None] if normalise else seconds
+    ends = widths.cumsum(axis=1)
+    ax = fonts.new_axes((8, 1.9 + 0.42 * len(frame))) if ax is None else ax
+    for i, (name, colour) in enumerate(STAGE_COLOURS.items()):
+        looks: dict[str, Any] = {"color": colour, "ec": "white", "lw": 0.5, "height": 0.7}
+        looks["label"] = label(f"stage_{name}", lang)
+        ax.barh(range(len(frame)), widths[:, i], left=ends[:, i] - widths[:, i], **looks)
+    for y, status in enumerate(frame["status"]):
+        missing = label("not_measured" if status == "ok" else status, lang)
+        words = text.amount(total[y], "", lang) if total[y] > 0 else missing
+        note(ax, words, (ends[y, -1], y), (4, 0), va="center")
+    _stage_axes(ax, frame, ends.max(initial=0), lang)
+    ax.set_xlabel(label("stages_share_axis" if normalise else "stages_axis", lang))
+    return ax
+
+
+def _stage_axes(ax: Axes, frame: pd.DataFrame, longest: float, lang: str) -> None:
+    rows = zip((row for _, row in frame.iterrows()), text.others(frame, CELL), strict=True)
+    names = [" · ".join(filter(None, [text.setting(row, lang), other])) for row, other in rows]
+    ax.set_yticks(range(len(names)), names)
+    ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, longest * 1.14 or 1))  # room for the totals
+    fonts.number_axis(ax.xaxis, lang)
+    ax.grid(axis="y", visible=False)
+    ax.set_title(label("stages_title", lang))
+    # below the axis label: the pad is in font sizes, whatever the number of bars
+    ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.45, 0), borderaxespad=4.2)
