@@ -21,6 +21,7 @@ _HOME = {
     "SweepSpec": "qvl_lab.config",
     "load": "qvl_lab.engine.stock",
     "load_workload": "qvl_lab.workload",
+    "propose_resolutions": "qvl_lab.analysis.tradeoffs",
     "plots": "qvl_lab.show",
     "price": "qvl_lab.analysis.cost",
     "recommend": "qvl_lab.analysis.recommend",
@@ -43,6 +44,7 @@ __all__ = [
     "load_workload",
     "plots",
     "price",
+    "propose_resolutions",
     "recommend",
     "report",
     "sweep",
@@ -52,6 +54,7 @@ __all__ = [
 if TYPE_CHECKING:
     from qvl_lab.analysis.cost import price
     from qvl_lab.analysis.recommend import recommend
+    from qvl_lab.analysis.tradeoffs import propose_resolutions
     from qvl_lab.config import Config, EngineSpec, ImagePolicy, ModelSpec, SweepSpec
     from qvl_lab.engine.images import visual_tokens
     from qvl_lab.engine.stock import load

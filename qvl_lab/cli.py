@@ -16,12 +16,15 @@ import traceback
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from qvl_lab.config import PRECISIONS, Config, SweepSpec
+from qvl_lab.config import BY_TASK, PRECISIONS, Config, SweepSpec
 from qvl_lab.errors import ConfigError, InputError, QvlError, ReportError
+
+if TYPE_CHECKING:
+    from qvl_lab.workload import Workload
 
 SOME_FAILED, BAD_INPUT, CANNOT_RUN, PARTIAL_REPORT, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -35,7 +38,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str, typer.Option("--model", help="tiny, random:8b (2b, 4b, 32b, ...), a folder or a hub id.")
+    str, typer.Option("--model", help="tiny, random:8b (2b, 4b, tiny, ...), a folder or a hub id.")
 ]
 Precision = Annotated[str, typer.Option(help=f"One of {', '.join(PRECISIONS)}.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -64,6 +67,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other field, such as cache_implementation=static."),
 ]
+TaskSide = Annotated[
+    list[str] | None,
+    typer.Option("--task-resolution", help="TASK=SIDE for --resolution by_task (repeatable)."),
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="TASK=METRIC for tasks of your own, invoice=anls (repeatable)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -88,7 +99,8 @@ def _top(
 @app.command(epilog="Example: qvl-lab run photos/ --question '描述这张图片' --batch-size 8")
 def run(
     source: Annotated[
-        str, typer.Argument(help="A folder, CSV, JSONL, image, or a packaged set such as mixed.")
+        str,
+        typer.Argument(help="A folder, CSV, JSONL, image, or a packaged set: evaluation, mixed."),
     ],
     model: Model = "tiny",
     precision: Precision = "auto",
@@ -100,8 +112,10 @@ def run(
     resolution: Annotated[
         str, typer.Option(help="native, by_task, or a side: 512 keeps at most 512 x 512 pixels.")
     ] = "native",
+    task_resolution: TaskSide = None,
     max_new_tokens: Tokens = 64,
     set_: SetOption = None,
+    metric: MetricOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use a sample of so many items.")] = None,
     gpu: Gpu = None,
     provider: Provider = None,
@@ -110,17 +124,24 @@ def run(
 ) -> None:
     """Answer a question about every image, and say what it took.
 
-    Answers go to standard output as they come, one line each; the summary and failed images go to
-    standard error. Exit code 1 if an image failed.
+    Answers go to standard output as they come, one line each; the summary, with the scores where
+    the workload has answers, and failed images go to standard error. Exit code 1 if an image
+    failed.
     """
+    from qvl_lab.analysis.quality import own_metrics
     from qvl_lab.engine.stock import Answer, load
     from qvl_lab.workload import load_workload
 
+    metrics = own_metrics(_pairs("--metric", metric))
     settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
     settings |= {"revision": revision, "batch_size": batch_size, "resolution": resolution}
     settings |= {"max_new_tokens": max_new_tokens}
     settings |= {name: _values(text)[0] for name, text in _pairs("--set", set_).items()}
+    if task_resolution:
+        settings["task_resolutions"] = _pairs("--task-resolution", task_resolution)
     config = Config().replace(**settings)
+    if task_resolution and config.images.resolution != BY_TASK:
+        raise ConfigError("--task-resolution needs --resolution by_task")
     workload = load_workload(source, question=question, task=task).sample(limit)
     price = _price(gpu, provider) if gpu else None
     if workload.ignored:
@@ -147,6 +168,7 @@ def run(
         "images_per_s": answered / result.wall_s if result.wall_s else None,
         "stages_s": result.stages_s,
         "events": result.events,
+        "quality": None if lab.loaded.random_weights else _quality(workload, result.texts, metrics),
         "failures": failures,
     }
     if price and answered:
@@ -172,7 +194,7 @@ def sweep(
     ),
     model: Annotated[str, typer.Option(help="One model or several, separated by commas.")] = "tiny",
     workload: Annotated[
-        str, typer.Option(help="mixed, a folder, a CSV or a JSONL file.")
+        str, typer.Option(help="evaluation, mixed, a folder, a CSV or a JSONL file.")
     ] = "mixed",
     batch_size: Annotated[str, typer.Option(help="Values, separated by commas.")] = "1,2,4,8",
     resolution: Annotated[str, typer.Option(help="Values, separated by commas.")] = "128,256,512",
@@ -182,6 +204,10 @@ def sweep(
     question: Question = None,
     items: Annotated[int | None, typer.Option(help="Use a sample of so many items.")] = None,
     batches: Annotated[int | None, typer.Option(help="At most so many batches a pass.")] = None,
+    quality: Annotated[
+        bool, typer.Option(help="Score answers where the true one is known.")
+    ] = True,
+    metric: MetricOption = None,
     repeats: Annotated[int, typer.Option(help="Timed passes.")] = 3,
     warmup: Annotated[int, typer.Option(help="Untimed batches before them.")] = 1,
     timeout_s: Annotated[float, typer.Option(help="Give a setting up after so long.")] = 3600.0,
@@ -210,7 +236,8 @@ def sweep(
     settings |= {name: _values(text) for name, text in grid.items()}
     settings |= {"max_new_tokens": max_new_tokens, "workload": workload, "question": question}
     settings |= {"items": items, "batches": batches, "repeats": repeats, "warmup": warmup}
-    settings |= {"timeout_s": timeout_s, "isolation": isolation}
+    settings |= {"timeout_s": timeout_s, "isolation": isolation, "quality": quality}
+    settings |= {"metrics": _pairs("--metric", metric)}
     settings |= {name: _values(text) for name, text in _pairs("--set", set_).items()}
     chosen = SweepSpec.from_toml(spec) if spec else spec_from(settings)
     runs = run_sweep(
@@ -247,8 +274,8 @@ def report(
     model: Annotated[
         str | None, typer.Option(help="Sweep this model over a small default grid first.")
     ] = None,
-    workload: Annotated[str, typer.Option(help="Workload of that sweep.")] = "mixed",
-    items: Annotated[int, typer.Option(help="Items of that sweep.")] = 8,
+    workload: Annotated[str, typer.Option(help="Workload of that sweep.")] = "evaluation",
+    items: Annotated[int, typer.Option(help="Items of that sweep.")] = 36,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("qvl-report"),
     gpu: Gpu = None,
     provider: Provider = None,
@@ -263,6 +290,9 @@ def report(
     ] = None,
     monthly_images: Annotated[
         int | None, typer.Option(min=1, help="Images a month, for the monthly sum.")
+    ] = None,
+    min_quality: Annotated[
+        float | None, typer.Option(help="Limit on quality, 0-1; today's less 0.02 if not given.")
     ] = None,
     max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
     max_ttft_s: Annotated[float | None, typer.Option(help="Limit on time to first token.")] = None,
@@ -296,6 +326,7 @@ def report(
         utilisation=utilisation,
         current={k: _values(v)[0] for k, v in _pairs("--current", current).items()},
         monthly_images=monthly_images,
+        min_quality=min_quality,
         max_vram_gib=max_vram_gib,
         max_ttft_s=max_ttft_s,
         lang=lang,
@@ -444,6 +475,22 @@ def _values(text: str) -> list[Any]:
     return result
 
 
+def _quality(
+    workload: Workload, texts: list[str | None], metrics: dict[str, str]
+) -> dict[str, dict[str, Any]] | None:
+    """Task to metric, mean score and counts; None where no answer is known or scored."""
+    from qvl_lab.analysis.quality import score
+
+    tasks, expected = [i.task for i in workload.items], [i.answer for i in workload.items]
+    try:
+        scores = score(tasks, texts, expected, metrics)
+    except ConfigError as e:
+        _note(f"not scored: {e}")
+        return None
+    counts = ("metric", "mean", "count", "missing", "unparsed")
+    return {task: {n: getattr(found, n) for n in counts} for task, found in scores.items()} or None
+
+
 def _price(gpu: str, provider: str | None) -> Any:
     from qvl_lab.analysis.cost import find_price
 
@@ -463,6 +510,13 @@ def _summarise(summary: dict[str, Any], *, as_json: bool) -> None:
     for name, value in summary.items():
         if name.startswith("cost_"):
             _note(f"{name}: {value:.4f}")
+    for task, found in (summary["quality"] or {}).items():
+        mean = "no answer" if found["mean"] is None else f"{found['mean']:.3f}"
+        left_out = ", ".join(f"{found[n]} {n}" for n in ("missing", "unparsed") if found[n])
+        rest = f"; {left_out}" if left_out else ""
+        _note(
+            f"quality: {_one_line(task)} {mean} ({found['metric']}, {found['count']} items{rest})"
+        )
     for event in summary["events"]:
         _note(
             f"out of memory at batch {event['batch_size']}: went on with {event['continued_with']}"

@@ -4,7 +4,8 @@
 
     QvlError                    base: catch this to catch all of them
     ├── ConfigError             a setting that cannot be used (also a ValueError)
-    │   └── UnknownNameError    a name that is not in its list; carries the nearest match
+    │   ├── UnknownNameError    a name that is not in its list; carries the nearest match
+    │   └── LimitError          limits that no measured setting keeps
     ├── InputError              data from outside that cannot be used
     │   ├── ImageError          one image: empty, truncated, too large, not an image
     │   └── WorkloadError       a workload file or folder as a whole
@@ -30,6 +31,10 @@ class QvlError(Exception):
 
 class ConfigError(QvlError, ValueError):
     """A setting that cannot be used."""
+
+
+class LimitError(ConfigError):
+    """Limits that no measured setting keeps."""
 
 
 class UnknownNameError(ConfigError):

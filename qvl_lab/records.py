@@ -137,6 +137,8 @@ class Run:
         for name in ("config", "resolved", "workload", "plan", "environment", "scores"):
             if not isinstance(values.get(name, {}), dict):
                 raise StoreError(f"not a run: {name} is no object")
+        if not all(isinstance(found, dict) for found in values.get("scores", {}).values()):
+            raise StoreError("not a run: scores of a task are no object")
         missing = {"key", "status", "started_at", "config", "workload"} - set(values)
         unknown = set(values) - {f.name for f in fields(cls)}
         if missing or unknown:

@@ -94,12 +94,20 @@ class Workload:
         return digest([[i.id, i.question, i.answer, i.task, content] for i, content in pairs])
 
     def sample(self, count: int | None, seed: int = 0) -> Self:
-        """``count`` items drawn without replacement, in their old order; None keeps all."""
+        """``count`` items drawn without replacement, in their old order; None keeps all.
+
+        Tasks keep their shares, as far as whole items allow.
+        """
         if count is None or count >= len(self.items):
             return self
-        chosen = sorted(random.Random(seed).sample(range(len(self.items)), count))
-        items = tuple(self.items[i] for i in chosen)
-        return replace(self, items=items)
+        by_task: dict[str | None, list[int]] = {}
+        for index, item in enumerate(self.items):
+            by_task.setdefault(item.task, []).append(index)
+        rng = random.Random(seed)
+        shares = _shares([len(indices) for indices in by_task.values()], count)
+        drawn = zip(by_task.values(), shares, strict=True)
+        chosen = sorted(i for indices, share in drawn for i in rng.sample(indices, share))
+        return replace(self, items=tuple(self.items[i] for i in chosen))
 
     def info(self) -> dict[str, Any]:
         """Name, fingerprint and counts, as a run records them."""
@@ -155,6 +163,16 @@ def load_workload(
     if path.parent == Path() and not path.suffix:
         raise UnknownNameError("workload, folder or file", str(source), PACKAGED)
     raise WorkloadError(f"{path} does not exist; give a folder, a .csv, a .jsonl or an image")
+
+
+def _shares(sizes: Sequence[int], count: int) -> list[int]:
+    """``count`` split like ``sizes``, the largest remainders rounded up."""
+    exact = [count * size / sum(sizes) for size in sizes]
+    shares = [int(share) for share in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
+    for i in by_remainder[: count - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
 def read_bytes(image: ImageLike, policy: ImagePolicy) -> bytes | Image.Image:

@@ -120,7 +120,7 @@ def metric_for(task: str | None, expected: str, metrics: Mapping[str, str] | Non
     ConfigError
         If nothing says how the task is scored, or its metric needs boxes and there are none.
     """
-    own = _own_metrics(metrics)
+    own = own_metrics(metrics)
     key = _key(task or NO_TASK)
     boxes = parse_boxes(expected) is not None
     name = own.get(key) or ("box_accuracy" if is_box_answer(expected) else None)
@@ -219,7 +219,14 @@ def _together(**columns: Sequence[str | None]) -> list[tuple[str | None, ...]]:
     return list(zip(*columns.values(), strict=True))
 
 
-def _own_metrics(metrics: Mapping[str, str] | None) -> dict[str, str]:
+def own_metrics(metrics: Mapping[str, str] | None) -> dict[str, str]:
+    """Task to metric with the tasks' case taken away.
+
+    Raises
+    ------
+    UnknownNameError
+        If a metric does not exist.
+    """
     for name in (metrics or {}).values():
         if name not in METRICS:
             raise UnknownNameError("metric", name, METRICS)

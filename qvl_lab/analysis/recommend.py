@@ -12,12 +12,17 @@ from qvl_lab.analysis.cost import cost_column
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.intervals import Comparison, compare
 from qvl_lab.analysis.stats import Estimate
-from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
 
 #: From the most to the least exact; the default baseline is the first that was measured.
 PRECISION_ORDER = ("fp32", "bf16", "fp16", "int8")
 #: The order in which levers are pulled from today's setting to the recommended one.
 LEVERS = ("batch_size", "cache_implementation", "engine", "attn_implementation", "precision")
+#: An agreement is with one of the rows that are alike in these.
+REFERENCE_GROUP = (
+    *("model", "revision", "max_new_tokens", "min_new_tokens"),
+    *("workload_fingerprint", "environment"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,8 @@ class Recommendation:
     excluded : dict
         How many settings each limit ruled out.
     cheaper : Series or None
-        The cheapest setting if the held fields were free, where that is another one.
+        The cheapest setting if the held fields were free and quality did not matter, where that
+        is another one.
     quality : Comparison or None
         How much better ``best`` answers the same items than ``current``; None if quality was not
         measured.
@@ -104,12 +110,16 @@ def recommend(
     Raises
     ------
     ConfigError
-        If nothing was measured, ``current`` names no measured setting, quality is limited and not
-        known, or no setting passes.
+        If nothing was measured, ``current`` names no measured setting, or quality is limited by
+        no number from 0 to 1 or not known.
+    LimitError
+        If no setting passes.
     """
     rows = measured(frame)
     today = find_row(rows, current) if current else baseline(rows)
     if min_quality is not None:
+        if not 0 <= min_quality <= 1:
+            raise ConfigError(f"min_quality must be a number from 0 to 1, not {min_quality!r}")
         with_quality(rows)
     elif pd.notna(today["quality"]):
         min_quality = float(today["quality"]) - max_quality_loss
@@ -123,9 +133,9 @@ def recommend(
             raise UnknownNameError("field", name, SETTINGS)
         kept = kept[kept[name].map(_spelled) == _spelled(today[name])]
     if kept.empty:
-        raise ConfigError(_nothing_passes(rows, excluded))
+        raise LimitError(_nothing_passes(rows, excluded, () if passing.empty else hold))
     best = _cheapest(kept)
-    cheaper = _cheapest(passing)
+    cheaper = _cheapest(_within(rows, limits | {"min_quality": None})[0])
     return Recommendation(
         current=today,
         best=best,
@@ -159,21 +169,28 @@ def with_quality(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def quality_difference(before: pd.Series, after: pd.Series) -> Comparison | None:
-    """How much better ``after`` answers the same items than ``before``; None if not known."""
+    """How much better ``after`` answers the same items than ``before``.
+
+    None if that is not known, as between two workloads or two references of an agreement.
+    """
     scores = [row["scores"] for row in (before, after)]
-    if not all(isinstance(found, Mapping) for found in scores) or list(scores[0]) != list(
-        scores[1]
+    shared = ["quality_kind", "workload_fingerprint"]
+    if before["quality_kind"] == "agreement":
+        shared += REFERENCE_GROUP
+    if not all(isinstance(found, Mapping) for found in scores) or any(
+        _spelled(before[name]) != _spelled(after[name]) for name in shared
     ):
         return None
     first, second = (list(found.values()) for found in scores)
     return compare(first, second)
 
 
-def _nothing_passes(rows: pd.DataFrame, excluded: Mapping[str, int]) -> str:
+def _nothing_passes(rows: pd.DataFrame, excluded: Mapping[str, int], held: Sequence[str]) -> str:
     counts = ", ".join(f"{name} rules out {n}" for name, n in excluded.items())
+    kept = f"with today's {', '.join(held)} " if held else ""
     best = f" (best quality measured: {rows['quality'].max():.3f})" * ("min_quality" in excluded)
     return (
-        f"no measured setting passes the limits: of {len(rows)}, {counts}{best}; "
+        f"no measured setting {kept}passes the limits: of {len(rows)}, {counts}{best}; "
         f"loosen {' or '.join(excluded)}, or measure other settings"
     )
 

@@ -12,24 +12,25 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.frame import quality_columns
+from qvl_lab.analysis.frame import SETTINGS, quality_columns
 from qvl_lab.analysis.intervals import compare
 from qvl_lab.analysis.quality import agreement
 from qvl_lab.analysis.recommend import (
     PRECISION_ORDER,
+    REFERENCE_GROUP,
     baseline,
     quality_difference,
     with_quality,
 )
 from qvl_lab.config import BY_TASK, NATIVE
-from qvl_lab.errors import ConfigError
+from qvl_lab.errors import ConfigError, UnknownNameError
 
 
 def with_agreement(frame: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
-    """Fill the quality of rows whose true answers are not known.
+    """Fill the quality of rows of workloads whose true answers are not known.
 
-    Quality is then the agreement with the answers of the most exact setting of the same model and
-    workload: smallest batch, most pixels, most exact precision.
+    Quality is then the agreement with the answers of the most exact setting of the same model,
+    workload and length of answers: smallest batch, most pixels, most exact precision.
 
     Parameters
     ----------
@@ -38,11 +39,11 @@ def with_agreement(frame: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
         From :meth:`qvl_lab.sweeps.store.Runs.answers`.
     """
     said = dict(list(answers.groupby(["run", "environment"])))
-    rows = [index for index, row in frame.iterrows() if (row["key"], row["environment"]) in said]
-    able = frame.loc[rows]
-    able = able[(able["status"] == "ok") & able["s_per_100_images"].notna()]
+    pairs = zip(frame["key"], frame["environment"], strict=True)
+    able = pd.Series([pair in said for pair in pairs], frame.index, dtype=bool)
+    able &= (frame["status"] == "ok") & frame["s_per_100_images"].notna() & ~has_answers(frame)
     filled = frame.copy()
-    for _, group in able.groupby(["model", "workload_fingerprint", "environment"]):
+    for _, group in frame[able].groupby(list(REFERENCE_GROUP), dropna=False):
         best = baseline(group.reset_index(drop=True))
         reference = said[best["key"], best["environment"]].set_index("id")
         for index, row in group.iterrows():
@@ -54,7 +55,12 @@ def with_agreement(frame: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
                 if name not in filled:
                     filled[name] = None
                 filled.at[index, name] = value
-    return filled
+    return filled.infer_objects()
+
+
+def has_answers(frame: pd.DataFrame) -> pd.Series:
+    """For each row, whether the true answers of its workload are known and were scored."""
+    return frame["quality"].notna().groupby(frame["workload_fingerprint"]).transform("any")
 
 
 def precision_loss(frame: pd.DataFrame) -> pd.DataFrame:
@@ -68,18 +74,22 @@ def precision_loss(frame: pd.DataFrame) -> pd.DataFrame:
         ``p_value``, ``items``.
     """
     rows = with_quality(frame)
-    names = [name for name in PRECISION_ORDER if name in set(rows["precision"])]
-    exact = rows[rows["precision"] == names[0]]
+    ranks = rows["precision"].map(_rank)
+    exact = rows[ranks == ranks.min()]
     found = []
-    for _, row in rows[rows["precision"] != names[0]].iterrows():
-        twin = exact
-        for name in ("model", "resolution", "task_resolutions", "batch_size", "engine"):
-            twin = twin[twin[name].map(str) == str(row[name])]
-        if twin.empty or (seen := quality_difference(twin.iloc[0], row)) is None:
+    for _, row in rows[ranks > ranks.min()].iterrows():
+        twins = exact[
+            (exact[_alike("precision")].map(str) == row[_alike("precision")].map(str)).all(axis=1)
+        ]
+        if twins.empty or (seen := quality_difference(twins.iloc[0], row)) is None:
             continue
         found.append(
             {name: row[name] for name in ("precision", "resolution", "batch_size")}
-            | {"against": names[0], "difference": seen.difference, "low": seen.low}
+            | {
+                "against": twins.iloc[0]["precision"],
+                "difference": seen.difference,
+                "low": seen.low,
+            }
             | {"high": seen.high, "p_value": seen.p_value, "items": seen.count}
         )
     columns = ["precision", "against", "resolution", "batch_size", "difference", "low", "high"]
@@ -119,8 +129,8 @@ def propose_resolutions(
         In quality (0-1). A task passes at a resolution if its mean is at most this much below the
         one at the highest resolution measured.
     settings
-        Which rows to look at, ``precision="bf16"``; by default those of the most exact precision
-        at the batch size that was measured at most resolutions.
+        Which rows to look at, ``precision="bf16"``; by default those that
+        :func:`at_each_resolution` chooses.
 
     Raises
     ------
@@ -138,7 +148,7 @@ def propose_resolutions(
     for task in reference["scores"]:
         best = reference[f"quality_{task}"]
         keeping = rows[rows[f"quality_{task}"].astype(float) >= best - tolerance - 1e-9]
-        row = keeping.iloc[0]
+        row = reference if keeping.empty else keeping.iloc[0]  # empty if nothing was answered
         pair = compare([reference["scores"][task]], [row["scores"][task]])
         found.append(
             {"task": task, "resolution": row["resolution"], "quality": row[f"quality_{task}"]}
@@ -154,23 +164,42 @@ def propose_resolutions(
 def at_each_resolution(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
     """One row with quality per resolution, the lowest first, all else equal.
 
-    ``settings`` choose the rows; what they leave open is the most exact precision, and the batch
-    size that was measured at most resolutions (the smallest of several).
+    ``settings`` choose the rows. Among what they leave open it is the combination that was
+    measured at most resolutions; of several the one of the most exact precision and the smallest
+    batch.
     """
     rows = with_quality(frame)
     rows = rows[rows["resolution"] != BY_TASK]
     for name, value in settings.items():
+        if name not in SETTINGS:
+            raise UnknownNameError("field", name, SETTINGS)
         rows = rows[rows[name].map(str) == str(value)]
     if rows.empty:
         raise ConfigError(f"no setting with {settings or 'a uniform resolution'} has a quality")
-    if "precision" not in settings:
-        ranks = rows["precision"].map({name: i for i, name in enumerate(PRECISION_ORDER)})
-        rows = rows[ranks == ranks.min()]
-    if "batch_size" not in settings:
-        spread = rows.groupby("batch_size")["resolution"].nunique()
-        rows = rows[rows["batch_size"] == spread.idxmax()]
-    order = rows["resolution"].map(lambda name: float("inf") if name == NATIVE else float(name))
-    return rows.assign(_order=order).sort_values("_order").drop(columns="_order")
+    alike = rows[_alike("resolution", "task_resolutions")].map(str).agg("\n".join, axis=1)
+    best = pd.DataFrame(
+        {
+            "sides": -alike.map(rows.groupby(alike)["resolution"].nunique()),
+            "precision": rows["precision"].map(_rank),
+            "batch_size": rows["batch_size"],
+        }
+    ).sort_values(["sides", "precision", "batch_size"], kind="stable")
+    rows = rows[alike == alike[best.index[0]]].drop_duplicates("resolution", keep="last")
+    sides = rows["resolution"].map(lambda name: float("inf") if name == NATIVE else float(name))
+    ordered: pd.DataFrame = rows.loc[sides.sort_values(kind="stable").index]
+    return ordered
+
+
+def _alike(*free: str) -> list[str]:
+    """Columns that must agree where only ``free`` may differ."""
+    names = [*SETTINGS, "workload_fingerprint", "environment"]
+    return [name for name in names if name not in free]
+
+
+def _rank(precision: str) -> int:
+    """0 for the most exact precision."""
+    known = precision in PRECISION_ORDER
+    return PRECISION_ORDER.index(precision) if known else len(PRECISION_ORDER)
 
 
 def _side(resolution: str) -> int | str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from qvl_lab.analysis.quality import NO_TASK
 from qvl_lab.config import BY_TASK, NATIVE, ImagePolicy
 from qvl_lab.errors import ImageError, UnknownNameError
 from qvl_lab.workload import ImageLike, image_size, read_bytes
@@ -72,12 +73,13 @@ def canonical_task(task: str, table: Iterable[str]) -> str:
 def resolution_for(policy: ImagePolicy, task: str | None) -> int | str:
     """The resolution of one item: a side in pixels or ``"native"``.
 
-    Under ``"by_task"`` an item without a task stays native, which loses nothing.
+    Under ``"by_task"`` an item without a task stays native, which loses nothing, unless the table
+    has an entry for the task "none".
     """
     if policy.resolution != BY_TASK:
         return policy.resolution
     if task is None:
-        return NATIVE
+        return policy.task_resolutions.get(NO_TASK, NATIVE)
     return policy.task_resolutions[canonical_task(task, policy.task_resolutions)]
 
 

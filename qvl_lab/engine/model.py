@@ -34,6 +34,11 @@ from transformers import (  # noqa: E402
     Qwen3VLMoeForConditionalGeneration,
 )
 from transformers.utils import is_torchvision_available  # noqa: E402
+from transformers.utils.logging import (  # noqa: E402
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TINY = "tiny"
@@ -284,14 +289,15 @@ def _pretrained(spec: ModelSpec, files: Path | str) -> Any:
             )
         if spec.attn_implementation:
             options["attn_implementation"] = spec.attn_implementation
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            files,
-            dtype=base_dtype(spec),
-            device_map={"": spec.device},
-            use_safetensors=True,  # never unpickle weights
-            output_loading_info=True,
-            **options,
-        )
+        with _quiet(spec.model == TINY):
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                files,
+                dtype=base_dtype(spec),
+                device_map={"": spec.device},
+                use_safetensors=True,  # never unpickle weights
+                output_loading_info=True,
+                **options,
+            )
         if missing := sorted(info["missing_keys"]):  # transformers would fill them at random
             raise ModelError(
                 f"{files} lacks {len(missing)} of the model's weights, such as {missing[0]}; "
@@ -305,6 +311,19 @@ def _pretrained(spec: ModelSpec, files: Path | str) -> Any:
             f"cannot load {spec.model}: {e}\nGive a folder with config.json and *.safetensors, "
             "or a hub id that this machine can reach"
         ) from e
+
+
+@contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """No progress bar for what takes no time."""
+    change = wanted and is_progress_bar_enabled()
+    if change:
+        disable_progress_bar()
+    try:
+        yield
+    finally:
+        if change:
+            enable_progress_bar()
 
 
 def _quantised(model: Any, spec: ModelSpec) -> Any:

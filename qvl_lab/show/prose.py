@@ -31,8 +31,12 @@ PROSE: dict[str, tuple[str, str]] = {
         "贵 {percent}（{low} 至 {high}）。",
     ),
     "headline_same": (
-        "{today} per 100 images today, and no measured setting at the same resolution is cheaper.",
-        "当前每 100 张图 {today}；在相同分辨率下，没有测到更便宜的配置。",
+        "{today} per 100 images today, and no measured setting that keeps the limits is cheaper.",
+        "当前每 100 张图 {today}；在满足限制条件的配置中，没有测到更便宜的。",
+    ),
+    "headline_unreached": (
+        "No measured setting reaches a quality of {wanted}; the best has {best}.",
+        "没有实测配置达到质量 {wanted}，最高为 {best}。",
     ),
     "headline_nothing": (
         "No setting was measured to the end, so there is no cost to report. What was tried, and "
@@ -41,7 +45,7 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     "row_today": ("Today", "当前"),
     "row_recommended": ("Recommended", "推荐"),
-    "row_cheaper": ("Cheapest at any resolution", "任意分辨率下最便宜"),
+    "row_cheaper": ("Cheapest of all", "最便宜（不论质量）"),
     "column_setting": ("setting", "配置"),
     "column_cost": ("cost per 100 images", "每 100 张图成本"),
     "column_interval": ("95% interval", "95% 区间"),
@@ -59,6 +63,43 @@ PROSE: dict[str, tuple[str, str]] = {
         "resolution.",
         "若改为 {resolution}，成本为 {cost}（相对当前 {percent}）。像素减少可能影响答案质量，"
         "而本次没有测量质量，因此推荐保持当前的分辨率。",
+    ),
+    "cheaper_worse": (
+        "The cheapest setting of all, {setting}, would cost {cost} ({percent} against today), but "
+        "its quality is {quality}.",
+        "所有配置中最便宜的是 {setting}，成本 {cost}（相对当前 {percent}），但质量只有 {quality}。",
+    ),
+    "quality_kind_answers": (
+        "mean score over the tasks, {n} answers compared with the true ones",
+        "各任务得分的平均，{n} 个答案与标准答案比较",
+    ),
+    "quality_kind_agreement": (
+        "agreement of {n} answers with those of the most exact setting; true answers are not known",
+        "{n} 个答案与最精确配置的一致程度；没有标准答案",
+    ),
+    "quality_same": (
+        "Quality: {today} ({kind}).",
+        "质量：{today}（{kind}）。",
+    ),
+    "quality_noise": (
+        "Quality: {best} against {today} today: the difference of {difference} points ({low} to "
+        "{high}) is within noise (p = {p}; {kind}).",
+        "质量：{best}，当前 {today}：相差 {difference} 个百分点（{low} 至 {high}），"
+        "在噪声范围内（p = {p}；{kind}）。",
+    ),
+    "quality_differs": (
+        "Quality: {best} against {today} today: {difference} points ({low} to {high}; p = {p}; "
+        "{kind}).",
+        "质量：{best}，当前 {today}：{difference} 个百分点（{low} 至 {high}；p = {p}；{kind}）。",
+    ),
+    "quality_lost_tasks": (
+        "What it gives up: {tasks}.",
+        "损失所在：{tasks}。",
+    ),
+    "quality_left_out": (
+        "Left out of the scores: {missing} items without an answer. Scored as wrong: {unparsed} "
+        "answers from which no box could be read.",
+        "未计分：{missing} 个没有得到答案的请求；计为错误：{unparsed} 个无法解析出坐标框的答案。",
     ),
     "quality_random": (
         "Quality: not measured. The weights are random, so speed, memory and cost are real, the "
@@ -102,9 +143,42 @@ PROSE: dict[str, tuple[str, str]] = {
         "Every point is a measured setting; those on the line are beaten by no other in both.",
         "每个点都是实测配置；线上的配置没有其他配置能在两方面同时更优。",
     ),
+    "column_quality": ("quality", "质量"),
+    "quality_heading": ("What the answers are worth", "答案质量"),
+    "quality_note": (
+        "Scores are 0 to 1: exact match for colours, counts, codes and totals, boxes that overlap "
+        "by half for locations, the similarity or overlap of texts for other tasks; a setting's "
+        "quality is the mean over its tasks. Intervals are over the items, differences compare the "
+        "same items.",
+        "得分为 0 到 1：颜色、计数、编号与金额要求完全一致，定位以重叠过半的框计，"
+        "其他任务按文本相似或重合程度；"
+        "一个配置的质量是各任务得分的平均。区间针对题目的抽样，差异按相同题目逐一比较。",
+    ),
+    "resolutions_heading": ("A resolution for each task", "按任务选择分辨率"),
+    "resolutions_note": (
+        "Proposed is the lowest measured resolution at which a task stays within {tolerance} "
+        "points of the highest one, beside the article's table (detection 512, description 256, "
+        "fine analysis native).",
+        "建议值为该任务得分与最高分辨率相差不超过 {tolerance} 个百分点的最低实测分辨率，"
+        "旁边是原文的表（检测 512，描述 256，精细分析用原始尺寸）。",
+    ),
+    "resolutions_measured": (
+        "Both tables, measured as settings of their own:",
+        "两张表各自作为一种配置的实测结果：",
+    ),
+    "column_task": ("task", "任务"),
+    "column_proposed": ("proposed", "建议"),
+    "column_quality_there": ("quality there", "该处质量"),
+    "column_article": ("article", "原文"),
+    "column_quality_article": ("quality with the article's", "按原文的质量"),
+    "column_quality_best": ("quality at the highest", "最高分辨率的质量"),
     "limits": (
         "Limits ruled out: {limits}.",
         "因限制条件排除：{limits}。",
+    ),
+    "limit_min_quality": (
+        "{n} settings under the limit on quality of {limit}",
+        "{n} 个配置低于质量下限 {limit}",
     ),
     "limit_max_vram_gib": (
         "{n} settings over the memory limit",

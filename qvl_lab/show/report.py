@@ -13,14 +13,14 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qvl_lab.assets import asset
-from qvl_lab.errors import QvlError, ReportError
+from qvl_lab.errors import ConfigError, QvlError, ReportError, UnknownNameError
 from qvl_lab.records import environment_key
 from qvl_lab.sweeps.store import Runs
 
@@ -80,28 +80,60 @@ def report(
 
 
 def default_sweep(
-    model: str, workload: str, out: str | Path, *, items: int = 8, progress: bool = True
+    model: str, workload: str, out: str | Path, *, items: int = 36, progress: bool = True
 ) -> Runs:
     """The small grid behind ``qvl-lab report --model``: minutes on two CPU cores for ``tiny``.
 
-    Rows of another environment are moved aside rather than mixed in.
+    Where quality is known, two settings with a resolution for each task follow the grid: the
+    article's table, and the lowest resolutions that keep each task's quality. Rows of another
+    environment are moved aside rather than mixed in.
     """
+    from qvl_lab.config import BY_TASK, TASK_RESOLUTIONS
     from qvl_lab.sweeps import sweep
     from qvl_lab.workload import load_workload
 
-    most = max(1, min(items, len(load_workload(workload))))
-    return sweep(
-        model=model,
-        workload=workload,
-        items=items,
-        batch_size=[size for size in (1, 2, 4, 8) if size <= most],
+    loaded = load_workload(workload)
+    most = max(1, min(items, len(loaded)))
+    batches, precisions = [size for size in (1, 4, 8) if size <= most], ["fp32", "bf16"]
+    fixed: dict[str, Any] = {"model": model, "workload": workload, "items": items, "out": out}
+    fixed |= {"max_new_tokens": 40, "progress": progress}
+    runs = sweep(
+        **fixed,
+        batch_size=batches,
         resolution=[128, 256, 512],
-        precision=["fp32", "bf16"],
-        max_new_tokens=16,
-        out=out,
-        progress=progress,
+        precision=precisions,
         on_other_environment=_fresh_if_other(out),
     )
+    tasks = {item.task for item in loaded.items}
+    tables = [_for_all(tasks, table) for table in (TASK_RESOLUTIONS, *_proposed(runs))]
+    if len(tables) > 1:
+        fixed |= {"resolution": BY_TASK, "task_resolutions": tables}
+        sweep(**fixed, batch_size=batches[-1:], precision=precisions)
+    return Runs.load(out)
+
+
+def _proposed(runs: Runs) -> list[dict[str, int | str]]:
+    """The table of the lowest resolutions that keep quality; none if quality is not known."""
+    from qvl_lab.analysis.tradeoffs import propose_resolutions
+
+    try:
+        return [propose_resolutions(runs.frame()).task_resolutions]
+    except ConfigError:
+        return []
+
+
+def _for_all(tasks: Iterable[str | None], table: Mapping[str, int | str]) -> dict[str, int | str]:
+    """The table with native, which loses nothing, for tasks that it does not know."""
+    from qvl_lab.config import NATIVE
+    from qvl_lab.engine.images import canonical_task
+
+    whole = dict(table)
+    for task in filter(None, tasks):
+        try:
+            canonical_task(task, table)
+        except UnknownNameError:
+            whole[task] = NATIVE
+    return whole
 
 
 def to_html(

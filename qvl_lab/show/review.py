@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import html
 import io
+import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,22 @@ from matplotlib.figure import Figure
 from qvl_lab.analysis.cost import cost_column, find_price, price
 from qvl_lab.analysis.recommend import (
     Recommendation,
+    baseline,
+    find_row,
     measured,
     peak_memory_bytes,
     recommend,
 )
 from qvl_lab.analysis.stats import Estimate
-from qvl_lab.config import Config
-from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.analysis.tradeoffs import (
+    Proposal,
+    at_each_resolution,
+    precision_loss,
+    propose_resolutions,
+)
+from qvl_lab.config import BY_TASK, NATIVE, TASK_RESOLUTIONS, Config
+from qvl_lab.engine.images import canonical_task
+from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
 from qvl_lab.hardware import find_gpu
 from qvl_lab.records import environment_key
 from qvl_lab.show import plots
@@ -40,9 +51,11 @@ from qvl_lab.show.text import (
     money,
     number,
     percent,
+    points,
     resolution,
     setting,
 )
+from qvl_lab.show.text import task as task_name
 from qvl_lab.sweeps.store import Runs
 
 ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
@@ -52,7 +65,8 @@ _COMPARABLE = (
     *("model", "revision", "workload_fingerprint", "plan"),
     *("max_new_tokens", "min_new_tokens"),
 )
-_HELD = ("resolution", "max_new_tokens", "min_new_tokens")
+#: Never varied to save money: answers of another length are other answers.
+_HELD = ("max_new_tokens", "min_new_tokens")
 _MOST_ROWS, _MOST_FAILURES = 12, 50
 #: Options that the command line calls otherwise.
 _FLAGS = {"exchange_rates": "--rate", "prices_file": "--prices"}
@@ -89,6 +103,14 @@ class Review:
         found = self.recommendation
         if found is None:
             return self._say("headline_nothing")
+        wanted, best = self.options.get("min_quality"), found.best["quality"]
+        if wanted is not None and best < wanted - 1e-9:
+            words = {"wanted": f"{wanted:g}", "best": self._score(best)}
+            return f"{self._say('headline_unreached', **words)} {self._change(found)}"
+        return self._change(found)
+
+    def _change(self, found: Recommendation) -> str:
+        """From today's cost to the recommended one."""
         words = {
             "today": self._cost(found.current),
             "best": self._cost(found.best),
@@ -116,21 +138,62 @@ class Review:
         today, best = (money(c * self.monthly_images, self.currency) for c in per_image)
         said = [self._say("monthly", images=f"{self.monthly_images:,}", today=today, best=best)]
         if found.cheaper is not None:
-            said.append(
-                self._say(
-                    "cheaper",
-                    resolution=resolution(found.cheaper["resolution"], self.lang),
-                    cost=self._cost(found.cheaper),
-                    percent=percent(found.current[self.cost], found.cheaper[self.cost]),
-                )
-            )
-        random = bool(found.current["random_weights"])
-        said.append(self._say("quality_random" if random else "quality_none"))
+            said.append(self._cheaper(found.current, found.cheaper))
+        said += self._quality_sentences()
         items = {"today_items": found.current["answered"], "items": found.best["answered"]}
         counts = {name: int(n) for name, n in (items | {"repeats": found.best["repeats"]}).items()}
         said.append(self._say("sure", **counts))
         run_it = f"{self._say('run_it')}\n\n```\n{self.command(found.best)}\n```"
         return [*map(_plain, said), run_it]
+
+    def _cheaper(self, today: pd.Series, cheaper: pd.Series) -> str:
+        words = {
+            "setting": self._setting(cheaper),
+            "resolution": resolution(cheaper["resolution"], self.lang),
+            "cost": self._cost(cheaper),
+            "percent": percent(today[self.cost], cheaper[self.cost]),
+            "quality": self._score(cheaper["quality"]),
+        }
+        return self._say("cheaper" if pd.isna(cheaper["quality"]) else "cheaper_worse", **words)
+
+    def _quality_sentences(self) -> list[str]:
+        """What the recommended setting gives up, task by task where it is not noise."""
+        found = self.recommendation
+        assert found is not None
+        pair = found.quality
+        if pair is None:
+            random = bool(found.current["random_weights"])
+            return [self._say("quality_random" if random else "quality_none")]
+        scores = {"today": found.current["quality"], "best": found.best["quality"]}
+        words = {name: self._score(value) for name, value in scores.items()}
+        if found.best["key"] == found.current["key"]:
+            key = "quality_same"
+        else:
+            key = "quality_noise" if pair.within_noise else "quality_differs"
+            ends = {"low": pair.low, "high": pair.high, "difference": pair.difference}
+            words |= {name: points(value) for name, value in ends.items()}
+            words["p"] = f"{pair.p_value:.2g}"
+        kind = self._say(f"quality_kind_{found.current['quality_kind']}", n=pair.count)
+        said = [self._say(key, kind=kind, **words)]
+        if lost := self._lost_tasks(found.current, found.best):
+            said.append(self._say("quality_lost_tasks", tasks=lost))
+        counts = {n: int(found.best[f"quality_{n}"]) for n in ("missing", "unparsed")}
+        return [*said, *([self._say("quality_left_out", **counts)] if any(counts.values()) else [])]
+
+    def _lost_tasks(self, today: pd.Series, best: pd.Series) -> str:
+        """Tasks that get worse, the worst first, as "read, small print 0.45 → 0.20"."""
+        tasks = {
+            task: best[f"quality_{task}"] - today[f"quality_{task}"] for task in today["scores"]
+        }
+        worse = sorted(
+            (task for task, change in tasks.items() if change < -0.005), key=tasks.__getitem__
+        )
+        words = [
+            f"{task_name(task, self.lang)} {self._score(today[f'quality_{task}'])} → "
+            f"{self._score(best[f'quality_{task}'])}"
+            for task in worse
+        ]
+        return ", ".join(words)
 
     def _warnings(self) -> list[str]:
         said = []
@@ -163,7 +226,8 @@ class Review:
         said = [self._section("waterfall_heading", "waterfall_note")]
         if self.recommendation.excluded:
             limits = ", ".join(
-                self._say(f"limit_{name}", n=n) for name, n in self.recommendation.excluded.items()
+                self._say(f"limit_{name}", n=n, limit=self._score(self.recommendation.min_quality))
+                for name, n in self.recommendation.excluded.items()
             )
             said.append(Markdown(self._say("limits", limits=limits)))
         return [*said, picture]
@@ -173,14 +237,85 @@ class Review:
         axes = plots.tradeoff(self.frame, self.recommendation, lang=self.lang)
         return [self._section("tradeoff_heading", "tradeoff_note"), self._picture(axes)]
 
+    def quality(self) -> list[Any]:
+        """Quality against cost, over resolution, and per precision; nothing if not measured."""
+        if self.frame["quality"].isna().all():
+            return []
+        cost = plots.quality_cost(
+            self.frame,
+            self.recommendation,
+            min_quality=self.recommendation.min_quality if self.recommendation else None,
+            lang=self.lang,
+        )
+        shown = [self._section("quality_heading", "quality_note"), self._picture(cost)]
+        if self._grid["resolution"].nunique() > 1:
+            shown.append(self._picture(plots.quality(self.frame, lang=self.lang)))
+        if len(precision_loss(self.frame)):
+            shown.append(self._picture(plots.precision_loss(self.frame, lang=self.lang)))
+        return shown
+
+    def resolutions(self) -> list[Any]:
+        """The resolution that each task needs, beside the article's; nothing if not measured."""
+        try:
+            proposal = propose_resolutions(self._grid)
+        except ConfigError:
+            return []
+        points_lost = f"{100 * proposal.tolerance:g}"
+        note = self._say("resolutions_note", tolerance=points_lost)
+        shown = [self._section("resolutions_heading"), Markdown(note)]
+        shown.append(HTML(self._task_table(proposal).to_html(index=False, border=0)))
+        by_task = self.frame[(self.frame["resolution"] == BY_TASK) & (self.frame["status"] == "ok")]
+        if self.recommendation and len(by_task):
+            rows = by_task.sort_values(self.cost)
+            table = self._table(rows, self.recommendation.current)
+            shown += [
+                Markdown(self._say("resolutions_measured")),
+                HTML(table.to_html(index=False, border=0)),
+            ]
+        return shown
+
+    def _task_table(self, proposal: Proposal) -> pd.DataFrame:
+        """One row per task: proposed and article's resolution, and quality at each."""
+        grid = {row["resolution"]: row for _, row in at_each_resolution(self._grid).iterrows()}
+        article_row = self._article_row()
+        rows = []
+        for row in proposal.table.to_dict("records"):
+            task, ours = str(row["task"]), row["resolution"]
+            article = str(_article_resolution(task))
+            theirs = grid.get(article) if article_row is None else article_row
+            values = [f"quality_{task}", f"quality_{task}_low", f"quality_{task}_high"]
+            there = "?" if theirs is None else self._scored(theirs, values)
+            rows.append(
+                {
+                    "column_task": task_name(task, self.lang),
+                    "column_proposed": resolution(ours, self.lang),
+                    "column_quality_there": self._scored(grid[ours], values),
+                    "column_article": resolution(article, self.lang),
+                    "column_quality_article": there,
+                    "column_quality_best": self._scored(grid[row["reference_resolution"]], values),
+                }
+            )
+        table = pd.DataFrame(rows)
+        return table.set_axis([self._say(str(name)) for name in table], axis=1)
+
+    def _article_row(self) -> pd.Series | None:
+        """The article's table as it was measured, in the most exact precision."""
+        tables = self.frame["task_resolutions"] == json.dumps(TASK_RESOLUTIONS)
+        rows = self.frame[tables & self.frame["quality"].notna()]
+        return None if rows.empty else baseline(rows.reset_index(drop=True))
+
+    def _scored(self, row: pd.Series, names: list[str]) -> str:
+        value, low, high = (self._score(row[name]) for name in names)
+        return value if value == "?" else f"{value} ({low}–{high})"
+
     def curves(self) -> list[Any]:
         """Throughput, memory and cost over batch size."""
-        figure = plots.curves(self.frame, lang=self.lang)
+        figure = plots.curves(self._grid, lang=self.lang)
         return [self._section("curves_heading"), self._picture(figure)]
 
     def feasible(self) -> list[Any]:
         """Which settings fit, and what each costs."""
-        figure = plots.feasible(self.frame, lang=self.lang)
+        figure = plots.feasible(self._grid, lang=self.lang)
         return [self._section("feasible_heading"), self._picture(figure)]
 
     def stages(self) -> list[Any]:
@@ -332,6 +467,14 @@ class Review:
     # ---- small things
 
     @property
+    def _grid(self) -> pd.DataFrame:
+        """Rows of one resolution for all tasks; all rows, if there are no others."""
+        uniform = self.frame[self.frame["resolution"] != BY_TASK]
+        kept = self.frame if uniform.empty else uniform.reset_index(drop=True)
+        kept.attrs = self.frame.attrs
+        return kept
+
+    @property
     def cost(self) -> str:
         """The frame's cost column."""
         return cost_column(self.frame)
@@ -350,6 +493,7 @@ class Review:
 
     def command(self, row: pd.Series) -> str:
         """The command that runs a row's setting on a folder of images."""
+        tables = row["task_resolutions"]
         parts = ["qvl-lab", "run", "IMAGES", "--model", str(row["model"])]
         for name in ("precision", "batch_size", "resolution", "max_new_tokens"):
             parts += ["--" + name.replace("_", "-"), str(row[name])]
@@ -357,6 +501,8 @@ class Review:
         for name in ("revision", "cache_implementation", "attn_implementation", "min_new_tokens"):
             if not pd.isna(row[name]) and row[name] != defaults[name]:
                 parts += ["--set", f"{name}={row[name]}"]
+        for task, side in (json.loads(tables) if isinstance(tables, str) else {}).items():
+            parts += ["--task-resolution", f"{task}={side}"]
         return shlex.join(parts)
 
     def _on_gpu(self) -> bool:
@@ -370,9 +516,13 @@ class Review:
         return label(key, self.lang, **values)
 
     def _setting(self, row: pd.Series) -> str:
-        names = differing(self.frame, ["precision", "resolution", "batch_size"])
+        names = differing(self.frame, ["precision", "resolution", "batch_size", "task_resolutions"])
         more = [f"{n}={row[n]}" for n in names if not pd.isna(row[n])]
         return " · ".join([setting(row, self.lang), *more])
+
+    @staticmethod
+    def _score(value: Any) -> str:
+        return "?" if pd.isna(value) else f"{value:.2f}"
 
     def _cost(self, row: pd.Series) -> str:
         return money(row[self.cost], self.currency)
@@ -383,8 +533,12 @@ class Review:
 
     def _table(self, rows: pd.DataFrame, today: pd.Series) -> pd.DataFrame:
         memory = peak_memory_bytes(rows)
+        known = self.frame["quality"].notna().any()
+        names = ["quality", "quality_low", "quality_high"]
+        quality = [self._scored(row, names) for _, row in rows.iterrows()] if known else []
         columns: dict[str, list[str]] = {
             "column_setting": [self._setting(row) for _, row in rows.iterrows()],
+            **({"column_quality": quality} if known else {}),
             "column_cost": [self._cost(row) for _, row in rows.iterrows()],
             "column_interval": [self._interval(row) for _, row in rows.iterrows()],
             "column_change": [
@@ -426,6 +580,7 @@ def review(
     utilisation: float = 1.0,
     current: Mapping[str, Any] | None = None,
     monthly_images: int | None = None,
+    min_quality: float | None = None,
     max_vram_gib: float | None = None,
     max_ttft_s: float | None = None,
     lang: str = "en",
@@ -439,7 +594,7 @@ def review(
         See :func:`qvl_lab.analysis.cost.price`. Without a GPU the measured one is priced, or, if
         the table has no price for it, the article's A10G; the report then says so. The currency
         is CNY unless told otherwise.
-    current, max_vram_gib, max_ttft_s
+    current, min_quality, max_vram_gib, max_ttft_s
         See :func:`qvl_lab.analysis.recommend.recommend`.
     monthly_images : int, optional
         For the monthly sum; 100,000 if not given.
@@ -474,8 +629,18 @@ def review(
     except ConfigError:
         found = None
     else:
-        limits = {"max_vram_gib": max_vram_gib, "max_ttft_s": max_ttft_s}
-        found = recommend(priced, current=current or None, hold=_HELD, **limits)
+        today = find_row(measured(priced), current) if current else baseline(measured(priced))
+        # without today's quality nothing says what fewer pixels would lose
+        unknown = min_quality is None and pd.isna(today["quality"])
+        choose = partial(
+            recommend,
+            priced,
+            current=current or None,
+            hold=(*(("resolution",) if unknown else ()), *_HELD),
+            max_vram_gib=max_vram_gib,
+            max_ttft_s=max_ttft_s,
+        )
+        found = _choose(choose, priced, min_quality)
     rows = set(zip(frame["key"], frame["environment"], strict=True))
     kept = [run for run in loaded if (run.key, environment_key(run.environment)) in rows]
     return Review(
@@ -487,6 +652,19 @@ def review(
         options={k: v for k, v in options.items() if v is not None and v != {}},
         notes=[*loaded.notes, *notes],
     )
+
+
+def _choose(
+    choose: Callable[..., Recommendation], frame: pd.DataFrame, min_quality: float | None
+) -> Recommendation:
+    """The recommendation; the best quality there is, where none is as high as was asked for."""
+    try:
+        return choose(min_quality=min_quality)
+    except LimitError:
+        best = measured(frame)["quality"].max()
+        if min_quality is None or best >= min_quality:
+            raise
+        return choose(min_quality=float(best))
 
 
 def _one_question(frame: pd.DataFrame, lang: str) -> tuple[pd.DataFrame, list[str]]:
@@ -519,6 +697,14 @@ def _own_gpu(
             ) from None
         return ARTICLE_GPU, ARTICLE_PROVIDER
     return row.name if row else ARTICLE_GPU, provider
+
+
+def _article_resolution(task: str) -> int | str:
+    """What the article's table says for a task; native for one that it does not know."""
+    try:
+        return TASK_RESOLUTIONS[canonical_task(task, TASK_RESOLUTIONS)]
+    except UnknownNameError:
+        return NATIVE
 
 
 def _on_gpu(frame: pd.DataFrame) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from qvl_lab.analysis.quality import score
+from qvl_lab.analysis.quality import own_metrics, score
 from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, SweepSpec
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
@@ -206,8 +206,11 @@ def _check(spec: SweepSpec, workload: Workload) -> None:
 def _check_metrics(spec: SweepSpec, workload: Workload) -> None:
     """Score the true answers: whatever keeps answers from being scored shows before the work."""
     expected = [item.answer for item in workload.items]
+    models = {config.model.model for config in spec.configurations()}
     try:
-        score([item.task for item in workload.items], expected, expected, spec.metrics)
+        own_metrics(spec.metrics)
+        if not all(model.startswith("random:") for model in models):  # those are never scored
+            score([item.task for item in workload.items], expected, expected, spec.metrics)
     except ConfigError as e:
         raise ConfigError(f"{e}. Or measure without quality: quality=False (--no-quality)") from e
 

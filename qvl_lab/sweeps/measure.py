@@ -147,25 +147,32 @@ def _measure(
         kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")
     }
     parts["power"] = {k: readings[k] for k in ("gpu_utilisation", "power_w", "energy_j")}
-    if not lab.loaded.random_weights:
-        everything = _loaded(job.workload, config)
-        if len(items) < len(everything):  # the timed passes saw only some
-            generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
-        parts |= _judged(job, generation)
+    if job.plan.quality and not lab.loaded.random_weights:
+        parts |= _judged(job, lab, generation)
 
 
-def _judged(job: Job, generation: Generation) -> dict[str, Any]:
-    """The answers to all items, and their scores where the true answer is known."""
-    items = job.workload.items
+def _judged(job: Job, lab: Lab, generation: Generation) -> dict[str, Any]:
+    """The answers to all items, and their scores where the true answer is known.
+
+    A pass over the items that were not timed is paid for only if there is something to score.
+    """
+    items, config = job.workload.items, job.config
     tasks, expected = [item.task for item in items], [item.answer for item in items]
+    if len(generation) < len(items):
+        if all(answer is None for answer in expected):
+            return {}
+        everything = _loaded(job.workload, config)
+        generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
     rows = [
         {"id": i.id, "task": i.task, "question": i.question, "expected": i.answer, "answer": text}
         for i, text in zip(items, generation.texts, strict=True)
     ]
-    if not job.plan.quality:
-        return {"answers": rows}
     scores = score(tasks, generation.texts, expected, job.plan.metrics)
-    return {"answers": rows, "scores": {task: found.to_dict() for task, found in scores.items()}}
+    return {
+        "answers": rows,
+        "scores": {task: found.to_dict() for task, found in scores.items()},
+        "failures": [*job.workload.errors, *generation.errors][:MAX_FAILURES_KEPT],
+    }
 
 
 def _items(job: Job) -> list[Item]:

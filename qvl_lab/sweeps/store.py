@@ -79,10 +79,12 @@ class Runs(Sequence[Run]):
         setting; see :func:`qvl_lab.analysis.tradeoffs.with_agreement`.
         """
         from qvl_lab.analysis.frame import frame
-        from qvl_lab.analysis.tradeoffs import with_agreement
+        from qvl_lab.analysis.tradeoffs import has_answers, with_agreement
 
         table = frame(self._runs)
-        return with_agreement(table, self.answers()) if table["quality"].isna().all() else table
+        if table.empty or has_answers(table).all():
+            return table
+        return with_agreement(table, self.answers())
 
     def answers(self) -> pd.DataFrame:
         """Every answer: ``run`` (its key), ``environment``, ``id``, ``task``, ``question``,
@@ -97,7 +99,8 @@ class Runs(Sequence[Run]):
             rows = _read_answers(answers_path(self.path))
         table = pd.DataFrame(rows, columns=ANSWER_COLUMNS, dtype=object)
         mine = {(run.key, environment_key(run.environment)) for run in self._runs}
-        kept = [pair in mine for pair in zip(table["run"], table["environment"], strict=True)]
+        pairs = zip(table["run"], table["environment"], strict=True)
+        kept = pd.Series([pair in mine for pair in pairs], table.index, dtype=bool)
         table = table[kept].drop_duplicates(["run", "environment", "id"], keep="last")
         return table.reset_index(drop=True)
 
@@ -199,7 +202,7 @@ class Store:
             If they cannot be written there; they stay where they are.
         """
         number = 1
-        while (target := self.path.with_suffix(f".{number}{self.path.suffix}")).exists():
+        while (target := self._aside(number)).exists() or answers_path(target).exists():
             number += 1
         self._file.seek(0)
         try:
@@ -207,14 +210,17 @@ class Store:
                 copy.write(self._file.read())
                 copy.flush()
                 os.fsync(copy.fileno())
+            with contextlib.suppress(FileNotFoundError):
+                answers_path(self.path).replace(answers_path(target))
         except OSError as e:
             target.unlink(missing_ok=True)
             raise StoreError(f"cannot move the rows to {target}: {e.strerror}") from e
         self._file.truncate(0)
-        with contextlib.suppress(FileNotFoundError):
-            answers_path(self.path).replace(answers_path(target))
         self.runs = Runs(path=self.path)
         return target
+
+    def _aside(self, number: int) -> Path:
+        return self.path.with_suffix(f".{number}{self.path.suffix}")
 
     def _read(self) -> Runs:
         self._file.seek(0)
@@ -268,7 +274,7 @@ def _read_answers(path: Path) -> list[dict[str, str | None]]:
             row = json.loads(line)
             if isinstance(row, dict) and row.keys() >= set(ANSWER_COLUMNS):
                 rows.append(row)
-    return rows
+    return [row for row in rows if all(isinstance(v, str | None) for v in row.values())]
 
 
 def _parse(data: bytes, path: Path) -> tuple[list[Run], list[str]]:
