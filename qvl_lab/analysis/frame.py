@@ -52,11 +52,19 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame([_row(run) for run in runs])
 
 
+_TAKEN = ("low", "high", "kind", "items", "missing", "unparsed")
+
+
+def task_column(task: str) -> str:
+    """The column of a task's mean score: "quality_colour"."""
+    return f"quality_task_{task}" if task in _TAKEN else f"quality_{task}"
+
+
 def quality_columns(scores: Mapping[str, TaskScores], kind: str) -> dict[str, Any]:
     """What a row says about its answers.
 
     ``quality`` (0-1), the mean over tasks of each task's mean score, with ``_low`` and ``_high``
-    of its 95% interval over the items; the same for each task as ``quality_TASK``;
+    of its 95% interval over the items; the same for each task in :func:`task_column`;
     ``quality_kind``, "answers" if they were compared with true ones, "agreement" if with those of
     another setting; ``quality_items``, ``quality_missing``, ``quality_unparsed``: how many items
     were scored, had no answer, had an answer without a readable box; ``scores``, task to its
@@ -68,7 +76,7 @@ def quality_columns(scores: Mapping[str, TaskScores], kind: str) -> dict[str, An
     if not any(found.count for found in scores.values()):
         return row
     groups = {"quality": [found.values for found in scores.values()]}
-    groups |= {f"quality_{task}": [found.values] for task, found in scores.items()}
+    groups |= {task_column(task): [found.values] for task, found in scores.items()}
     for name, values in groups.items():
         row |= zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True)
     row |= {"quality_kind": kind, "scores": {task: s.values for task, s in scores.items()}}

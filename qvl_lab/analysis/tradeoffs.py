@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.frame import SETTINGS, quality_columns
+from qvl_lab.analysis.frame import SETTINGS, quality_columns, task_column
 from qvl_lab.analysis.intervals import compare
 from qvl_lab.analysis.quality import agreement
 from qvl_lab.analysis.recommend import (
@@ -146,13 +146,14 @@ def propose_resolutions(
     reference = rows.iloc[-1]
     found = []
     for task in reference["scores"]:
-        best = reference[f"quality_{task}"]
-        keeping = rows[rows[f"quality_{task}"].astype(float) >= best - tolerance - 1e-9]
+        column = task_column(task)
+        best = reference[column]
+        keeping = rows[rows[column].astype(float) >= best - tolerance - 1e-9]
         row = reference if keeping.empty else keeping.iloc[0]  # empty if nothing was answered
         pair = compare([reference["scores"][task]], [row["scores"][task]])
         found.append(
-            {"task": task, "resolution": row["resolution"], "quality": row[f"quality_{task}"]}
-            | {end: row[f"quality_{task}_{end}"] for end in ("low", "high")}
+            {"task": task, "resolution": row["resolution"], "quality": row[column]}
+            | {end: row[f"{column}_{end}"] for end in ("low", "high")}
             | {"reference_resolution": reference["resolution"], "reference_quality": best}
             | {"difference": pair.difference, "p_value": pair.p_value}
         )

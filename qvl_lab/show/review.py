@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qvl_lab.analysis.cost import cost_column, find_price, price
+from qvl_lab.analysis.frame import task_column
 from qvl_lab.analysis.recommend import (
     Recommendation,
     baseline,
@@ -183,14 +184,14 @@ class Review:
     def _lost_tasks(self, today: pd.Series, best: pd.Series) -> str:
         """Tasks that get worse, the worst first, as "read, small print 0.45 → 0.20"."""
         tasks = {
-            task: best[f"quality_{task}"] - today[f"quality_{task}"] for task in today["scores"]
+            task: best[task_column(task)] - today[task_column(task)] for task in today["scores"]
         }
         worse = sorted(
             (task for task, change in tasks.items() if change < -0.005), key=tasks.__getitem__
         )
         words = [
-            f"{task_name(task, self.lang)} {self._score(today[f'quality_{task}'])} → "
-            f"{self._score(best[f'quality_{task}'])}"
+            f"{task_name(task, self.lang)} {self._score(today[task_column(task)])} → "
+            f"{self._score(best[task_column(task)])}"
             for task in worse
         ]
         return ", ".join(words)
@@ -283,7 +284,7 @@ class Review:
             task, ours = str(row["task"]), row["resolution"]
             article = str(_article_resolution(task))
             theirs = grid.get(article) if article_row is None else article_row
-            values = [f"quality_{task}", f"quality_{task}_low", f"quality_{task}_high"]
+            values = [task_column(task) + end for end in ("", "_low", "_high")]
             there = "?" if theirs is None else self._scored(theirs, values)
             rows.append(
                 {

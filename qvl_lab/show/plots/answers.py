@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from qvl_lab.analysis import tradeoffs
+from qvl_lab.analysis.frame import task_column
 from qvl_lab.analysis.recommend import Recommendation, with_quality
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import fonts, text
@@ -73,7 +74,7 @@ def _task_lines(rows: pd.DataFrame, lang: str) -> dict[str, dict[str, Any]]:
     lines = {}
     for i, (task, marker) in enumerate(cycle(tasks, MARKERS).items()):
         looks = {"color": _COLOURS[i % len(_COLOURS)], "marker": marker, "lw": 1.3}
-        lines[f"quality_{task}"] = looks | {"label": text.task(task, lang)}
+        lines[task_column(task)] = looks | {"label": text.task(task, lang)}
     mean = {"quality": _MEAN | {"label": label("tasks_mean", lang)}}
     return mean | lines if len(tasks) > 1 else lines
 
