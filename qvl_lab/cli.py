@@ -203,6 +203,9 @@ def sweep(
     set_: SetOption = None,
     question: Question = None,
     items: Annotated[int | None, typer.Option(help="Use a sample of so many items.")] = None,
+    timed_items: Annotated[
+        int | None, typer.Option(help="Time only so many of them; all are scored.")
+    ] = None,
     batches: Annotated[int | None, typer.Option(help="At most so many batches a pass.")] = None,
     quality: Annotated[
         bool, typer.Option(help="Score answers where the true one is known.")
@@ -235,7 +238,8 @@ def sweep(
     grid = {"batch_size": batch_size, "resolution": resolution, "precision": precision}
     settings |= {name: _values(text) for name, text in grid.items()}
     settings |= {"max_new_tokens": max_new_tokens, "workload": workload, "question": question}
-    settings |= {"items": items, "batches": batches, "repeats": repeats, "warmup": warmup}
+    settings |= {"items": items, "timed_items": timed_items, "batches": batches}
+    settings |= {"repeats": repeats, "warmup": warmup}
     settings |= {"timeout_s": timeout_s, "isolation": isolation, "quality": quality}
     settings |= {"metrics": _pairs("--metric", metric)}
     settings |= {name: _values(text) for name, text in _pairs("--set", set_).items()}

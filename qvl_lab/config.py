@@ -200,10 +200,12 @@ class SweepSpec:
         Asked about every image that brings no question of its own.
     items : int, optional
         Use only this many items (a seeded sample). None uses all of them.
+    timed_items : int, optional
+        Time only this many of them (a seeded sample, the same for every setting). If quality is
+        measured, one more pass that is not timed answers all items.
     batches : int, optional
         Time at most this many batches per repeat, for long grids: small batches then see
-        fewer items. Fair only if the items are alike. If quality is measured, one more pass that
-        is not timed answers all items.
+        fewer items. Fair only if the items are alike.
     repeats : int
         Timed passes over the items.
     warmup : int
@@ -226,6 +228,7 @@ class SweepSpec:
     workload: str = "mixed"
     question: str | None = None
     items: int | None = None
+    timed_items: int | None = None
     batches: int | None = None
     repeats: int = 3
     warmup: int = 1
@@ -243,7 +246,7 @@ class SweepSpec:
                 raise ConfigError(f"axis {name} needs a list of values, not {values!r}")
         _bounded("repeats", self.repeats, 1, 1000)
         _bounded("warmup", self.warmup, 0, 1000)
-        for name in ("items", "batches"):
+        for name in ("items", "timed_items", "batches"):
             if getattr(self, name) is not None:
                 _bounded(name, getattr(self, name), 1, 10**9)
         _positive("timeout_s", self.timeout_s)

@@ -66,6 +66,16 @@ def make_run() -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def lab() -> Lab:
+    """The embedded model's shape with random weights, so that every answer has the full length,
+    in fp32 on the CPU. Tests leave it as they found it.
+    """
+    from qvl_lab.engine.stock import load
+
+    return load("random:tiny", precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def trained() -> Lab:
     """The embedded model in fp32 on the CPU. Tests leave it as they found it."""
     from qvl_lab.engine.stock import load
 

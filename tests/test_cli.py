@@ -20,8 +20,12 @@ from PIL import Image
 
 import qvl_lab
 from qvl_lab import cli
+from qvl_lab.analysis.metrics import METRICS
+from qvl_lab.analysis.quality import score
+from qvl_lab.engine.images import visual_tokens
 from qvl_lab.errors import ReportError
 from qvl_lab.sweeps.store import Runs, Store
+from qvl_lab.workload import load_workload
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -125,7 +129,7 @@ def test_help_imports_no_torch():
 
 
 def test_answers_go_to_standard_output_and_the_rest_elsewhere(qvl, photos):
-    result = qvl(f"run {photos}/red.png {SMALL}")
+    result = qvl(f"run {photos}/red.png --model random:tiny {SMALL}")
     assert result.code == 0
     (line,) = result.out.splitlines()
     assert line.startswith("red.png\t")
@@ -183,12 +187,19 @@ def test_a_price_gives_a_cost(qvl, photos):
         ("run mixed --gpu A1OG", "Did you mean 'A10G'"),
         ("run mixed --model tinny", "Did you mean 'tiny'"),
         ("run mixed --bach-size 3", "--bach-size"),
+        ("run evaluation --metric colour", "--metric takes NAME=VALUE"),
+        ("run evaluation --metric colour=anl", "unknown metric 'anl'. Did you mean 'anls'"),
+        ("run evaluation --task-resolution locate=512", "needs --resolution by_task"),
+        ("run evaluation --resolution by_task --task-resolution 5", "takes NAME=VALUE"),
+        ("run evaluation --resolution by_task --task-resolution a=5", "a side from 32 to 16384"),
         ("run", "SOURCE"),
         ("rum", "rum"),
         ("sweep --batch-size 1,x --isolation none", "batch_size must be"),
-        ("sweep --items 2 --batch-size 4", "more than the 2 items"),
+        ("sweep --items 2 --batch-size 4", "more than the 2 timed items"),
         ("sweep --set batch_siz=3", "Did you mean 'batch_size'"),
         ("sweep --set nonsense", "--set takes NAME=VALUE"),
+        ("sweep --metric nonsense", "--metric takes NAME=VALUE"),
+        ("sweep --workload evaluation --metric colour=anl", "Did you mean 'anls'"),
         ("sweep none.toml", "cannot read none.toml"),
         ("sweep --on-other-environment replace", "unknown choice"),
         ("report --gpu A10G none.jsonl --model tiny", "not both"),
@@ -219,6 +230,85 @@ def test_what_cannot_run_exits_3(qvl, line, words):
     assert result.code == 3
     assert words in result.err
     assert "Traceback" not in result.err
+
+
+SCORED = "run evaluation --limit 6 --device cpu --resolution 128 --max-new-tokens 40 --quiet"
+
+
+def test_answers_are_scored_where_the_true_ones_are_known(qvl):
+    result = qvl(SCORED)
+    assert result.code == 0
+    said = dict(line.split("\t") for line in result.out.splitlines())
+    items = load_workload("evaluation").sample(6).items
+    texts = [cli._one_line(said[cli._one_line(item.id)]) for item in items]
+    scores = score([i.task for i in items], texts, [i.answer for i in items])
+    lines = [line for line in result.err.splitlines() if line.startswith("quality: ")]
+    assert lines == [
+        f"quality: {task} {found.mean:.3f} ({found.metric}, 1 items"
+        + ("; 1 unparsed" if found.unparsed else "")
+        + ")"
+        for task, found in scores.items()
+    ]
+    assert len(lines) == 6
+    assert "random weights" not in result.err
+
+
+def test_scores_are_in_the_json_summary_by_the_metrics_asked_for(qvl):
+    result = qvl(f"{SCORED} --json --metric COLOUR=chrf --metric locate=iou")
+    *answers, last = [strict(line) for line in result.out.splitlines()]
+    quality = last["summary"]["quality"]
+    metrics = {task: found["metric"] for task, found in quality.items()}
+    assert metrics == {
+        **dict.fromkeys(("count", "read_large", "read_small", "total"), "exact_match"),
+        **{"colour": "chrf", "locate": "iou"},
+    }
+    items = {item.id: item for item in load_workload("evaluation").items}
+    for answer in answers:
+        item = items[answer["id"]]
+        value = METRICS[metrics[item.task]](answer["text"], item.answer)
+        found = quality[item.task]
+        assert found["mean"] == pytest.approx(value, abs=1e-6)
+        assert (found["count"], found["missing"]) == (1, 0)
+
+
+@pytest.mark.parametrize("source", ["photos/red.png", "mixed --limit 1 --model random:tiny"])
+def test_what_has_no_true_answer_or_random_weights_is_not_scored(qvl, photos, source):
+    result = qvl(f"run {source} {SMALL}")
+    assert result.code == 0
+    assert not re.search("quality|scored", result.err)
+    summary = strict(qvl(f"run {source} {SMALL} --json").out.splitlines()[-1])
+    assert summary["summary"]["quality"] is None
+
+
+def test_a_task_of_ones_own_is_answered_and_told_how_to_be_scored(qvl, photos):
+    table = photos / "items.csv"
+    table.write_text("image,answer,task\nred.png,red,tint\ncut.jpg,green,tint\n")
+    unscored = qvl(f"run {table} {SMALL}")
+    assert unscored.code == 1  # an image is damaged
+    assert len(unscored.out.splitlines()) == 1
+    assert "not scored: nothing says how answers of task 'tint' are scored" in unscored.err
+    assert "quality:" not in unscored.err
+    scored = qvl(f"run {table} {SMALL} --metric tint=anls")
+    assert re.search(r"^quality: tint \S+ \(anls, 1 items; 1 missing\)$", scored.err, re.MULTILINE)
+
+
+def test_each_task_may_have_its_resolution(qvl):
+    sides = {"locate": 64, "colour": 96, "count": "native"}
+    tables = " ".join(f"--task-resolution {task}={side}" for task, side in sides.items())
+    line = SCORED.replace("--resolution 128", f"--resolution by_task {tables}")
+    result = qvl(f"{line} --json")
+    assert result.code == 1
+    *answers, last = [strict(row) for row in result.out.splitlines()]
+    items = {item.id: item for item in load_workload("evaluation").items}
+    for answer in answers:
+        item = items[answer["id"]]
+        if item.task in sides:
+            assert answer["visual_tokens"] == visual_tokens(item.image, sides[item.task])
+        else:
+            assert f"unknown task '{item.task}'" in answer["error"]
+    assert len(last["summary"]["failures"]) == 3
+    total = {"metric": "exact_match", "mean": None, "count": 0, "missing": 1, "unparsed": 0}
+    assert last["summary"]["quality"]["total"] == total
 
 
 def test_ctrl_c_exits_130_and_says_that_work_is_kept(qvl, photos, monkeypatch):
@@ -259,6 +349,28 @@ def test_failed_settings_exit_3_and_are_named(qvl, photos):
     assert result.err.count("failed: fp32, 64: model folder /no/such/model does not exist") == 2
 
 
+def test_a_sweep_scores_unless_told_not_to(qvl, photos):
+    for name in ("cut.jpg", "text.png", "empty.png", "bomb.png", "notes.txt"):
+        (photos / name).unlink()
+    rows = [f"{color}.png,{color},tint" for color in ("red", "green", "blue")]
+    (photos / "items.csv").write_text("\n".join(["image,answer,task", *rows]))
+    line = SWEEP.replace("photos", "photos/items.csv").replace("1,2", "3")
+    refused = qvl(line)
+    assert refused.code == 2
+    assert "task 'tint'" in refused.err
+    assert "--no-quality" in refused.err
+    assert not Path("runs.jsonl").exists()
+    assert qvl(f"{line} --no-quality").code == 0
+    (run,) = Runs.load("runs.jsonl")
+    assert (run.status, run.plan["quality"], run.scores) == ("ok", False, {})
+    assert not Path("runs.answers.jsonl").exists()
+    assert qvl(f"{line} --metric tint=chrf").code == 0
+    _, run = Runs.load("runs.jsonl")
+    assert run.plan["metrics"] == {"tint": "chrf"}
+    assert (run.scores["tint"]["metric"], len(run.scores["tint"]["values"])) == ("chrf", 3)
+    assert Runs.load("runs.jsonl").answers()["expected"].tolist() == ["red", "green", "blue"]
+
+
 def test_out_of_memory_is_a_result_and_exits_0(qvl, photos, monkeypatch):
     def measure(job, get_lab=None):
         return job.result("oom", "made to be")
@@ -295,7 +407,7 @@ def test_report_passes_its_options_on(qvl, monkeypatch):
     monkeypatch.setattr("qvl_lab.show.report.report", report)
     result = qvl(
         "report r.jsonl --gpu A10G --rate USD=7.1 --current batch_size=1 --current precision=fp32 "
-        "--monthly-images 5 --lang zh --out review --json"
+        "--monthly-images 5 --lang zh --out review --min-quality 0.9 --json"
     )
     assert result.code == 0
     assert strict(result.out) == {"html": "a.html", "notebook": "a.ipynb", "csv": "a.csv"}
@@ -303,6 +415,72 @@ def test_report_passes_its_options_on(qvl, monkeypatch):
     assert asked["current"] == {"batch_size": 1, "precision": "fp32"}
     assert (asked["runs"], asked["out"]) == (Path("r.jsonl"), Path("review"))
     assert (asked["monthly_images"], asked["lang"], asked["gpu"]) == (5, "zh", "A10G")
+    assert asked["min_quality"] == 0.9
+
+
+@pytest.fixture
+def scored_runs(on_cpu) -> str:
+    """A run file: 10 s and 10 of 10 right one by one; 4 s and 9 right, 2 s and 5 right in batches
+    of four at half the pixels.
+    """
+    cells = [(1, 10.0, 512, 10), (4, 4.0, 256, 9), (4, 2.0, 128, 5)]
+    with Store("scored.jsonl") as store:
+        for size, seconds, side, right in cells:
+            values = [1.0] * right + [0.0] * (10 - right)
+            told = {"colour": {"metric": "exact_match", "values": values, "unparsed": 0}}
+            known = {"scores": told, "random_weights": False, "resolution": side}
+            store.append(on_cpu(size, seconds, **known))
+    return "scored.jsonl"
+
+
+@pytest.fixture
+def reported(qvl, scored_runs, monkeypatch) -> Callable[[str], tuple[Result, Any]]:
+    """Run the command; instead of the notebook, return the page that it would show."""
+
+    def run(options: str) -> tuple[Result, Any]:
+        from qvl_lab.show.review import review
+
+        asked: dict[str, Any] = {}
+        monkeypatch.setattr("qvl_lab.show.report._execute", lambda _, given: asked.update(given))
+        monkeypatch.setattr("qvl_lab.show.report.to_html", lambda *_, **__: None)
+        result = qvl(f"report {scored_runs} --per-hour 36 {options}")
+        return result, review(**asked) if asked else None
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "side", "limit"),
+    [("", "512", 0.98), ("--min-quality 0.9", "256", 0.9), ("--min-quality 0.5", "128", 0.5)],
+)
+def test_a_limit_on_quality_changes_the_recommendation(reported, options, side, limit):
+    result, page = reported(options)
+    assert result.code == 0
+    assert page.recommendation.best["resolution"] == side
+    assert page.recommendation.min_quality == pytest.approx(limit)
+    assert "No measured setting reaches" not in page._headline()
+
+
+def test_a_quality_out_of_reach_is_said_with_the_best_there_is(reported, on_cpu):
+    with Store("scored.jsonl") as store:  # today's loses one, too
+        values = [1.0] * 9 + [0.0]
+        told = {"colour": {"metric": "exact_match", "values": values, "unparsed": 0}}
+        known = {"scores": told, "random_weights": False, "resolution": 512}
+        store.append(on_cpu(1, 10.0, **known))
+    result, page = reported("--min-quality 0.95")
+    assert result.code == 0
+    assert page._headline() == (
+        "No measured setting reaches a quality of 0.95; the best has 0.90. "
+        + page._change(page.recommendation)
+    )
+    assert page.recommendation.best["resolution"] == "256"
+
+
+def test_a_limit_on_quality_in_percent_is_refused(reported):
+    result, page = reported("--min-quality 95")
+    assert result.code == 2
+    assert "min_quality must be a number from 0 to 1, not 95" in result.err
+    assert page is None
 
 
 def test_a_report_that_stops_exits_4(qvl, monkeypatch):

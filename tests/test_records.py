@@ -44,6 +44,8 @@ def test_a_run_survives_its_line(make_run, make_repeat, status):
         power={"power_w": 70.5},
         random_weights=True,
         failures=[{"id": "a", "error": "empty"}],
+        scores={"图": {"metric": "iou", "values": [0.5, None], "unparsed": 1}},
+        answers=[{"id": "a", "task": None, "answer": "\n"}],
     )
     line = run.to_json()
     assert "\n" not in line
@@ -95,6 +97,13 @@ def test_unknown_fields_are_named(make_run):
 def test_damaged_repeats_are_refused(make_run, repeats):
     values = json.loads(make_run().to_json()) | {"repeats": repeats}
     with pytest.raises(StoreError, match="not a run"):
+        Run.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("scores", [[], {"read": [1.0]}, {"read": 1.0}, {"read": None}])
+def test_damaged_scores_are_refused(make_run, scores):
+    values = json.loads(make_run().to_json()) | {"scores": scores}
+    with pytest.raises(StoreError, match="not a run: scores"):
         Run.from_json(json.dumps(values))
 
 

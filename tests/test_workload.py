@@ -7,12 +7,15 @@ import json
 import os
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
+from qvl_lab.analysis.metrics import parse_boxes
+from qvl_lab.analysis.quality import score
 from qvl_lab.config import ImagePolicy
 from qvl_lab.errors import ImageError, UnknownNameError, WorkloadError
 from qvl_lab.workload import (
@@ -261,6 +264,45 @@ def test_the_packaged_set_is_found_from_anywhere(tmp_path, monkeypatch):
     assert all(item.image.is_file() and item.answer and item.task for item in workload.items)
 
 
+def test_the_packaged_evaluation_has_questions_that_can_be_scored():
+    workload = load_workload("evaluation")
+    items = workload.items
+    assert workload.errors == ()
+    assert len(items) >= 300
+    assert len({item.image for item in items}) == len(set(workload.contents)) >= 100
+    assert len({item.id for item in items}) == len(items)
+    assert len({(item.image, item.question) for item in items}) == len(items)
+    counts = tasks(workload)
+    assert set(counts) == {"count", "locate", "read_large", "read_small", "colour", "total"}
+    assert min(counts.values()) >= 40
+    assert all(item.question.strip() == item.question != "" for item in items)
+    assert {item.question.isascii() for item in items} == {True, False}  # in two languages
+
+
+def test_every_answer_of_the_packaged_evaluation_scores_1_against_itself():
+    items = load_workload("evaluation").items
+    answers = [item.answer for item in items]
+    scores = score([item.task for item in items], answers, answers)
+    metrics = {task: found.metric for task, found in scores.items()}
+    assert metrics.pop("locate") == "box_accuracy"
+    assert set(metrics.values()) == {"exact_match"}
+    assert {found.mean for found in scores.values()} == {1.0}
+    assert sum(found.count for found in scores.values()) == len(items)
+
+
+def test_boxes_of_the_packaged_evaluation_lie_within_the_picture():
+    for item in load_workload("evaluation").items:
+        if item.task != "locate":
+            assert parse_boxes(item.answer) is None
+            continue
+        (written,) = json.loads(item.answer)
+        x1, y1, x2, y2 = written["bbox_2d"]
+        assert 0 <= x1 < x2 <= 1000, item
+        assert 0 <= y1 < y2 <= 1000, item
+        assert parse_boxes(item.answer) == [(x1, y1, x2, y2)]
+        assert written["label"]
+
+
 def test_one_image_is_a_workload(tmp_path):
     picture().save(tmp_path / "a.png")
     workload = load_workload(str(tmp_path / "a.png"), question="Q")
@@ -357,6 +399,45 @@ def test_sample_has_a_fingerprint_of_its_own():
     workload = three()
     assert workload.fingerprint == three().fingerprint
     assert workload.sample(2).fingerprint != workload.fingerprint
+
+
+def tasks(workload):
+    return Counter(item.task for item in workload.items)
+
+
+@pytest.fixture
+def mixture():
+    """Fifty items of one task, thirty of another and twenty of none, well mixed."""
+    kinds = (["read"] * 5 + ["locate"] * 3 + [None] * 2) * 10
+    return Workload("w", tuple(Item(f"{i:03}", b"x", task=t) for i, t in enumerate(kinds)))
+
+
+@pytest.mark.parametrize(
+    ("count", "shares"),
+    [(10, (5, 3, 2)), (20, (10, 6, 4)), (7, (4, 2, 1)), (3, (1, 1, 1)), (1, (1, 0, 0))],
+)
+def test_tasks_keep_their_shares_in_a_sample(mixture, count, shares):
+    """Of 7 the exact shares are 3.5, 2.1 and 1.4."""
+    for seed in range(3):
+        drawn = mixture.sample(count, seed)
+        assert tasks(drawn) == +Counter(dict(zip(("read", "locate", None), shares, strict=True)))
+
+
+def test_a_sample_is_as_large_as_asked_for_and_no_share_is_off_by_a_whole_item(mixture):
+    for count in range(1, 100):
+        drawn = tasks(mixture.sample(count))
+        assert drawn.total() == count
+        for task, share in (("read", 0.5), ("locate", 0.3), (None, 0.2)):
+            assert abs(drawn[task] - count * share) < 1
+
+
+def test_a_sample_of_tasks_is_seeded_and_keeps_the_order(mixture):
+    drawn = mixture.sample(40, seed=1)
+    ids = [item.id for item in drawn.items]
+    assert ids == sorted(set(ids))
+    assert drawn == mixture.sample(40, seed=1)
+    assert drawn != mixture.sample(40, seed=2)
+    assert {item.id for item in mixture.sample(40, seed=2).items} - set(ids)
 
 
 @pytest.mark.parametrize("count", [None, 3, 99])

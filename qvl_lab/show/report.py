@@ -96,7 +96,7 @@ def default_sweep(
     most = max(1, min(items, len(loaded)))
     batches, precisions = [size for size in (1, 4, 8) if size <= most], ["fp32", "bf16"]
     fixed: dict[str, Any] = {"model": model, "workload": workload, "items": items, "out": out}
-    fixed |= {"max_new_tokens": 40, "progress": progress}
+    fixed |= {"max_new_tokens": 40, "progress": progress, "timed_items": batches[-1]}
     runs = sweep(
         **fixed,
         batch_size=batches,

@@ -48,6 +48,7 @@ from qvl_lab.show.fonts import figure_language
 from qvl_lab.show.text import (
     amount,
     differing,
+    is_the_articles,
     label,
     money,
     number,
@@ -301,7 +302,7 @@ class Review:
 
     def _article_row(self) -> pd.Series | None:
         """The article's table as it was measured, in the most exact precision."""
-        tables = self.frame["task_resolutions"] == json.dumps(TASK_RESOLUTIONS)
+        tables = self.frame["task_resolutions"].map(is_the_articles).astype(bool)
         rows = self.frame[tables & self.frame["quality"].notna()]
         return None if rows.empty else baseline(rows.reset_index(drop=True))
 

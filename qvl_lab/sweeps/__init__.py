@@ -194,9 +194,10 @@ def _check(spec: SweepSpec, workload: Workload) -> None:
     for config in spec.configurations():
         for item in workload.items:
             resolution_for(config.images, item.task)
-        if config.engine.batch_size > len(workload):
+        timed = min(len(workload), spec.timed_items or len(workload))
+        if config.engine.batch_size > timed:
             raise ConfigError(
-                f"batch_size {config.engine.batch_size} is more than the {len(workload)} items of "
+                f"batch_size {config.engine.batch_size} is more than the {timed} timed items of "
                 f"workload {workload.name!r}; use more items or smaller batches"
             )
     if spec.quality:

@@ -24,12 +24,13 @@ MAX_FAILURES_KEPT = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to measure: timed passes, warm-up batches, how many batches a pass has at most, and
-    how answers are scored.
+    """How to measure: timed passes, warm-up batches, how many items and batches a pass has at
+    most, and how answers are scored.
     """
 
     repeats: int = 3
     warmup: int = 1
+    timed_items: int | None = None
     batches: int | None = None
     seed: int = 0
     quality: bool = True
@@ -177,7 +178,7 @@ def _judged(job: Job, lab: Lab, generation: Generation) -> dict[str, Any]:
 
 def _items(job: Job) -> list[Item]:
     """The items of one pass with their encoded bytes in memory: disk time is not measured."""
-    workload = job.workload
+    workload = job.workload.sample(job.plan.timed_items, job.plan.seed)
     if job.plan.batches is not None:
         workload = workload.sample(job.plan.batches * job.config.engine.batch_size, job.plan.seed)
     return _loaded(workload, job.config)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pandas as pd
 import pytest
 
-from qvl_lab.analysis.frame import SETTINGS, frame
+from qvl_lab.analysis.frame import SETTINGS, frame, quality_columns, task_column
+from qvl_lab.analysis.intervals import interval
+from qvl_lab.analysis.quality import TaskScores
 from qvl_lab.config import FIELDS, digest
 from qvl_lab.records import STAGES
 
@@ -118,6 +121,83 @@ def test_one_repeat_has_no_interval(make_run, make_repeat):
     row = frame([make_run([make_repeat(10.0)])]).iloc[0]
     assert row["s_per_100_images"] == 100.0
     assert row[["s_per_100_images_low", "s_per_100_images_high"]].isna().all()
+
+
+# ---- quality
+
+QUALITY = (
+    "quality quality_low quality_high quality_kind quality_items quality_missing quality_unparsed "
+    "scores"
+).split()
+
+
+def test_quality_is_the_mean_of_the_tasks_means(make_run, make_repeat):
+    read, locate = TaskScores("exact_match", (1.0, 0.0, None, 1.0)), TaskScores("iou", (0.5, 1), 1)
+    scores = {"read": read.to_dict(), "locate": locate.to_dict()}
+    row = frame([make_run([make_repeat()], scores=scores)]).iloc[0]
+    assert row["quality_read"] == pytest.approx(2 / 3)
+    assert row["quality_locate"] == 0.75
+    assert row["quality"] == pytest.approx((2 / 3 + 0.75) / 2)
+    assert row["quality_kind"] == "answers"
+    assert row["scores"] == {"read": (1.0, 0.0, None, 1.0), "locate": (0.5, 1.0)}
+    counts = row[["quality_items", "quality_missing", "quality_unparsed"]]
+    assert counts.tolist() == [5, 1, 1]
+    for name, groups in (
+        ("quality", [read.values, locate.values]),
+        ("quality_read", [read.values]),
+        ("quality_locate", [locate.values]),
+    ):
+        bounds = row[[name, f"{name}_low", f"{name}_high"]].tolist()
+        assert bounds == list(interval(groups))
+        assert bounds[1] < bounds[0] < bounds[2]
+
+
+def test_without_a_scored_answer_quality_is_unknown(make_run, make_repeat):
+    silent = {"read": TaskScores("exact_match", (None, None)).to_dict()}
+    table = frame([make_run([make_repeat()], scores=told) for told in ({}, silent)])
+    assert table[QUALITY].isna().all(axis=None)
+    assert "quality_read" not in table
+
+
+def test_a_task_that_one_run_lacks_is_unknown_there(make_run, make_repeat):
+    runs = [
+        make_run([make_repeat()], scores={task: TaskScores("iou", (1.0,)).to_dict()}, batch_size=i)
+        for i, task in enumerate(("read", "locate"), 1)
+    ]
+    table = frame([*runs, make_run(status="oom", batch_size=4)])
+    assert table["quality_read"].notna().tolist() == [True, False, False]
+    assert table["quality"].tolist()[:2] == [1.0, 1.0]
+    assert table.loc[2, QUALITY].isna().all()
+
+
+@pytest.mark.parametrize("task", ["low", "high", "kind", "items", "missing", "unparsed"])
+def test_a_task_may_be_called_like_another_column(task):
+    read = TaskScores("iou", (0.5, 0.75, None))
+    columns = quality_columns({task: read, "read": TaskScores("iou", (1.0,))}, "answers")
+    assert columns[task_column(task)] == 0.625
+    assert columns[f"{task_column(task)}_low"] == interval([read.values])[1]
+    assert columns[task_column("read")] == columns["quality_read"] == 1.0
+    assert columns["quality"] == 0.8125
+    assert columns["quality_low"] == interval([read.values, (1.0,)])[1]
+    assert (columns["quality_kind"], columns["quality_items"]) == ("answers", 3)
+    assert (columns["quality_missing"], columns["quality_unparsed"]) == (1, 0)
+
+
+def test_an_agreement_is_called_one():
+    columns = quality_columns({"read": TaskScores("chrf", (0.5,))}, "agreement")
+    assert (columns["quality"], columns["quality_kind"]) == (0.5, "agreement")
+
+
+def test_resolutions_by_task_are_a_column_where_they_were_used(make_run):
+    table = {"定位": 512, "read": "native"}
+    rows = frame(
+        [
+            make_run(resolution="by_task", task_resolutions=table),
+            make_run(resolution=512, task_resolutions=table),
+        ]
+    )
+    assert json.loads(rows["task_resolutions"][0]) == table
+    assert pd.isna(rows["task_resolutions"][1])
 
 
 def test_one_row_per_run_in_order(make_run):

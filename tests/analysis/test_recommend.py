@@ -7,6 +7,8 @@ import pytest
 
 from qvl_lab.analysis.cost import price
 from qvl_lab.analysis.frame import frame
+from qvl_lab.analysis.intervals import compare
+from qvl_lab.analysis.quality import TaskScores
 from qvl_lab.analysis.recommend import (
     Recommendation,
     baseline,
@@ -17,18 +19,32 @@ from qvl_lab.analysis.recommend import (
     saving,
 )
 from qvl_lab.analysis.stats import Estimate
-from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
 
 GIB = 2**30
 
 
 @pytest.fixture
 def setting(make_run, make_repeat):
-    """A run by seconds per image, the settings that matter, and its memory in GiB."""
+    """A run by seconds per image, the settings that matter, its memory in GiB, and how many of 50
+    answers are right.
+    """
 
-    def build(seconds=1.0, gib=8.0, ttft_s=0.5, spread=0.0, tokens=20, status="ok", **settings):
+    def build(
+        seconds=1.0,
+        gib=8.0,
+        ttft_s=0.5,
+        spread=0.0,
+        tokens=20,
+        status="ok",
+        right=None,
+        **settings,
+    ):
         walls = [10 * seconds * f for f in (1 - spread, 1, 1 + spread)]
         parts = {"ttft_s": [ttft_s], "visual_tokens": 10 * tokens}
+        if right is not None:
+            scores = TaskScores("exact_match", (1.0,) * right + (0.0,) * (50 - right))
+            settings["scores"] = {"read": scores.to_dict()}
         repeats = [make_repeat(wall, 10, **parts) for wall in walls] if status == "ok" else []
         memory = {"reserved": None if gib is None else int(gib * GIB)}
         settings = {"precision": "fp32", "batch_size": 1} | settings
@@ -175,6 +191,126 @@ def test_other_fields_can_be_held(grid):
     assert chosen(found.cheaper) == (8, "bf16")
     with pytest.raises(UnknownNameError, match=r"unknown field 'resolutoin'.*'resolution'"):
         recommend(grid, hold=("resolutoin",))
+
+
+# ---- quality ----
+
+
+@pytest.fixture
+def scored(setting):
+    """Today's 50 of 50 are right; what is cheaper loses 1, 2 and 25 of them."""
+    fine, coarse = {"resolution": 512, "tokens": 80}, {"resolution": 256, "tokens": 20}
+    return frame(
+        [
+            setting(1.0, right=50, **fine),
+            setting(0.5, right=49, batch_size=8, **fine),
+            setting(0.3, right=48, batch_size=8, precision="bf16", **fine),
+            setting(0.1, right=25, batch_size=8, **coarse),
+        ]
+    )
+
+
+def test_by_default_quality_may_fall_by_two_points_and_nothing_is_held(scored):
+    found = recommend(scored)
+    assert chosen(found.best) == (8, "fp32")
+    assert found.best["resolution"] == "512"
+    assert found.min_quality == pytest.approx(0.98)
+    assert found.excluded == {"min_quality": 2}
+    assert found.held == ()
+    ones = [1.0] * 50
+    assert found.quality == compare([ones], [[*ones[:49], 0.0]])
+    assert found.quality.difference == pytest.approx(-0.02)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds", "excluded"),
+    [
+        ({"max_quality_loss": 0.0}, 1.0, 3),
+        ({"max_quality_loss": 0.04}, 0.3, 1),
+        ({"max_quality_loss": 0.5}, 0.1, 0),
+        ({"min_quality": 0.99}, 1.0, 3),
+        ({"min_quality": 0.98}, 0.5, 2),
+        ({"min_quality": 0.96, "max_quality_loss": 0.0}, 0.3, 1),
+        ({"min_quality": 0.0}, 0.1, 0),
+    ],
+)
+def test_the_limit_on_quality_is_todays_less_a_loss_or_as_given(scored, limits, seconds, excluded):
+    found = recommend(scored, **limits)
+    assert found.best["s_per_100_images"] == pytest.approx(100 * seconds)
+    assert found.excluded == {"min_quality": excluded}
+    wanted = limits.get("min_quality", 1 - limits.get("max_quality_loss", 0))
+    assert found.min_quality == pytest.approx(wanted)
+
+
+def test_the_limit_is_less_than_the_quality_of_the_setting_that_was_named(scored):
+    found = recommend(scored, current={"precision": "bf16"})
+    assert found.min_quality == pytest.approx(0.94)
+    assert chosen(found.best) == (8, "bf16")
+
+
+def test_the_cheapest_of_all_ignores_quality_but_no_other_limit(setting, scored):
+    assert recommend(scored).cheaper["resolution"] == "256"
+    assert recommend(scored, min_quality=0.5).cheaper is None
+    large = frame(
+        [
+            setting(1.0, right=50),
+            setting(0.5, right=10, batch_size=8),
+            setting(0.1, right=10, batch_size=32, gib=60),
+        ]
+    )
+    assert recommend(large, max_vram_gib=20).cheaper["batch_size"] == 8
+
+
+def test_resolution_is_held_where_todays_quality_is_not_known(setting):
+    """Though that of others is: there is nothing to compare it with."""
+    rows = [
+        setting(1.0, resolution=512, tokens=80),
+        setting(0.5, resolution=512, tokens=80, batch_size=8, right=50),
+        setting(0.1, resolution=256, batch_size=8, right=25),
+    ]
+    found = recommend(frame(rows))
+    assert (found.held, found.min_quality, found.quality) == (("resolution",), None, None)
+    assert found.best["resolution"] == "512"
+    assert found.excluded == {}
+    assert recommend(frame(rows), min_quality=0.4).best["resolution"] == "256"
+
+
+def test_unknown_quality_does_not_pass_a_limit(setting):
+    table = frame([setting(1.0, right=50), setting(0.1, batch_size=8)])
+    found = recommend(table)
+    assert (chosen(found.best), found.excluded) == ((1, "fp32"), {"min_quality": 1})
+    assert chosen(found.cheaper) == (8, "fp32")
+
+
+def test_a_quality_out_of_reach_is_a_limit_error_that_names_the_best(setting):
+    table = frame([setting(1.0, right=45), setting(0.1, right=40, batch_size=8)])
+    words = r"of 2, min_quality rules out 2 \(best quality measured: 0.900\); loosen min_quality,"
+    with pytest.raises(LimitError, match=words):
+        recommend(table, min_quality=0.95)
+    with pytest.raises(LimitError, match=r"max_vram_gib rules out 2.*loosen min_quality or max"):
+        recommend(table, min_quality=0.5, max_vram_gib=1)
+
+
+def test_a_limit_that_only_other_values_of_a_held_field_pass_says_so(setting):
+    rows = [setting(1.0, right=25, tokens=9, batch_size=2), setting(2.0, right=50, tokens=9)]
+    with pytest.raises(LimitError, match=r"no measured setting with today's batch_size passes"):
+        recommend(frame(rows), current={"batch_size": 2}, hold=("batch_size",), min_quality=0.9)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"), [(True, "the weights are random"), (False, "an 'answer' column")]
+)
+def test_a_limit_on_quality_that_was_not_measured_is_an_error(setting, weights, words):
+    table = frame([setting(1.0, random_weights=weights)])
+    with pytest.raises(ConfigError, match=f"no setting has a quality: .*{words}") as caught:
+        recommend(table, min_quality=0.5)
+    assert not isinstance(caught.value, LimitError)
+
+
+@pytest.mark.parametrize("limit", [-0.1, 1.1, 95, float("nan")])
+def test_a_limit_on_quality_is_a_number_from_0_to_1(scored, limit):
+    with pytest.raises(ConfigError, match="min_quality must be a number from 0 to 1"):
+        recommend(scored, min_quality=limit)
 
 
 def test_nothing_measured_counts_the_statuses(setting):

@@ -188,6 +188,15 @@ def test_by_task_uses_the_users_table():
     assert resolution_for(policy, "tables") == "native"
 
 
+def test_items_without_a_task_are_native_unless_the_table_names_them():
+    def side(**table):
+        policy = ImagePolicy(resolution="by_task", task_resolutions={"detection": 512} | table)
+        return resolution_for(policy, None), resolution_for(policy, "detection")
+
+    assert side() == ("native", 512)
+    assert side(none=128) == (128, 512)
+
+
 def test_a_fixed_resolution_ignores_the_task():
     assert resolution_for(ImagePolicy(resolution=320), "no such task") == 320
 

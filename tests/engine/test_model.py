@@ -105,8 +105,48 @@ def test_tiny_loads_without_a_network_in_about_a_second(monkeypatch):
     loaded = load_model(ql.ModelSpec(model="tiny", device="cpu"))
     assert time.perf_counter() - started < 5  # about 0.3 s on an idle machine
     assert 0 < loaded.load_s < 5
-    assert loaded.random_weights
+    assert not loaded.random_weights
     assert (loaded.spec.device, loaded.spec.precision) == ("cpu", "fp32")
+
+
+def test_tiny_is_trained_and_small():
+    """Its weights come from a file that a repository can hold."""
+    file = asset("tiny") / "model.safetensors"
+    assert file.stat().st_size <= 16e6
+    tensors = load_file(file)
+    loaded = ql.load("tiny", device="cpu", precision="fp32", seed=1).loaded
+    assert 4e6 <= parameter_count(loaded.model) <= 8e6
+    named = dict(loaded.model.named_parameters())
+    assert set(tensors) == set(named)
+    for name, tensor in tensors.items():
+        assert torch.equal(named[name], tensor.float()), name
+    assert not loaded.random_weights
+
+
+def test_random_tiny_is_the_same_shape_with_other_weights(lab, trained):
+    shapes = [
+        {name: tuple(p.shape) for name, p in one.loaded.model.named_parameters()}
+        for one in (lab, trained)
+    ]
+    assert shapes[0] == shapes[1]
+    assert lab.loaded.random_weights
+    assert not torch.equal(weights(lab.loaded.model), weights(trained.loaded.model))
+    assert lab.loaded.limits == trained.loaded.limits
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_tiny_loads_without_a_progress_bar_and_leaves_others_theirs(capfd, shown):
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
+    switch[shown]()
+    try:
+        ql.load("tiny", device="cpu")
+        assert logging.is_progress_bar_enabled() is shown
+        assert capfd.readouterr() == ("", "")
+    finally:
+        switch[before]()
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -120,7 +160,7 @@ def test_every_shape_has_a_published_count_to_agree_with():
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(lab):
-    again, other = (ql.load("tiny", device="cpu", seed=seed).loaded.model for seed in (0, 1))
+    again, other = (ql.load("random:tiny", device="cpu", seed=seed).loaded.model for seed in (0, 1))
     reference = weights(lab.loaded.model)
     assert torch.equal(weights(again), reference)
     assert not torch.equal(weights(other), reference)
@@ -267,8 +307,8 @@ def test_unknown_devices_and_precisions_list_the_known_ones():
 
 
 def test_an_attention_that_is_not_installed_is_a_model_error():
-    with pytest.raises(ModelError, match="cannot build tiny"):
-        ql.load("tiny", device="cpu", attn_implementation="nonsense")
+    with pytest.raises(ModelError, match="cannot build random:tiny"):
+        ql.load("random:tiny", device="cpu", attn_implementation="nonsense")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +324,7 @@ def test_int8_quantises_the_language_model_alone_and_stays_close_to_fp32(lab):
     pytest.importorskip("torchao")
     from torchao.quantization import Int8Tensor
 
-    quantised = ql.load("tiny", device="cpu", precision="int8")
+    quantised = ql.load("random:tiny", device="cpu", precision="int8")
     inner = quantised.loaded.model.model
     assert isinstance(inner.language_model.layers[0].mlp.up_proj.weight, Int8Tensor)
     assert not isinstance(inner.visual.blocks[0].mlp.linear_fc1.weight, Int8Tensor)

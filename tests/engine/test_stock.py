@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import qvl_lab as ql
+from qvl_lab.analysis.quality import score
 from qvl_lab.config import EngineSpec, ImagePolicy
 from qvl_lab.engine.stock import Lab
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, UnknownNameError
@@ -97,6 +98,31 @@ def test_batches_of_eight_answer_like_single_requests(lab, mixed, as_ids, resolu
     assert [a.id for a in together] == [item.id for item in mixed[:24]]
     assert len(set(alone.texts)) >= 8  # equality says little about equal answers
     assert (len(alone.batch_s), len(together.batch_s)) == (24, 3)
+
+
+@pytest.fixture(scope="module")
+def asked(trained) -> dict[str, Any]:
+    """Two evaluation questions of each task, answered by the trained model one by one."""
+    items = load_workload("evaluation").sample(12).items
+    options: dict[str, Any] = {"resolution": 512, "max_new_tokens": 40}
+    alone = trained.generate_batch(items, batch_size=1, **options)
+    return {"items": items, "options": options, "alone": alone}
+
+
+def test_batches_of_the_trained_model_answer_like_single_requests(trained, asked):
+    together = trained.generate_batch(asked["items"], batch_size=12, **asked["options"])
+    assert together.texts == asked["alone"].texts
+    assert (len(asked["alone"].batch_s), len(together.batch_s)) == (12, 1)
+    assert len({answer.new_tokens for answer in together}) > 2  # rows of a batch end apart
+
+
+def test_the_trained_model_answers_most_questions_right(asked):
+    items = asked["items"]
+    scores = score([i.task for i in items], asked["alone"].texts, [i.answer for i in items])
+    assert len(scores) == 6
+    assert sum(value == 1.0 for found in scores.values() for value in found.values) >= 9
+    assert scores["locate"].metric == "box_accuracy"
+    assert scores["locate"].unparsed == 0
 
 
 @pytest.mark.slow
@@ -188,13 +214,15 @@ def test_one_question_serves_all_images_and_one_each_goes_to_each(lab):
     assert each.texts[1] == alone.texts[0] != same.texts[1]
 
 
-def test_items_bring_their_questions_unless_one_is_given(lab):
-    item = Item("a", png("red"), question="哪一项最低？")
-    own = lab.generate_batch([item], **SMALL)
+def test_items_bring_their_questions_unless_one_is_given(trained):
+    """The trained model, since one with random weights may say the same to everything."""
+    where, count = "红色圆形在哪里？", "How many circles are there?"
+    item = Item("a", png("red"), question=where)
+    own = trained.generate_batch([item], **SMALL)
     assert own[0].id == "a"
-    assert own.texts == lab.generate_batch([item.image], "哪一项最低？", **SMALL).texts
-    given = lab.generate_batch([item], "Describe it.", **SMALL)
-    assert given.texts == lab.generate_batch([item.image], "Describe it.", **SMALL).texts
+    assert own.texts == trained.generate_batch([item.image], where, **SMALL).texts
+    given = trained.generate_batch([item], count, **SMALL)
+    assert given.texts == trained.generate_batch([item.image], count, **SMALL).texts
     assert given.texts != own.texts
 
 
@@ -320,7 +348,7 @@ def test_another_failure_of_the_model_is_a_model_error_and_cleans_up(lab, mixed,
 
 def broken(lab: Lab, value: float, row: int | None = None) -> Lab:
     """A copy of the lab with a spoilt weight: of one token's embedding, or in the middle."""
-    other = ql.load("tiny", device="cpu", precision="fp32")
+    other = ql.load("random:tiny", device="cpu", precision="fp32")
     inner = other.loaded.model.model.language_model
     with torch.no_grad():
         if row is None:
@@ -342,10 +370,10 @@ def test_scores_that_are_no_numbers_give_an_error_not_a_text(lab, mixed, value):
 def test_an_overflow_of_fp16_is_an_error_that_names_wider_precisions(device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
-    half = ql.load("tiny", device=device, precision="fp16")
+    half = ql.load("random:tiny", device=device, precision="fp16")
     with torch.no_grad():
         for layer in half.loaded.model.model.language_model.layers:
-            layer.mlp.down_proj.weight.mul_(3e4)
+            layer.mlp.down_proj.weight.mul_(3e5)
     generation = half.generate_batch([png("red")] * 2, **SMALL)
     assert generation.texts == [None, None]
     assert "in fp16; use precision='bf16' or 'fp32'" in generation[0].error
@@ -353,7 +381,7 @@ def test_an_overflow_of_fp16_is_an_error_that_names_wider_precisions(device):
 
 def test_an_overflow_concerns_only_its_own_row(lab):
     token = lab.loaded.tokenizer("Ω", add_special_tokens=False)["input_ids"][0]
-    spoilt = ql.load("tiny", device="cpu", precision="fp32")
+    spoilt = ql.load("random:tiny", device="cpu", precision="fp32")
     model = spoilt.loaded.model
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # untie
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -13,11 +14,14 @@ import pytest
 from IPython.display import HTML, Image, Markdown
 from typer.testing import CliRunner
 
-from qvl_lab.errors import ConfigError, QvlError, StoreError, UnknownNameError
+from qvl_lab.analysis.intervals import compare
+from qvl_lab.config import TASK_RESOLUTIONS
+from qvl_lab.errors import ConfigError, LimitError, QvlError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.records import Run
 from qvl_lab.show import fonts, report
 from qvl_lab.show.review import Review, review
+from qvl_lab.show.text import points
 from qvl_lab.sweeps.store import Runs, Store
 
 #: At this price a second costs a cent, so ten images in 10 s make 1 yuan per 100 images.
@@ -80,11 +84,7 @@ def test_the_first_page_compares_today_recommended_and_cheapest(grid):
     page = text(review(Runs(grid), **CENT_A_SECOND, monthly_images=50_000).headline())
     rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL) if "<td>" in row]
     today, best, cheapest = (cells(row) for row in rows)
-    assert [today[0], best[0], cheapest[0]] == [
-        "Today",
-        "Recommended",
-        "Cheapest at any resolution",
-    ]
+    assert [today[0], best[0], cheapest[0]] == ["Today", "Recommended", "Cheapest of all"]
     assert [today[2], best[2], cheapest[2]] == ["¥1.00", "¥0.40", "¥0.20"]
     assert [today[4], best[4], cheapest[4]] == ["-", "−60%", "−80%"]
     assert [today[5], best[5], cheapest[5]] == ["1.00", "2.50", "5.00"]  # images a second
@@ -124,7 +124,7 @@ def test_a_difference_within_noise_is_called_noise(on_cpu):
 
 def test_where_nothing_is_cheaper_that_is_said(on_cpu):
     page = review(Runs([on_cpu(1, 4.0), on_cpu(4, 10.0)]), **CENT_A_SECOND)
-    assert "no measured setting at the same resolution is cheaper" in text(page.headline())
+    assert "no measured setting that keeps the limits is cheaper" in text(page.headline())
 
 
 def test_real_weights_are_told_to_compare_answers(on_cpu):
@@ -255,6 +255,299 @@ def test_where_every_setting_ran_out_of_memory_the_page_still_says_what_happened
     assert "¥" not in said
 
 
+# ---- quality
+
+
+def forty(right: int, *more: float | None) -> list[float | None]:
+    """Scores of forty items, so many of them right."""
+    return [1.0] * right + [0.0] * (40 - right - len(more)) + list(more)
+
+
+@pytest.fixture
+def scored(on_cpu, make_repeat) -> Callable[..., Run]:
+    """A run of trained weights with scores by task; finer resolutions have more visual tokens."""
+
+    def make(
+        batch_size: int,
+        wall_s: float,
+        scores: dict[str, list[float | None]],
+        unparsed: int = 0,
+        **parts: Any,
+    ) -> Run:
+        told = {
+            task: {"metric": "exact_match", "values": values, "unparsed": unparsed}
+            for task, values in scores.items()
+        }
+        side = parts.setdefault("resolution", 256)
+        tokens = {"visual_tokens": 400 if side == "by_task" else side}
+        parts["repeats"] = [make_repeat(wall_s * f, **tokens) for f in (0.99, 1, 1.01)]
+        return on_cpu(batch_size, scores=told, random_weights=False, **parts)
+
+    return make
+
+
+@pytest.fixture
+def both_fonts(monkeypatch) -> None:
+    monkeypatch.setattr(fonts, "cjk_font", lambda: "DejaVu Sans")
+
+
+def quality_of(*runs: Run, lang: str = "en", **options: Any) -> str:
+    return "\n".join(review(Runs(runs), **CENT_A_SECOND, lang=lang, **options)._quality_sentences())
+
+
+TODAY = {"read_small": forty(36), "colour": forty(40)}
+
+
+def test_a_difference_within_noise_is_said_with_its_interval(scored, both_fonts):
+    best = {"read_small": forty(35), "colour": forty(40)}
+    runs = scored(1, 10.0, TODAY), scored(4, 4.0, best)
+    pair = compare(list(TODAY.values()), list(best.values()))
+    low, high = points(pair.low), points(pair.high)
+    assert (points(pair.difference), pair.p_value) == ("−1.2", 1.0)
+    assert quality_of(*runs) == (
+        f"Quality: 0.94 against 0.95 today: the difference of −1.2 points ({low} to {high}) is "
+        "within noise (p = 1; mean score over the tasks, 80 answers compared with the true ones).\n"
+        "What it gives up: read, small print 0.90 → 0.88."
+    )
+    assert quality_of(*runs, lang="zh") == (
+        f"质量：0.94，当前 0.95：相差 −1.2 个百分点（{low} 至 {high}），在噪声范围内（p = 1；"
+        "各任务得分的平均，80 个答案与标准答案比较）。\n损失所在：小字编号 0.90 → 0.88。"
+    )
+
+
+def test_a_difference_beyond_noise_is_said_with_what_it_costs_each_task(scored, both_fonts):
+    best = {"read_small": forty(16), "colour": forty(30)}
+    runs = scored(1, 10.0, TODAY), scored(4, 4.0, best)
+    pair = compare(list(TODAY.values()), list(best.values()))
+    low, high = points(pair.low), points(pair.high)
+    said = quality_of(*runs, min_quality=0.5)
+    assert said.startswith(
+        f"Quality: 0.57 against 0.95 today: −37.5 points ({low} to {high}; p = {pair.p_value:.2g}; "
+    )
+    assert "noise" not in said
+    assert "What it gives up: read, small print 0.90 → 0.40, colour 1.00 → 0.75." in said
+    chinese = quality_of(*runs, min_quality=0.5, lang="zh")
+    assert f"质量：0.57，当前 0.95：−37.5 个百分点（{low} 至 {high}；p = " in chinese
+    assert "损失所在：小字编号 0.90 → 0.40, 颜色 1.00 → 0.75。" in chinese
+
+
+def test_a_gain_has_its_sign_and_gives_nothing_up(scored):
+    said = quality_of(scored(1, 10.0, {"colour": forty(30)}), scored(4, 4.0, {"colour": forty(40)}))
+    assert "Quality: 1.00 against 0.75 today: +25.0 points (+" in said
+    assert "gives up" not in said
+
+
+def test_todays_setting_has_its_quality_alone(scored, both_fonts):
+    run = scored(1, 4.0, TODAY)
+    kind = "mean score over the tasks, 80 answers compared with the true ones"
+    assert quality_of(run) == f"Quality: 0.95 ({kind})."
+    assert quality_of(run, lang="zh").startswith("质量：0.95（各任务得分的平均，80 个答案")
+
+
+def test_what_was_not_scored_is_counted(scored, both_fonts):
+    run = scored(1, 4.0, {"locate": forty(20, None, None)}, unparsed=3)
+    assert quality_of(run).splitlines()[1] == (
+        "Left out of the scores: 2 items without an answer. Scored as wrong: 3 answers from which "
+        "no box could be read."
+    )
+    assert "2 个没有得到答案的请求；计为错误：3 个" in quality_of(run, lang="zh")
+
+
+def test_random_and_unscored_answers_are_not_called_quality(grid, scored, both_fonts):
+    assert "The weights are random" in quality_of(*grid)
+    assert "权重为随机初始化" in quality_of(*grid, lang="zh")
+    assert "compare answers on your own images" in quality_of(scored(1, 4.0, {}))
+    assert "请先用自己的图片比较答案" in quality_of(scored(1, 4.0, {}), lang="zh")
+
+
+def test_an_agreement_is_called_one(scored, both_fonts):
+    def answered(batch_size: int, wall_s: float, *texts: str) -> Run:
+        rows = [
+            {"id": f"{i}", "task": "read", "question": "?", "expected": None, "answer": text}
+            for i, text in enumerate(texts)
+        ]
+        return scored(batch_size, wall_s, {}, answers=rows)
+
+    runs = answered(1, 10.0, *"abcd"), answered(4, 4.0, *"abcx")
+    said = quality_of(*runs, min_quality=0.5)
+    assert "Quality: 0.75 against 1.00 today" in said
+    assert "agreement of 4 answers with those of the most exact setting" in said
+    assert "4 个答案与最精确配置的一致程度；没有标准答案" in quality_of(
+        *runs, min_quality=0.5, lang="zh"
+    )
+
+
+def test_the_page_says_which_settings_the_limit_ruled_out(scored):
+    runs = [
+        scored(1, 10.0, TODAY),
+        scored(4, 4.0, TODAY),
+        scored(4, 2.0, {"read_small": forty(4), "colour": forty(40)}, resolution=128),
+    ]
+    page = review(Runs(runs), **CENT_A_SECOND)
+    assert page.recommendation.best["resolution"] == "256"
+    assert "1 settings under the limit on quality of 0.93" in text(page.waterfall())
+    said = text(page.headline())
+    assert (
+        "The cheapest setting of all, fp32 · 128 px · batch 4, would cost ¥0.20 (−80% against "
+        "today), but its quality is 0.55." in said
+    )
+    rows = [cells(row) for row in re.findall(r"<tr>(.*?)</tr>", said, re.DOTALL)]
+    assert [row[2].split(" (")[0] for row in rows if row] == ["0.95", "0.95", "0.55"]
+    assert "<th>quality</th>" in said
+    low = page.frame["quality_low"][0]
+    assert f"0.95 ({low:.2f}–" in said
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_quality_out_of_reach_is_the_headline_with_the_best_there_is(scored, both_fonts, lang):
+    runs = [
+        scored(1, 10.0, TODAY),
+        scored(4, 4.0, TODAY),
+        scored(4, 2.0, {"read_small": forty(4), "colour": forty(40)}, resolution=128),
+    ]
+    page = review(Runs(runs), **CENT_A_SECOND, min_quality=0.99, lang=lang)
+    first, rest = {
+        "en": ("No measured setting reaches a quality of 0.99; the best has 0.95.", "¥1.00 per"),
+        "zh": ("没有实测配置达到质量 0.99，最高为 0.95。", "当前每 100 张图 ¥1.00"),
+    }[lang]
+    assert text(page.headline()).split("\n\n")[1].startswith(f"## {first} {rest}")
+    assert (page.recommendation.best["batch_size"], page.recommendation.min_quality) == (4, 0.95)
+    assert page.recommendation.best["resolution"] == "256"
+    assert "--min-quality 0.99" in page._report_command()
+    within = review(Runs(runs), **CENT_A_SECOND, min_quality=0.95, lang=lang)
+    assert first[:10] not in within._headline()
+
+
+def test_where_other_limits_rule_out_the_best_quality_it_is_an_error(scored):
+    runs = [scored(1, 10.0, TODAY), scored(4, 4.0, {"colour": forty(40)})]
+    with pytest.raises(LimitError, match=r"min_quality rules out 1, max_vram_gib rules out 1"):
+        review(Runs(runs[::-1]), min_quality=0.99, max_vram_gib=2)
+
+
+def test_resolution_is_kept_where_todays_quality_is_not_known(scored):
+    """As where only the large batches of a time-saving sweep saw all items."""
+    runs = [
+        scored(1, 10.0, {}),
+        scored(4, 4.0, TODAY),
+        scored(4, 2.0, {"read_small": forty(0), "colour": forty(0)}, resolution=128),
+    ]
+    page = review(Runs(runs), **CENT_A_SECOND)
+    assert page.recommendation.best["resolution"] == "256"
+    assert "Quality: not measured." in text(page.headline())
+
+
+def test_figures_of_quality_are_as_many_as_there_is_something_to_compare(scored, grid):
+    def pictures(*runs: Run) -> int:
+        parts = review(Runs(runs), **CENT_A_SECOND).quality()
+        assert all(isinstance(part, Image) for part in parts[1:])
+        assert not parts or "What the answers are worth" in text(parts)
+        return len(parts[1:])
+
+    one, lower = scored(1, 10.0, TODAY), scored(1, 5.0, TODAY, resolution=128)
+    assert pictures(one) == 1
+    assert pictures(one, lower) == 2
+    assert pictures(one, lower, scored(1, 4.0, TODAY, precision="bf16")) == 3
+    assert pictures(*grid) == 0
+
+
+# ---- a resolution for each task
+
+
+@pytest.fixture
+def sides(scored) -> list[Run]:
+    """Small print needs 512 pixels, colours 128; then both tables as settings."""
+    right = {128: (4, 40), 256: (20, 40), 512: (36, 39)}
+    runs = [
+        scored(
+            1,
+            side / 64,
+            {"read_small": forty(small), "colour": forty(colour)},
+            resolution=side,
+        )
+        for side, (small, colour) in right.items()
+    ]
+    tables = (
+        (dict(TASK_RESOLUTIONS), 5.0, 37, 38),
+        ({"read_small": 512, "colour": 128}, 4.0, 36, 40),
+    )
+    return runs + [
+        scored(
+            1,
+            seconds,
+            {"read_small": forty(small), "colour": forty(colour)},
+            resolution="by_task",
+            task_resolutions=table,
+        )
+        for table, seconds, small, colour in tables
+    ]
+
+
+def table_rows(page: str) -> list[list[list[str]]]:
+    """The rows of each table on a page."""
+    tables = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)
+    return [[cells(r) for r in re.findall(r"<tr>(.*?)</tr>", t, re.DOTALL)] for t in tables]
+
+
+def without_intervals(row: list[str]) -> list[str]:
+    return [re.sub(r" \(.*–.*\)$", "", cell) for cell in row]
+
+
+def test_each_task_has_its_resolution_beside_the_articles(sides):
+    page = text(review(Runs(sides), **CENT_A_SECOND).resolutions())
+    assert "### A resolution for each task" in page
+    assert "stays within 2 points of the highest one" in page
+    tasks, settings = table_rows(page)
+    assert [without_intervals(row) for row in tasks] == [
+        ["read, small print", "512 px", "0.90", "native", "0.93", "0.90"],
+        ["colour", "128 px", "1.00", "256 px", "0.95", "0.97"],
+    ]
+    assert re.fullmatch(r"0\.90 \(0\.\d\d–0\.9\d\)", tasks[0][2])
+    assert [row[0] for row in settings] == [
+        "fp32 · by task · batch 1",
+        "fp32 · by task (article) · batch 1",
+    ]
+    assert [row[2] for row in settings] == ["¥0.40", "¥0.50"]
+
+
+def test_the_articles_resolutions_need_not_be_measured_as_a_setting(sides):
+    """Then its numbers are those of the same resolution for all tasks, where there is one."""
+    (tasks,) = table_rows(text(review(Runs(sides[:3]), **CENT_A_SECOND).resolutions()))
+    assert [without_intervals(row)[3:5] for row in tasks] == [["native", "?"], ["256 px", "1.00"]]
+    (tasks,) = table_rows(text(review(Runs(sides[::2][:2]), **CENT_A_SECOND).resolutions()))
+    assert [without_intervals(row)[3:5] for row in tasks] == [["native", "?"], ["256 px", "?"]]
+
+
+def test_resolutions_are_proposed_in_chinese_too(sides, both_fonts):
+    page = text(review(Runs(sides), **CENT_A_SECOND, lang="zh").resolutions())
+    tasks, settings = table_rows(page)
+    assert "### 按任务选择分辨率" in page
+    assert [row[:2] for row in tasks] == [["小字编号", "512 px"], ["颜色", "128 px"]]
+    assert [row[0] for row in settings] == ["fp32·按任务·批量 1", "fp32·按任务（原文）·批量 1"]
+    words = re.findall(r"[A-Za-z]{4,}", re.sub(r"<[^>]*>", "", page))
+    assert set(words) == {"token"}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_with_less_than_two_resolutions_nothing_is_proposed(grid, sides, count):
+    runs = sides[:count] + sides[3:] if count else grid
+    assert review(Runs(runs), **CENT_A_SECOND).resolutions() == []
+
+
+def test_a_setting_by_task_is_recommended_with_its_table(sides):
+    from qvl_lab import cli
+
+    page = review(Runs(sides), **CENT_A_SECOND)
+    best = page.recommendation.best
+    assert json.loads(best["task_resolutions"]) == {"read_small": 512, "colour": 128}
+    command = page.command(best)
+    assert command.endswith("--task-resolution read_small=512 --task-resolution colour=128")
+    assert "--resolution by_task" in command
+    assert accepts(cli.app, shlex.split(command)[1:]) == ""
+    assert command in text(page.headline())
+    assert "--task-resolution" not in page.command(page.recommendation.current)
+    assert "task_resolutions" not in text(page.headline())
+
+
 # ---- provenance
 
 
@@ -320,6 +613,7 @@ def test_the_commands_in_the_report_are_accepted_by_the_command_line(grid, runs_
         max_vram_gib=20.0,
         max_ttft_s=5.0,
     )
+    page.options["min_quality"] = 0.5  # random weights have none to limit
     own = page._report_command()
     assert "USD=7.1" in own
     recommended = page.command(page.recommendation.best)
@@ -354,6 +648,8 @@ def accepts(app: Any, arguments: list[str]) -> str:
         ({"current": {"batch_size": 3}}, "no measured setting has batch_size=3"),
         ({"current": {"batch": 1}}, "Did you mean 'batch_size'"),
         ({"max_vram_gib": 0.001}, "no measured setting passes"),
+        ({"min_quality": 0.5}, "no setting has a quality: the weights are random"),
+        ({"min_quality": 95}, "min_quality must be a number from 0 to 1"),
         ({"lang": "fr"}, "unknown language 'fr'"),
     ],
 )

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from qvl_lab.analysis.quality import TaskScores, score
 from qvl_lab.config import Config
 from qvl_lab.engine.stock import Lab
 from qvl_lab.errors import ModelError
-from qvl_lab.records import STAGES
+from qvl_lab.records import STAGES, Run
 from qvl_lab.sweeps import executors
 from qvl_lab.sweeps.measure import Job, Plan, measure, remember
-from qvl_lab.workload import load_workload
+from qvl_lab.workload import Item, Workload, load_workload
 
 FIELDS: dict[str, Any] = {
     "batch_size": 4,
@@ -90,7 +91,10 @@ def test_a_run_says_what_was_run_and_on_what(lab, job):
     assert run.random_weights is True
     assert run.cache_state == "off"
     assert run.workload["items"] == run.workload["measured_items"] == 8
-    assert run.plan == {"repeats": 2, "warmup": 1, "batches": None, "seed": 0}
+    assert run.plan == {
+        **{"repeats": 2, "warmup": 1, "timed_items": None, "batches": None, "seed": 0},
+        **{"quality": True, "metrics": {}},
+    }
     assert run.cold["load_s"] == lab.loaded.load_s
     assert run.cold["warmup_s"] > 0
     assert run.memory["allocated"] is None  # torch counts on CUDA only
@@ -233,6 +237,103 @@ def large(job: Callable[..., Job], folder: Path, batch_size: int, limit: float |
     plan = {"repeats": 1, "warmup": 0, "batches": 1}
     fields = {"resolution": 1024, "max_new_tokens": 1, "memory_limit_gib": limit}
     return job(folder, plan, batch_size=batch_size, **fields)
+
+
+# ---- answers and their scores
+
+SIX: dict[str, Any] = {"resolution": 128, "max_new_tokens": 40, "batch_size": 6}
+
+
+@pytest.fixture(scope="module")
+def six() -> Workload:
+    """A question of each task, in the order of the file."""
+    workload = load_workload("evaluation").sample(6)
+    assert len({item.task for item in workload.items}) == 6
+    return workload
+
+
+def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, job, six):
+    run = measure(job(six, plan={"repeats": 1, "warmup": 0}, **SIX), lambda _: trained)
+    assert (run.status, run.random_weights) == ("ok", False)
+    items = six.items
+    texts = trained.generate_batch(items, batch_size=6, resolution=128, max_new_tokens=40).texts
+    assert run.answers == [
+        {"id": i.id, "task": i.task, "question": i.question, "expected": i.answer, "answer": text}
+        for i, text in zip(items, texts, strict=True)
+    ]
+    wanted = score([i.task for i in items], texts, [i.answer for i in items])
+    assert {task: TaskScores.from_dict(found) for task, found in run.scores.items()} == wanted
+    assert list(run.scores) == list(dict.fromkeys(item.task for item in items))
+    assert run.scores["locate"]["metric"] == "box_accuracy"
+    assert sum(found["values"][0] for found in run.scores.values()) >= 2  # even at 128 px
+    assert Run.from_json(run.to_json()) == run
+
+
+def test_metrics_of_the_plan_score_the_answers(trained, job, six):
+    plan = {"repeats": 1, "warmup": 0, "metrics": {"locate": "iou", "TOTAL": "anls"}}
+    run = measure(job(six, plan=plan, **SIX), lambda _: trained)
+    metrics = {task: found["metric"] for task, found in run.scores.items()}
+    assert (metrics["locate"], metrics["total"]) == ("iou", "anls")
+    assert metrics["colour"] == "exact_match"
+
+
+def test_random_weights_have_neither_scores_nor_answers(lab, job, six, batches):
+    plan = {"repeats": 1, "warmup": 0, "batches": 1}
+    fields = SIX | {"batch_size": 2, "max_new_tokens": 2}
+    run = measure(job(six, plan=plan, **fields), lambda _: lab)
+    assert (run.status, run.scores, run.answers) == ("ok", {}, [])
+    assert batches == [2]
+
+
+def test_without_quality_nothing_is_scored(trained, job, six, batches):
+    plan = {"repeats": 1, "warmup": 0, "batches": 1, "quality": False}
+    run = measure(job(six, plan=plan, **SIX | {"batch_size": 2}), lambda _: trained)
+    assert (run.status, run.scores, run.answers) == ("ok", {}, [])
+    assert batches == [2]
+
+
+def test_a_limit_on_batches_has_all_items_answered_once_more_untimed(trained, job, six, batches):
+    plan = {"repeats": 2, "warmup": 1, "batches": 1}
+    run = measure(job(six, plan=plan, **SIX | {"batch_size": 4}), lambda _: trained)
+    assert batches == [4, 4, 4, 4, 2]  # warm-up, two repeats, then all six
+    assert [repeat.answered for repeat in run.repeats] == [4, 4]
+    assert (run.workload["items"], run.workload["measured_items"]) == (6, 4)
+    assert [answer["id"] for answer in run.answers] == [item.id for item in six.items]
+    assert sum(len(found["values"]) for found in run.scores.values()) == 6
+
+
+def test_no_pass_is_paid_for_where_no_answer_is_known(trained, job, batches):
+    fields = {"batch_size": 4, "max_new_tokens": 2}
+    plan = {"repeats": 1, "warmup": 0}
+    some = measure(job(plan=plan | {"batches": 1}, **fields), lambda _: trained)
+    assert (batches, some.scores, some.answers) == ([4], {}, [])
+    every = measure(job(plan=plan | {"batches": 2}, **fields), lambda _: trained)
+    assert batches == [4, 4, 4]
+    assert every.scores == {}
+    assert [answer["id"] for answer in every.answers] == [f"{i}.png" for i in range(8)]
+    assert all(a["answer"] is not None and a["expected"] is None for a in every.answers)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_failed_item_is_missing_from_the_scores(trained, job, six, tmp_path, limit):
+    """Also where the timed passes did not see it."""
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    colour = next(item for item in six.items if item.task == "colour")
+    items = (colour, Item("bad", bad, "What colour is it?", "red", "colour"))
+    plan = {"repeats": 1, "warmup": 0, "batches": limit}
+    fields = SIX | {"batch_size": 1 if limit else 2}
+    workload = Workload("two", items)
+    if limit:  # the first of the sample's seeds that draws the good one
+        seed = next(s for s in range(99) if workload.sample(1, s).items == (colour,))
+        plan["seed"] = seed
+    run = measure(job(workload, plan=plan, **fields), lambda _: trained)
+    assert run.status == "ok"
+    assert [repeat.failed for repeat in run.repeats] == [0 if limit else 1]
+    assert run.answers[1]["answer"] is None
+    found = TaskScores.from_dict(run.scores["colour"])
+    assert (found.values[1], found.count, found.missing) == (None, 1, 1)
+    assert [failure["id"] for failure in run.failures] == ["bad"]
 
 
 def test_keys_name_settings_workload_and_plan(job, pictures):

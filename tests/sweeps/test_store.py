@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from qvl_lab.errors import StoreError
-from qvl_lab.records import SCHEMA_VERSION
-from qvl_lab.sweeps.store import Runs, Store
+from qvl_lab.records import SCHEMA_VERSION, environment_key
+from qvl_lab.sweeps.store import ANSWER_COLUMNS, Runs, Store
 
 
 @pytest.fixture
@@ -243,3 +243,180 @@ def test_a_complete_last_row_without_its_line_break_is_kept(written):
         assert len(store.runs) == count
     assert written.read_bytes().endswith(b"\n")
     assert len(Runs.load(written)) == count
+
+
+# ---- answers
+
+
+@pytest.fixture
+def answered(on_cpu):
+    """A run with an answer for each text; batch sizes tell runs apart."""
+
+    def make(batch_size, *texts, **parts):
+        rows = [
+            {"id": f"item {i}", "task": None, "question": "?", "expected": "yes", "answer": text}
+            for i, text in enumerate(texts)
+        ]
+        return on_cpu(batch_size, answers=rows, **parts)
+
+    return make
+
+
+@pytest.fixture
+def answers_file(path) -> Path:
+    return path.with_name("runs.answers.jsonl")
+
+
+def append(path, *runs) -> None:
+    with Store(path) as store:
+        for run in runs:
+            store.append(run)
+
+
+def said(runs) -> list[tuple[str, str | None]]:
+    return list(runs.answers()[["id", "answer"]].itertuples(index=False, name=None))
+
+
+def test_answers_go_to_a_file_of_their_own(path, answers_file, answered):
+    runs = [answered(1, "yes", None), answered(2, "图\u2028\n")]
+    append(path, *runs)
+    assert [json.loads(line)["answers"] for line in path.read_bytes().splitlines()] == [[], []]
+    lines = [json.loads(line) for line in answers_file.read_bytes().splitlines()]
+    assert [line["answer"] for line in lines] == ["yes", None, "图\u2028\n"]
+    assert {tuple(line) for line in lines} == {ANSWER_COLUMNS}
+    loaded = Runs.load(path)
+    assert [run.answers for run in loaded] == [[], []]
+    table = loaded.answers()
+    assert tuple(table.columns) == ANSWER_COLUMNS
+    assert table["run"].tolist() == [runs[0].key, runs[0].key, runs[1].key]
+    assert set(table["environment"]) == {environment_key(runs[0].environment)}
+    assert table.loc[0, ["id", "question", "expected"]].tolist() == ["item 0", "?", "yes"]
+    assert table["task"].isna().all()
+    assert table["answer"].tolist() == ["yes", None, "图\u2028\n"]
+    assert Runs(runs).answers().equals(table)  # also before they are in a file
+
+
+def test_runs_without_answers_leave_no_file_of_them(written, answers_file):
+    assert not answers_file.exists()
+    answers = Runs.load(written).answers()
+    assert answers.empty
+    assert tuple(answers.columns) == ANSWER_COLUMNS
+
+
+def test_only_the_runs_own_answers_are_given(path, answered):
+    append(path, answered(1, "a"), answered(2, "b"))
+    runs = Runs.load(path)
+    assert said(Runs(runs[1:], path=path)) == [("item 0", "b")]
+
+
+def test_answers_of_a_run_measured_again_replace_the_old_ones(path, answered):
+    append(path, answered(1, "old", "old"), answered(2, "b"), answered(1, "new", "newer"))
+    assert said(Runs.load(path)) == [("item 0", "b"), ("item 0", "new"), ("item 1", "newer")]
+
+
+def test_answers_of_two_environments_are_told_apart(path, answered):
+    there = {"torch": "1.0", "host": "a"}
+    append(path, answered(1, "here"), answered(1, "there", environment=there))
+    runs = Runs.load(path)
+    assert runs[0].key == runs[1].key
+    table = runs.answers().set_index("environment")["answer"]
+    assert table[environment_key(runs[0].environment)] == "here"
+    assert table[environment_key({"torch": "1.0", "host": "b"})] == "there"
+
+
+def test_a_torn_last_answer_is_passed_over_and_the_next_one_starts_a_line(
+    path, answers_file, answered
+):
+    append(path, answered(1, "a", "torn"))
+    answers_file.write_bytes(answers_file.read_bytes()[:-20])
+    assert said(Runs.load(path)) == [("item 0", "a")]
+    append(path, answered(2, "b"))
+    assert said(Runs.load(path)) == [("item 0", "a"), ("item 0", "b")]
+    append(path, answered(1, "a", "whole"))
+    assert said(Runs.load(path)) == [("item 0", "b"), ("item 0", "a"), ("item 1", "whole")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\x00",
+        b"[]",
+        b"7",
+        b'{"run": "x"}',
+        b"[" * 100_000,
+        json.dumps({name: [] for name in ANSWER_COLUMNS}).encode(),
+        json.dumps({name: {} for name in ANSWER_COLUMNS}).encode(),
+    ],
+    ids=["bytes", "list", "number", "columns", "deep", "lists", "objects"],
+)
+def test_lines_that_are_no_answers_are_passed_over(path, answers_file, answered, line):
+    append(path, answered(1, "a"))
+    answers_file.write_bytes(line + b"\n\n" + answers_file.read_bytes() + line)
+    assert said(Runs.load(path)) == [("item 0", "a")]
+
+
+def test_answers_may_hold_half_characters(path, answered):
+    text = "half \ud83d of one \udc80"
+    append(path, answered(1, text, "whole 😀"))
+    assert said(Runs.load(path)) == [("item 0", text), ("item 1", "whole 😀")]
+
+
+def test_answers_that_cannot_be_written_keep_all_finished_rows(path, answers_file, answered):
+    append(path, answered(1))
+    before = path.read_bytes()
+    answers_file.mkdir()
+    with Store(path) as store:
+        with pytest.raises(StoreError, match=r"All 1 finished rows are kept"):
+            store.append(answered(2, "b"))
+        assert path.read_bytes() == before
+        answers_file.rmdir()
+        store.append(answered(2, "b"))
+    assert batches(Runs.load(path)) == [1, 2]
+    assert said(Runs.load(path)) == [("item 0", "b")]
+
+
+def test_answers_are_set_aside_with_their_rows(path, answers_file, answered):
+    append(path, answered(1, "old"))
+    with Store(path) as store:
+        target = store.set_aside()
+        assert not answers_file.exists()
+        store.append(answered(1, "new"))
+    assert said(Runs.load(target)) == [("item 0", "old")]
+    assert said(Runs.load(path)) == [("item 0", "new")]
+    assert target.with_name("runs.1.answers.jsonl").exists()
+
+
+def test_answers_left_from_before_are_not_overwritten(path, answered):
+    left = path.with_name("runs.1.answers.jsonl")
+    left.write_text("of a run file that was moved away\n")
+    append(path, answered(1, "a"))
+    with Store(path) as store:
+        assert store.set_aside() == path.with_name("runs.2.jsonl")
+    assert left.read_text().startswith("of a run file")
+
+
+def test_rows_stay_where_their_answers_cannot_be_moved(path, answers_file, answered, monkeypatch):
+    append(path, answered(1, "a"))
+    before = path.read_bytes()
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with Store(path) as store, pytest.raises(StoreError, match=r"cannot move.*Permission denied"):
+        store.set_aside()
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == [answers_file, path]
+    assert said(Runs.load(path)) == [("item 0", "a")]
+
+
+def test_quality_of_unknown_truth_is_the_agreement_of_the_answers_beside_the_file(path, answered):
+    append(path, answered(1, "a", "b"), answered(2, "a", "zzz"))
+    table = Runs.load(path).frame()
+    assert table["quality_kind"].tolist() == ["agreement", "agreement"]
+    assert table["quality"].tolist() == [1.0, 0.5]
+
+
+def test_no_runs_make_an_empty_table():
+    assert Runs().frame().empty
+    assert Runs().answers().empty

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 import qvl_lab as ql
+from qvl_lab.analysis.metrics import METRICS
 from qvl_lab.config import Config
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
@@ -145,7 +146,16 @@ def test_a_larger_grid_measures_only_what_is_new(sweep, measured):
 
 
 @pytest.mark.parametrize(
-    "change", [{"repeats": 5}, {"warmup": 2}, {"items": 6}, {"question": "Why?"}, {"seed": 1}]
+    "change",
+    [
+        {"repeats": 5},
+        {"warmup": 2},
+        {"items": 6},
+        {"question": "Why?"},
+        {"seed": 1},
+        {"quality": False},
+        {"metrics": {"invoice": "anls"}},
+    ],
 )
 def test_another_way_of_measuring_is_not_taken_for_the_same(sweep, measured, change):
     calls = measured()
@@ -331,8 +341,8 @@ def test_only_settings_at_least_as_large_in_all_are_closed_off(on_cpu, change, c
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"batch_size": [1, 9]}, "batch_size 9 is more than the 8 items"),
-        ({"items": 3}, "batch_size 4 is more than the 3 items"),
+        ({"batch_size": [1, 9]}, "batch_size 9 is more than the 8 timed items"),
+        ({"items": 3}, "batch_size 4 is more than the 3 timed items"),
         ({"batch_sizes": [1]}, "Did you mean 'batch_size'"),
         ({"batch_size": []}, "needs a list of values"),
         ({"batch_size": [0]}, "batch_size must be a whole number"),
@@ -361,6 +371,89 @@ def test_an_unknown_task_under_by_task_is_refused_before_any_work(
         )
     assert calls == []
     assert not out.exists()
+
+
+@pytest.fixture
+def invoices(tmp_path, pictures) -> str:
+    """Eight questions of a task that no metric is known for."""
+    table = tmp_path / "items.csv"
+    rows = [f"{pictures}/{i}.png,What is the total?,{i}.50,invoice" for i in range(8)]
+    table.write_text("\n".join(["image,question,answer,task", *rows]))
+    return str(table)
+
+
+def test_a_task_that_cannot_be_scored_is_refused_before_any_work(sweep, invoices, out, measured):
+    calls = measured()
+    with pytest.raises(ConfigError) as caught:
+        sweep(workload=invoices)
+    message = str(caught.value)
+    assert "nothing says how answers of task 'invoice' are scored" in message
+    assert all(name in message for name in METRICS)
+    assert 'metrics={"invoice": "anls"}' in message
+    assert "quality=False (--no-quality)" in message
+    assert calls == []
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": {"Invoice": "anls"}},
+        {"quality": False},
+        {"model": "random:tiny"},
+    ],
+    ids=str,
+)
+def test_with_a_metric_or_without_scoring_such_a_task_is_measured(
+    sweep, invoices, measured, change
+):
+    calls = measured()
+    runs = sweep(workload=invoices, **change)
+    assert set(calls) == ALL
+    assert runs[0].plan["quality"] is change.get("quality", True)
+    assert runs[0].plan["metrics"] == change.get("metrics", {})
+
+
+@pytest.mark.parametrize("model", ["tiny", "random:tiny"])
+def test_an_unknown_metric_is_refused_before_any_work(sweep, invoices, out, measured, model):
+    calls = measured()
+    with pytest.raises(ConfigError, match=r"unknown metric 'anlss'. Did you mean 'anls'"):
+        sweep(workload=invoices, model=model, metrics={"invoice": "anlss"})
+    assert calls == []
+    assert not out.exists()
+
+
+def test_an_expected_answer_without_a_box_is_refused_for_a_task_of_boxes(
+    sweep, tmp_path, pictures, measured
+):
+    calls = measured()
+    table = tmp_path / "items.csv"
+    table.write_text(f"image,answer,task\n{pictures}/0.png,top left,locate\n")
+    with pytest.raises(ConfigError, match=r"task 'locate': no box can be read.*'top left'"):
+        sweep(workload=str(table), batch_size=[1])
+    assert calls == []
+
+
+def test_answers_survive_resuming(sweep, out, monkeypatch):
+    def measure(job, get_lab=None):
+        values = {"metric": "exact_match", "values": [1.0, 0.0], "unparsed": 0}
+        item = {"task": "read", "question": "?", "expected": "1"}
+        rows = [{"id": name, **item, "answer": name} for name in "12"]
+        return job.result("ok", scores={"read": values}, answers=rows)
+
+    monkeypatch.setattr("qvl_lab.sweeps.measure.measure", measure)
+    first = sweep(batch_size=[1], resolution=64)
+    assert first[0].answers == []
+    assert first[0].scores["read"]["values"] == [1.0, 0.0]
+    assert first.answers()["answer"].tolist() == ["1", "2"]
+    beside = out.with_name("runs.answers.jsonl")
+    before = beside.read_bytes()
+    again = sweep(batch_size=[1], resolution=64)
+    assert beside.read_bytes() == before
+    assert again.answers().equals(first.answers())
+    more = sweep(batch_size=[1, 2], resolution=64)
+    assert len(more.answers()) == 4
+    assert len(sweep(batch_size=[2], resolution=64).answers()) == 2
 
 
 def test_a_spec_and_settings_together_are_refused(out):
