@@ -102,16 +102,19 @@ def _places(resolutions: Iterable[Any]) -> dict[str, float]:
 
 
 def _shifts(count: int, at: dict[str, float]) -> list[float]:
-    """Steps aside for ``count`` points at one place, well within the way to the next place."""
-    nearest = float(np.diff(sorted(at.values())).min()) if len(at) > 1 else 1.0
-    step = nearest * min(0.1, 0.7 / count)
+    """Steps aside for ``count`` points at one place: no wider than bars need, nor than half the
+    way to the next place.
+    """
+    places = sorted(at.values())
+    nearest = float(np.diff(places).min()) if len(at) > 1 else 1.0
+    step = min(0.02 * (places[-1] - places[0]) or 0.1, nearest * 0.5 / count)
     return [step * (i - (count - 1) / 2) for i in range(count)]
 
 
 def _side_axis(ax: Axes, at: dict[str, float], lang: str) -> None:
     ax.set_xticks(list(at.values()), [n if n.isdigit() else text.resolution(n, lang) for n in at])
     first, last = min(at.values()), max(at.values())
-    room = 0.07 * (last - first) or 0.6
+    room = 0.09 * (last - first) or 0.6
     ax.set_xlim(first - room, last + room)
     ax.set_xlabel(label("side_axis", lang))
 
