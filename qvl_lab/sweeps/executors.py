@@ -30,6 +30,10 @@ def in_process(jobs: Iterable[Job]) -> Iterator[Run]:
         yield measure(job, get_lab)
 
 
+#: How long a worker that has sent its result may take to end.
+_LEAVE_S = 5.0
+
+
 def in_own_process(jobs: Iterable[Job], timeout_s: float) -> Iterator[Run]:
     """Measure each in a new process; one that dies or takes too long becomes an "error" run."""
     context = multiprocessing.get_context("forkserver")
@@ -76,7 +80,9 @@ def _receive(
     if not receiver.poll(timeout_s):
         return job.result("error", f"given up after {timeout_s:g} s; raise timeout_s")
     try:
-        return Run.from_json(receiver.recv_bytes())
+        run = Run.from_json(receiver.recv_bytes())
+        process.join(_LEAVE_S)  # one killed on its way out leaves semaphores behind
+        return run
     except EOFError:
         process.join()
         code = process.exitcode or 0
