@@ -734,5 +734,5 @@ def _small_png(data: bytes) -> bytes:
 
 
 def settings_csv(found: Review, path: Path) -> None:
-    """All rows of a review, as priced, for a spreadsheet."""
-    found.frame.to_csv(path, index=False)
+    """All rows of a review, as priced, for a spreadsheet; without the scores of single items."""
+    found.frame.drop(columns="scores").to_csv(path, index=False)

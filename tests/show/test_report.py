@@ -92,6 +92,7 @@ def test_a_report_leaves_a_page_a_notebook_and_a_table(english):
         "settings.csv",
     ]
     rows = list(csv.DictReader(english.csv.open(encoding="utf-8")))
+    assert "quality" in rows[0] and "scores" not in rows[0]  # single items are no cells
     assert [row["status"] for row in rows] == ["ok", "ok", "oom"]
     assert float(rows[0]["cost_cny_per_100_images"]) == pytest.approx(1.0)
 
