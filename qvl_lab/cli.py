@@ -483,11 +483,10 @@ def _quality(
     workload: Workload, texts: list[str | None], metrics: dict[str, str]
 ) -> dict[str, dict[str, Any]] | None:
     """Task to metric, mean score and counts; None where no answer is known or scored."""
-    from qvl_lab.analysis.quality import score
+    from qvl_lab.analysis.quality import score_items
 
-    tasks, expected = [i.task for i in workload.items], [i.answer for i in workload.items]
     try:
-        scores = score(tasks, texts, expected, metrics)
+        scores = score_items(workload.items, texts, metrics)
     except ConfigError as e:
         _note(f"not scored: {e}")
         return None

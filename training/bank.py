@@ -124,8 +124,7 @@ def _call(index: int) -> None:
 
 def fill(bank: Bank, kind: str, purpose: str, seed: int, index: int) -> None:
     """Draw picture ``index`` and write it and its truth into the bank."""
-    # receipts are counted from elsewhere, so that no two pictures have one generator
-    rng = generator(purpose, index if kind == "scene" else 2**31 + index, seed)
+    rng = generator(purpose, index, seed, kind)
     picture = scene(rng) if kind == "scene" else receipt(rng)
     bank.images[index] = np.asarray(picture.image)
     sides = np.array(picture.image.size, np.float32)

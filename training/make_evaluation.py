@@ -32,7 +32,7 @@ def scene_questions(index: int, seed: int) -> tuple[Picture, list[Question]]:
 
 def receipt_questions(index: int, seed: int) -> tuple[Picture, list[Question]]:
     """One receipt and its total."""
-    rng = generator("evaluate", 2**31 + index, seed)
+    rng = generator("evaluate", index, seed, "receipt")
     picture = receipt(rng)
     return picture, [ask(rng, "total", picture)]
 

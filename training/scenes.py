@@ -107,9 +107,10 @@ class Question:
     about: Shape | None = None
 
 
-def generator(purpose: str, index: int, seed: int = 0) -> np.random.Generator:
-    """The random generator of one picture; purposes never share a stream."""
-    return np.random.default_rng([seed, PURPOSES.index(purpose), index])
+def generator(purpose: str, index: int, seed: int = 0, kind: str = "scene") -> np.random.Generator:
+    """The random generator of one picture; purposes and kinds never share a stream."""
+    start = {"scene": 0, "receipt": 2**31}[kind]
+    return np.random.default_rng([seed, PURPOSES.index(purpose), start + index])
 
 
 # ---- questions

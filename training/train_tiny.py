@@ -388,16 +388,11 @@ def train(
             group["lr"] = schedule.rate(step)
         bank = banks["receipt" if step % 5 == 4 else "scene"]
         side = schedule.side(step, rng)
-        picks = rng.integers(0, len(bank), min(BATCH.get(side, 96), len(bank)))
-        x = pixels(bank, torch.from_numpy(picks).to(student.device), side, noise)
-        losses = _losses(
-            student,
-            bank,
-            torch.from_numpy(picks).to(student.device),
-            x,
-            side,
-            step >= schedule.dense_steps,
-        )
+        drawn = rng.integers(0, len(bank), min(BATCH.get(side, 96), len(bank)))
+        picks = torch.from_numpy(drawn).to(student.device)
+        x = pixels(bank, picks, side, noise)
+        talking = step >= schedule.dense_steps
+        losses = _losses(student, bank, picks, x, side, talking)
         optimizer.zero_grad(set_to_none=True)
         losses["all"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)

@@ -22,6 +22,8 @@ from qvl_lab.errors import ConfigError
 Groups = Sequence[Sequence[float | None]]
 Floats = NDArray[np.float64]
 
+#: A difference whose p-value is at least this may be chance.
+NOISE_FROM = 0.05
 #: Non-zero differences up to which every assignment of signs is counted.
 EXACT_UP_TO = 12
 #: Assignments of signs drawn where there are more.
@@ -51,7 +53,7 @@ class Comparison:
     @property
     def within_noise(self) -> bool:
         """Whether the difference may be chance, at the usual 5%."""
-        return self.p_value >= 0.05
+        return self.p_value >= NOISE_FROM
 
 
 def interval(

@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import fmean
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qvl_lab.analysis.metrics import BOX_METRICS, METRICS, is_box_answer, no_box, parse_boxes
 from qvl_lab.errors import ConfigError, UnknownNameError, nearest
 
+if TYPE_CHECKING:
+    from qvl_lab.workload import Item
+
 #: The task of items that name none.
 NO_TASK = "none"
+#: Tasks by other names.
+OTHER_NAMES = {
+    "color": "colour",
+    "颜色": "colour",
+    "计数": "count",
+    "定位": "locate",
+    "检测": "detection",
+    "描述": "description",
+    "精细分析": "fine_analysis",
+    "文字识别": "ocr",
+}
 #: What a task is scored by, unless the user says otherwise or the expected answer is boxes.
 TASK_METRICS: dict[str, str] = {
     NO_TASK: "exact_match",
     "caption": "chrf",
-    "color": "exact_match",
     "colour": "exact_match",
     "count": "exact_match",
     "description": "token_f1",
@@ -32,14 +45,8 @@ TASK_METRICS: dict[str, str] = {
     "total": "exact_match",
     "vqa": "exact_match",
     "yes_no": "exact_match",
-    "颜色": "exact_match",
-    "计数": "exact_match",
-    "定位": "box_accuracy",
-    "检测": "exact_match",
-    "描述": "token_f1",
-    "精细分析": "anls",
-    "文字识别": "anls",
 }
+TASK_METRICS |= {other: TASK_METRICS[task] for other, task in OTHER_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,14 @@ def score(
         for task, wanted in _together(tasks=tasks, expected=expected)
     ]
     return _score(tasks, answers, expected, names)
+
+
+def score_items(
+    items: Sequence[Item], answers: Sequence[str | None], metrics: Mapping[str, str] | None = None
+) -> dict[str, TaskScores]:
+    """:func:`score` of a workload's items, which know their tasks and true answers."""
+    tasks, expected = [item.task for item in items], [item.answer for item in items]
+    return score(tasks, answers, expected, metrics)
 
 
 def agreement(

@@ -131,7 +131,7 @@ def recommend(
     for name in hold:
         if name not in SETTINGS:
             raise UnknownNameError("field", name, SETTINGS)
-        kept = kept[kept[name].map(_spelled) == _spelled(today[name])]
+        kept = matching(kept, {name: today[name]})
     if kept.empty:
         raise LimitError(_nothing_passes(rows, excluded, () if passing.empty else hold))
     best = _cheapest(kept)
@@ -212,12 +212,11 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
 
 def baseline(frame: pd.DataFrame) -> pd.Series:
     """The smallest batch at the most visual tokens and the most exact precision."""
-    order = {name: i for i, name in enumerate(PRECISION_ORDER)}
     ranks = pd.DataFrame(
         {
             "batch_size": frame["batch_size"].to_numpy(),
             "tokens": -frame["visual_tokens_per_image"].to_numpy(float),
-            "precision": frame["precision"].map(order).fillna(len(order)).to_numpy(),
+            "precision": precision_rank(frame["precision"]).to_numpy(),
         }
     )
     ranked = ranks.sort_values(["batch_size", "tokens", "precision"], kind="stable")
@@ -236,11 +235,11 @@ def find_row(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
     for name, value in wanted.items():
         if name not in SETTINGS:
             raise UnknownNameError("field", name, SETTINGS)
-        matching = rows[rows[name].map(_spelled) == _spelled(value)]
-        if matching.empty:
+        alike = matching(rows, {name: value})
+        if alike.empty:
             have = ", ".join(sorted({_spelled(v) for v in rows[name]}))
             raise ConfigError(f"no measured setting has {name}={value}; measured: {have}")
-        rows = matching
+        rows = alike
     return baseline(rows)
 
 
@@ -271,9 +270,10 @@ def steps(rows: pd.DataFrame, current: pd.Series, best: pd.Series) -> list[Step]
         pulled, rest = differing[: i + 1], differing[i + 1 :]
         wanted = {n: best[n] for n in pulled} | {n: current[n] for n in rest}
         same = {n: current[n] for n in names if n not in differing}
-        row = _exact(rows, wanted | same)
-        if row is None:
+        measured_between = matching(rows, wanted | same)
+        if measured_between.empty:
             continue
+        row = measured_between.iloc[0]
         result.append(
             Step(
                 changed=changed,
@@ -286,10 +286,17 @@ def steps(rows: pd.DataFrame, current: pd.Series, best: pd.Series) -> list[Step]
     return result
 
 
-def _exact(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series | None:
+def matching(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows whose columns have these values, however pandas spells them."""
     for name, value in wanted.items():
         rows = rows[rows[name].map(_spelled) == _spelled(value)]
-    return None if rows.empty else rows.iloc[0]
+    return rows
+
+
+def precision_rank(precisions: pd.Series) -> pd.Series:
+    """0 for the most exact precision; those that are not known come last."""
+    order = {name: i for i, name in enumerate(PRECISION_ORDER)}
+    return precisions.map(order).fillna(len(order))
 
 
 def _spelled(value: Any) -> str:

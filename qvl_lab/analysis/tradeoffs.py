@@ -16,9 +16,10 @@ from qvl_lab.analysis.frame import SETTINGS, quality_columns, task_column
 from qvl_lab.analysis.intervals import compare
 from qvl_lab.analysis.quality import agreement
 from qvl_lab.analysis.recommend import (
-    PRECISION_ORDER,
     REFERENCE_GROUP,
     baseline,
+    matching,
+    precision_rank,
     quality_difference,
     with_quality,
 )
@@ -74,26 +75,19 @@ def precision_loss(frame: pd.DataFrame) -> pd.DataFrame:
         ``p_value``, ``items``.
     """
     rows = with_quality(frame)
-    ranks = rows["precision"].map(_rank)
+    ranks = precision_rank(rows["precision"])
     exact = rows[ranks == ranks.min()]
+    columns = ["precision", "against", "resolution", "batch_size"]
+    columns += ["difference", "low", "high", "p_value", "items"]
     found = []
     for _, row in rows[ranks > ranks.min()].iterrows():
-        twins = exact[
-            (exact[_alike("precision")].map(str) == row[_alike("precision")].map(str)).all(axis=1)
-        ]
+        twins = matching(exact, row[_alike("precision")].to_dict())
         if twins.empty or (seen := quality_difference(twins.iloc[0], row)) is None:
             continue
-        found.append(
-            {name: row[name] for name in ("precision", "resolution", "batch_size")}
-            | {
-                "against": twins.iloc[0]["precision"],
-                "difference": seen.difference,
-                "low": seen.low,
-            }
-            | {"high": seen.high, "p_value": seen.p_value, "items": seen.count}
-        )
-    columns = ["precision", "against", "resolution", "batch_size", "difference", "low", "high"]
-    return pd.DataFrame(found, columns=[*columns, "p_value", "items"])
+        against = twins.iloc[0]["precision"]
+        place = [row["precision"], against, row["resolution"], row["batch_size"]]
+        found.append([*place, seen.difference, seen.low, seen.high, seen.p_value, seen.count])
+    return pd.DataFrame(found, columns=columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,17 +165,17 @@ def at_each_resolution(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
     """
     rows = with_quality(frame)
     rows = rows[rows["resolution"] != BY_TASK]
-    for name, value in settings.items():
+    for name in settings:
         if name not in SETTINGS:
             raise UnknownNameError("field", name, SETTINGS)
-        rows = rows[rows[name].map(str) == str(value)]
+    rows = matching(rows, settings)
     if rows.empty:
         raise ConfigError(f"no setting with {settings or 'a uniform resolution'} has a quality")
     alike = rows[_alike("resolution", "task_resolutions")].map(str).agg("\n".join, axis=1)
     best = pd.DataFrame(
         {
             "sides": -alike.map(rows.groupby(alike)["resolution"].nunique()),
-            "precision": rows["precision"].map(_rank),
+            "precision": precision_rank(rows["precision"]),
             "batch_size": rows["batch_size"],
         }
     ).sort_values(["sides", "precision", "batch_size"], kind="stable")
@@ -195,12 +189,6 @@ def _alike(*free: str) -> list[str]:
     """Columns that must agree where only ``free`` may differ."""
     names = [*SETTINGS, "workload_fingerprint", "environment"]
     return [name for name in names if name not in free]
-
-
-def _rank(precision: str) -> int:
-    """0 for the most exact precision."""
-    known = precision in PRECISION_ORDER
-    return PRECISION_ORDER.index(precision) if known else len(PRECISION_ORDER)
 
 
 def _side(resolution: str) -> int | str:

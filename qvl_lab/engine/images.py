@@ -70,6 +70,15 @@ def canonical_task(task: str, table: Iterable[str]) -> str:
     return names[wanted]
 
 
+def knows_task(task: str, table: Iterable[str]) -> bool:
+    """Whether :func:`canonical_task` finds the task."""
+    try:
+        canonical_task(task, table)
+    except UnknownNameError:
+        return False
+    return True
+
+
 def resolution_for(policy: ImagePolicy, task: str | None) -> int | str:
     """The resolution of one item: a side in pixels or ``"native"``.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl_lab.assets import asset
-from qvl_lab.errors import ConfigError, QvlError, ReportError, UnknownNameError
+from qvl_lab.errors import ConfigError, QvlError, ReportError
 from qvl_lab.records import environment_key
 from qvl_lab.sweeps.store import Runs
 
@@ -125,15 +125,9 @@ def _proposed(runs: Runs) -> list[dict[str, int | str]]:
 def _for_all(tasks: Iterable[str | None], table: Mapping[str, int | str]) -> dict[str, int | str]:
     """The table with native, which loses nothing, for tasks that it does not know."""
     from qvl_lab.config import NATIVE
-    from qvl_lab.engine.images import canonical_task
+    from qvl_lab.engine.images import knows_task
 
-    whole = dict(table)
-    for task in filter(None, tasks):
-        try:
-            canonical_task(task, table)
-        except UnknownNameError:
-            whole[task] = NATIVE
-    return whole
+    return dict(table) | {task: NATIVE for task in tasks if task and not knows_task(task, table)}
 
 
 def to_html(

@@ -39,7 +39,7 @@ from qvl_lab.analysis.tradeoffs import (
     propose_resolutions,
 )
 from qvl_lab.config import BY_TASK, NATIVE, TASK_RESOLUTIONS, Config
-from qvl_lab.engine.images import canonical_task
+from qvl_lab.engine.images import canonical_task, knows_task
 from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
 from qvl_lab.hardware import find_gpu
 from qvl_lab.records import environment_key
@@ -243,12 +243,7 @@ class Review:
         """Quality against cost, over resolution, and per precision; nothing if not measured."""
         if self.frame["quality"].isna().all():
             return []
-        cost = plots.quality_cost(
-            self.frame,
-            self.recommendation,
-            min_quality=self.recommendation.min_quality if self.recommendation else None,
-            lang=self.lang,
-        )
+        cost = plots.quality_cost(self.frame, self.recommendation, lang=self.lang)
         shown = [self._section("quality_heading", "quality_note"), self._picture(cost)]
         if self._grid["resolution"].nunique() > 1:
             shown.append(self._picture(plots.quality(self.frame, lang=self.lang)))
@@ -703,10 +698,8 @@ def _own_gpu(
 
 def _article_resolution(task: str) -> int | str:
     """What the article's table says for a task; native for one that it does not know."""
-    try:
-        return TASK_RESOLUTIONS[canonical_task(task, TASK_RESOLUTIONS)]
-    except UnknownNameError:
-        return NATIVE
+    known = knows_task(task, TASK_RESOLUTIONS)
+    return TASK_RESOLUTIONS[canonical_task(task, TASK_RESOLUTIONS)] if known else NATIVE
 
 
 def _on_gpu(frame: pd.DataFrame) -> bool:

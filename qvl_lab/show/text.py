@@ -11,6 +11,7 @@ import pandas as pd
 
 from qvl_lab.analysis.cost import cost_column, symbol
 from qvl_lab.analysis.frame import SETTINGS
+from qvl_lab.analysis.quality import OTHER_NAMES
 from qvl_lab.analysis.recommend import PRECISION_ORDER, peak_memory_bytes
 from qvl_lab.config import BY_TASK, TASK_RESOLUTIONS
 from qvl_lab.errors import ConfigError, UnknownNameError
@@ -173,17 +174,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "task_yes_no": ("yes or no", "是非判断"),
     **PROSE,
 }
-#: Tasks by other names.
-_SAME_TASK = {
-    "color": "colour",
-    "颜色": "colour",
-    "计数": "count",
-    "定位": "locate",
-    "检测": "detection",
-    "描述": "description",
-    "精细分析": "fine_analysis",
-    "文字识别": "ocr",
-}
 
 
 def label(key: str, lang: str, **values: Any) -> str:
@@ -228,7 +218,7 @@ def is_the_articles(table: Any) -> bool:
 def task(name: str, lang: str) -> str:
     """A task by its name in this language, if it is a known one."""
     known = name.strip().casefold()
-    key = f"task_{_SAME_TASK.get(known, known)}"
+    key = f"task_{OTHER_NAMES.get(known, known)}"
     return label(key, lang) if key in TEXTS else name
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from qvl_lab.analysis.quality import own_metrics, score
+from qvl_lab.analysis.quality import own_metrics, score_items
 from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, SweepSpec
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
@@ -211,7 +211,7 @@ def _check_metrics(spec: SweepSpec, workload: Workload) -> None:
     try:
         own_metrics(spec.metrics)
         if not all(model.startswith("random:") for model in models):  # those are never scored
-            score([item.task for item in workload.items], expected, expected, spec.metrics)
+            score_items(workload.items, expected, spec.metrics)
     except ConfigError as e:
         raise ConfigError(f"{e}. Or measure without quality: quality=False (--no-quality)") from e
 

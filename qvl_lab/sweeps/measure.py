@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
-from qvl_lab.analysis.quality import score
+from qvl_lab.analysis.quality import score_items
 from qvl_lab.config import Config, ModelSpec
 from qvl_lab.engine.model import first_line, memory_limit, out_of_memory, resolve
 from qvl_lab.engine.stock import Generation, Lab, free, load
@@ -141,8 +141,7 @@ def _measure(
         for _ in range(job.plan.repeats):
             generation = once()
             repeats.append(_repeat(generation))
-            failures = [*job.workload.errors, *generation.errors]
-            parts["failures"] = failures[:MAX_FAILURES_KEPT]
+            parts["failures"] = _failures(job, generation)
     readings = sampler.summary()
     parts["memory"] = peak_bytes(device) | {
         kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")
@@ -158,9 +157,8 @@ def _judged(job: Job, lab: Lab, generation: Generation) -> dict[str, Any]:
     A pass over the items that were not timed is paid for only if there is something to score.
     """
     items, config = job.workload.items, job.config
-    tasks, expected = [item.task for item in items], [item.answer for item in items]
     if len(generation) < len(items):
-        if all(answer is None for answer in expected):
+        if all(item.answer is None for item in items):
             return {}
         everything = _loaded(job.workload, config)
         generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
@@ -168,12 +166,17 @@ def _judged(job: Job, lab: Lab, generation: Generation) -> dict[str, Any]:
         {"id": i.id, "task": i.task, "question": i.question, "expected": i.answer, "answer": text}
         for i, text in zip(items, generation.texts, strict=True)
     ]
-    scores = score(tasks, generation.texts, expected, job.plan.metrics)
+    scores = score_items(items, generation.texts, job.plan.metrics)
     return {
         "answers": rows,
         "scores": {task: found.to_dict() for task, found in scores.items()},
-        "failures": [*job.workload.errors, *generation.errors][:MAX_FAILURES_KEPT],
+        "failures": _failures(job, generation),
     }
+
+
+def _failures(job: Job, generation: Generation) -> list[dict[str, str]]:
+    """What could not become an item, and the items without an answer."""
+    return [*job.workload.errors, *generation.errors][:MAX_FAILURES_KEPT]
 
 
 def _items(job: Job) -> list[Item]:

@@ -272,9 +272,10 @@ def _read_answers(path: Path) -> list[dict[str, str | None]]:
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and row.keys() >= set(ANSWER_COLUMNS):
+            known = isinstance(row, dict) and row.keys() >= set(ANSWER_COLUMNS)
+            if known and all(isinstance(v, str | None) for v in row.values()):
                 rows.append(row)
-    return [row for row in rows if all(isinstance(v, str | None) for v in row.values())]
+    return rows
 
 
 def _parse(data: bytes, path: Path) -> tuple[list[Run], list[str]]:

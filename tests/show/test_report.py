@@ -23,18 +23,6 @@ from qvl_lab.sweeps import executors
 from qvl_lab.sweeps.store import Runs, Store
 
 
-@pytest.fixture
-def runs_file(tmp_path) -> Callable[..., Path]:
-    def write(*runs: Run) -> Path:
-        path = tmp_path / "runs.jsonl"
-        with Store(path) as store:
-            for run in runs:
-                store.append(run)
-        return path
-
-    return write
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Callable[..., ReportFiles]:
     """Reports that several tests look at, each written once."""

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,22 +21,10 @@ from qvl_lab.records import Run
 from qvl_lab.show import fonts, report
 from qvl_lab.show.review import Review, review
 from qvl_lab.show.text import points
-from qvl_lab.sweeps.store import Runs, Store
+from qvl_lab.sweeps.store import Runs
 
 #: At this price a second costs a cent, so ten images in 10 s make 1 yuan per 100 images.
 CENT_A_SECOND = {"per_hour": 36.0, "currency": "CNY"}
-
-
-@pytest.fixture
-def runs_file(tmp_path) -> Callable[..., Path]:
-    def write(*runs: Run) -> Path:
-        path = tmp_path / "runs.jsonl"
-        with Store(path) as store:
-            for run in runs:
-                store.append(run)
-        return path
-
-    return write
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from qvl_lab.analysis import tradeoffs
 from qvl_lab.analysis.frame import task_column
+from qvl_lab.analysis.intervals import NOISE_FROM
 from qvl_lab.analysis.recommend import Recommendation, with_quality
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import fonts, text
@@ -292,7 +293,7 @@ def _losses(ax: Axes, data: pd.DataFrame, precisions: Sequence[str], lang: str) 
 def _in_lanes(data: pd.DataFrame, precisions: Sequence[str]) -> pd.DataFrame:
     """With a lane for each precision and batch size, so that points keep their order at a place."""
     data = data.rename(columns={end: f"difference_{end}" for end in ("low", "high")})
-    data["sure"] = data["p_value"] < 0.05
+    data["sure"] = data["p_value"] < NOISE_FROM
     twins = data.groupby(["precision", "batch_size", "resolution"]).cumcount()
     order = data["precision"].map(list(precisions).index)
     data["lane"] = data.groupby([order, data["batch_size"], twins]).ngroup()
