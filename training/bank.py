@@ -1,4 +1,4 @@
-"""Pictures with their truth as arrays, drawn by all cores before training."""
+"""Pictures with their truth as arrays, drawn by all cores before and during training."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ import mmap
 import multiprocessing
 import os
 from dataclasses import dataclass, fields
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scenes import COLOURS, RECEIPT, SCENE, SHAPES, Picture, ask, generator, receipt, scene
+from scenes import (
+    COLOURS,
+    MOST_LABELS,
+    PURPOSES,
+    RECEIPT,
+    SCENE,
+    SHAPES,
+    Picture,
+    ask,
+    generator,
+    receipt,
+    scene,
+    sheet,
+)
 from tokenizers import Encoding, Tokenizer
 
 ASSETS = Path(__file__).parents[1] / "qvl_lab" / "assets" / "tiny"
@@ -22,6 +35,10 @@ MOST_SHAPES, MOST_CHARACTERS = 6, 6
 #: Turns of a scene and of a receipt, long ones first, and the longest of each kind in tokens.
 LONG, SHORT = ("locate",) * 3, ("colour",) * 2 + ("count",) * 2 + ("read",) * 2
 RECEIPT_SHORT = ("total",) * 4
+DRAWERS = {"scene": scene, "receipt": receipt, "sheet": sheet}
+SIZES = {"scene": SCENE, "receipt": RECEIPT, "sheet": SCENE}
+TURNS = {"scene": (LONG, SHORT), "receipt": ((), RECEIPT_SHORT), "sheet": ((), ())}
+TEXTS = {"scene": 1, "receipt": 1, "sheet": MOST_LABELS}
 LONG_TOKENS, SHORT_TOKENS = 64, 24
 #: ``look``: nowhere, at shape 1-6, or at character 1-6 of the printed text.
 NOWHERE, FIRST_SHAPE, FIRST_CHARACTER = 0, 1, 1 + MOST_SHAPES
@@ -56,8 +73,8 @@ class Bank:
     images : (n, height, width, 3) uint8
     shapes : (n, 6, 6) float32
         Form and colour, counted from 1, 0 for none; box as shares of width and height.
-    characters : (n, 6, 3) float32
-        For each place in the printed text: character, counted from 1; centre as shares.
+    characters : (n, 6 * texts, 3) float32
+        For each place in each printed text: character, counted from 1; centre as shares.
     long, short : Turns
     """
 
@@ -70,15 +87,30 @@ class Bank:
     @classmethod
     def empty(cls, kind: str, n: int) -> Bank:
         """Zeros in memory that forked processes share."""
-        width, height = SCENE if kind == "scene" else RECEIPT
-        long, short = (len(LONG), len(SHORT)) if kind == "scene" else (0, len(RECEIPT_SHORT))
+        width, height = SIZES[kind]
+        long, short = map(len, TURNS[kind])
         return cls(
             images=_shared((n, height, width, 3), np.uint8),
             shapes=_shared((n, MOST_SHAPES, 6), np.float32),
-            characters=_shared((n, MOST_CHARACTERS, 3), np.float32),
+            characters=_shared((n, MOST_CHARACTERS * TEXTS[kind], 3), np.float32),
             long=_turns((n, long, LONG_TOKENS)),
             short=_turns((n, short, SHORT_TOKENS)),
         )
+
+    def clear(self) -> None:
+        """Zeros again, but for the images, which are overwritten."""
+        for array in self.arrays()[1:]:
+            array[...] = 0
+
+    def copy_(self, other: Bank) -> None:
+        """Overwrite with another bank of the same size, on whatever device."""
+        for mine, theirs in zip(self.arrays(), other.arrays(), strict=True):
+            mine.copy_(torch.from_numpy(theirs))
+
+    def arrays(self) -> list[Any]:
+        """Every array, ``images`` first."""
+        turns = (getattr(t, f.name) for t in (self.long, self.short) for f in fields(t))
+        return [self.images, self.shapes, self.characters, *turns]
 
     def to(self, device: str) -> Bank:
         """The same on a device, as tensors."""
@@ -105,40 +137,89 @@ def _shared(shape: tuple[int, ...], dtype: type) -> Any:
     return np.frombuffer(mmap.mmap(-1, size), dtype)[: math.prod(shape)].reshape(shape)
 
 
-def draw(kind: str, n: int, purpose: str, seed: int) -> Bank:
-    """``n`` pictures of a kind ("scene" or "receipt"), drawn by all cores; Linux only."""
-    bank = Bank.empty(kind, n)
-    global _fill_one  # what a forked process inherits need not be pickled
-    _fill_one = partial(fill, bank, kind, purpose, seed)
-    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        pool.map(_call, range(n), chunksize=64)
-    return bank
+class Supply:
+    """New pictures while training goes on: a round is drawn while the last is trained on.
+
+    Pictures are in memory that processes share, twice: as the next round on the host, as this
+    round on the device. The processes are forked, so make this before the device is touched.
+    Linux only.
+
+    Parameters
+    ----------
+    counts : pictures a round of each kind, "scene", "receipt" or "sheet"
+    seed, purpose : of :func:`scenes.generator`; round ``r`` has pictures ``r * n`` to
+        ``(r + 1) * n - 1``
+    """
+
+    def __init__(self, counts: dict[str, int], seed: int, purpose: str = PURPOSES[0]) -> None:
+        self._counts, self._seed, self._purpose, self._round = counts, seed, purpose, 0
+        self._host = {kind: Bank.empty(kind, n) for kind, n in counts.items()}
+        self._device: dict[str, Bank] = {}
+        context = multiprocessing.get_context("fork")
+        # fork hands the banks over as they are: nothing is pickled
+        workers = max(1, _cores() - 1)  # one goes on training
+        self._pool = context.Pool(workers, _share, (self._host,))
+        self._begin()
+
+    def _begin(self) -> None:
+        jobs = [
+            (kind, row, self._purpose, self._round * n + row, self._seed)
+            for kind, n in self._counts.items()
+            for row in range(n)
+        ]
+        self._drawing = self._pool.starmap_async(_fill_shared, jobs, chunksize=32)
+        self._round += 1
+
+    def next(self, device: str, last: bool = False) -> dict[str, Bank]:
+        """Wait for the round, copy it to the device, begin the following one unless ``last``."""
+        self._drawing.get()
+        for kind, bank in self._host.items():
+            if kind in self._device:
+                self._device[kind].copy_(bank)
+            else:
+                self._device[kind] = bank.to(device)
+        if last:
+            self._pool.terminate()
+        else:
+            for bank in self._host.values():
+                bank.clear()
+            self._begin()
+        return self._device
 
 
-_fill_one: Any = None
+_banks: dict[str, Bank] = {}
 
 
-def _call(index: int) -> None:
-    _fill_one(index)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
-def fill(bank: Bank, kind: str, purpose: str, seed: int, index: int) -> None:
-    """Draw picture ``index`` and write it and its truth into the bank."""
-    rng = generator(purpose, index, seed, kind)
-    picture = scene(rng) if kind == "scene" else receipt(rng)
-    bank.images[index] = np.asarray(picture.image)
+def _share(banks: dict[str, Bank]) -> None:
+    _banks.update(banks)
+
+
+def _fill_shared(kind: str, row: int, *picture: Any) -> None:
+    purpose, index, seed = picture
+    fill(_banks[kind], kind, row, generator(purpose, index, seed, kind))
+
+
+def fill(bank: Bank, kind: str, row: int, rng: np.random.Generator) -> None:
+    """Draw a picture and write it and its truth into a row of the bank."""
+    picture = DRAWERS[kind](rng)
+    bank.images[row] = np.asarray(picture.image)
     sides = np.array(picture.image.size, np.float32)
     for k, shape in enumerate(picture.shapes):
         form, colour = list(SHAPES).index(shape.form) + 1, list(COLOURS).index(shape.colour) + 1
-        bank.shapes[index, k] = (form, colour, *(np.array(shape.box) / np.tile(sides, 2)))
-    for k, centre in enumerate(picture.print.centres):
-        character = CHARACTERS.index(picture.print.text[k]) + 1
-        bank.characters[index, k] = (character, *(np.array(centre) / sides))
-    tasks = (LONG, SHORT) if kind == "scene" else ((), RECEIPT_SHORT)
-    for turns, names in zip((bank.long, bank.short), tasks, strict=True):
+        bank.shapes[row, k] = (form, colour, *(np.array(shape.box) / np.tile(sides, 2)))
+    for t, text in enumerate(picture.prints):
+        for k, (character, centre) in enumerate(zip(text.text, text.centres, strict=True)):
+            known = CHARACTERS.index(character) + 1
+            bank.characters[row, t * MOST_CHARACTERS + k] = (known, *(np.array(centre) / sides))
+    for turns, names in zip((bank.long, bank.short), TURNS[kind], strict=True):
         for k, task in enumerate(names):
-            rows = (turns.ids[index, k], turns.weight[index, k], turns.look[index, k])
-            _write_turn(rng, picture, task, *rows)
+            _write_turn(
+                rng, picture, task, turns.ids[row, k], turns.weight[row, k], turns.look[row, k]
+            )
 
 
 def _write_turn(

@@ -2,8 +2,9 @@
 
 A scene is 512 x 512 pixels: two to six coloured shapes that do not overlap, and a label with a
 code of four digits in print from 13 to 64 pixels. A receipt is 384 x 640 pixels: items, prices,
-and their true total. The random generator decides everything, so a seed names a picture; training
-and evaluation use seeds that cannot meet (:func:`generator`).
+and their true total. A sheet is 512 x 512 pixels of labels, for training alone. The random
+generator decides everything, so a seed names a picture; training and evaluation use seeds that
+cannot meet (:func:`generator`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SCENE = (512, 512)
 RECEIPT = (384, 640)
 PURPOSES = ("train", "evaluate")  # a seed of one is never a seed of the other
 SMALL_PRINT, LARGE_PRINT = range(14, 19), range(36, 57)  # font sizes in pixels
+MOST_LABELS = 12  # of a sheet
 
 Rgb = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -94,7 +96,7 @@ class Picture:
 
     image: Image.Image
     shapes: tuple[Shape, ...]
-    print: Print
+    prints: tuple[Print, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Question:
 
 def generator(purpose: str, index: int, seed: int = 0, kind: str = "scene") -> np.random.Generator:
     """The random generator of one picture; purposes and kinds never share a stream."""
-    start = {"scene": 0, "receipt": 2**31}[kind]
+    start = {"scene": 0, "sheet": 2**30, "receipt": 2**31}[kind]
     return np.random.default_rng([seed, PURPOSES.index(purpose), start + index])
 
 
@@ -125,7 +127,7 @@ def ask(rng: np.random.Generator, task: str, picture: Picture) -> Question:
     zh = bool(rng.integers(2))
     phrasing = str(rng.choice(QUESTIONS[task][zh]))
     if task in ("read", "total"):
-        return Question(task, phrasing, picture.print.text)
+        return Question(task, phrasing, picture.prints[0].text)
     if task == "count":
         return _count(rng, phrasing, picture.shapes, zh)
     if task == "colour":
@@ -162,23 +164,54 @@ def _pick(rng: np.random.Generator, shapes: list[Shape] | tuple[Shape, ...]) -> 
 def scene(rng: np.random.Generator, sizes: range | None = None) -> Picture:
     """Shapes and a label; ``sizes`` are the font sizes that its code may have."""
     image = _background(rng, SCENE)
-    if sizes is None:
-        sizes = (range(13, 20), range(20, 36), range(36, 65))[rng.choice(3, p=[0.45, 0.25, 0.3])]
-    size = int(rng.choice(sizes))
-    face, code = _font(str(rng.choice(FACES)), size), "".join(map(str, rng.integers(0, 10, 4)))
-    pad = 4 + size // 5
-    width, height = math.ceil(face.getlength(code)) + 2 * pad, size + 2 * pad
-    left, top = (
-        int(rng.integers(4, side - s - 4)) for side, s in zip(SCENE, (width, height), strict=True)
-    )
-    plate = (left, top, left + width, top + height)
+    label = _Label.any(rng, _sizes(rng) if sizes is None else sizes)
+    plate = label.somewhere(rng)
     shapes = _shapes(rng, image, plate)
-    light, dark = (tuple(int(v) for v in rng.integers(*r, 3)) for r in ((225, 256), (0, 70)))
-    paper, ink = (light, dark) if rng.random() < 0.75 else (dark, light)
-    draw = ImageDraw.Draw(image)
-    draw.rounded_rectangle(plate, pad, paper)
-    text = _write(draw, code, left + pad, top + pad, face, ink)
-    return Picture(_photographed(rng, image), shapes, text)
+    text = label.stick(rng, image, plate)
+    return Picture(_photographed(rng, image), shapes, (text,))
+
+
+def _sizes(rng: np.random.Generator) -> range:
+    """Font sizes of small, middle or large print."""
+    kind: int = rng.choice(3, p=[0.55, 0.2, 0.25])
+    return (range(13, 20), range(20, 36), range(36, 65))[kind]
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A plate with a text on it."""
+
+    text: str
+    face: ImageFont.FreeTypeFont
+    pad: int
+
+    @classmethod
+    def any(cls, rng: np.random.Generator, sizes: range, money: bool = False) -> _Label:
+        size = int(rng.choice(sizes))
+        face = _font(str(rng.choice(FACES)), size)
+        code = "".join(map(str, rng.integers(0, 10, 4)))
+        text = _money(int(rng.integers(100, 30000))) if money else code
+        return cls(text, face, 4 + size // 5)
+
+    def somewhere(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """A random place for the plate on a scene."""
+        width = math.ceil(self.face.getlength(self.text)) + 2 * self.pad
+        height = round(self.face.size) + 2 * self.pad
+        left, top = (
+            int(rng.integers(4, side - s - 4))
+            for side, s in zip(SCENE, (width, height), strict=True)
+        )
+        return left, top, left + width, top + height
+
+    def stick(
+        self, rng: np.random.Generator, image: Image.Image, plate: tuple[int, int, int, int]
+    ) -> Print:
+        light, dark = (tuple(int(v) for v in rng.integers(*r, 3)) for r in ((225, 256), (0, 70)))
+        paper, ink = (light, dark) if rng.random() < 0.75 else (dark, light)
+        draw = ImageDraw.Draw(image)
+        draw.rounded_rectangle(plate, self.pad, paper)
+        left, top = plate[0] + self.pad, plate[1] + self.pad
+        return _write(draw, self.text, left, top, self.face, ink)
 
 
 def _shapes(rng: np.random.Generator, image: Image.Image, plate: Box) -> tuple[Shape, ...]:
@@ -238,6 +271,40 @@ def _outline(form: str) -> tuple[tuple[float, float], ...]:
     )
 
 
+# ---- sheets
+
+
+def sheet(rng: np.random.Generator) -> Picture:
+    """Up to twelve labels, codes and prices: for learning to read, many texts a picture.
+
+    No two characters of different labels come within 40 pixels in both directions, so that
+    each visual token sees one text, at 384 pixels too.
+    """
+    image = _background(rng, SCENE)
+    labels: list[_Label] = []
+    plates: list[tuple[int, int, int, int]] = []
+    for _ in range(MOST_LABELS):
+        label = _Label.any(rng, _sizes(rng), money=rng.random() < 0.3)
+        plate = _place_apart(rng, label, plates)
+        if plate is not None:
+            labels.append(label)
+            plates.append(plate)
+    pairs = zip(labels, plates, strict=True)
+    texts = tuple(label.stick(rng, image, plate) for label, plate in pairs)
+    return Picture(_photographed(rng, image), (), texts)
+
+
+def _place_apart(
+    rng: np.random.Generator, label: _Label, plates: list[tuple[int, int, int, int]]
+) -> tuple[int, int, int, int] | None:
+    for _ in range(20):
+        plate = label.somewhere(rng)
+        left, top, right, bottom = (v + d for v, d in zip(plate, (-24, -24, 24, 24), strict=True))
+        if all(left > r or right < x or top > b or bottom < y for x, y, r, b in plates):
+            return plate
+    return None
+
+
 # ---- receipts
 
 
@@ -274,7 +341,7 @@ def receipt(rng: np.random.Generator) -> Picture:
         y += body.size * 3.2
     draw.text((width / 2, y + 14), "Thank you", ink, body, anchor="ma")
     assert y + 14 + body.size < height
-    return Picture(_photographed(rng, image), (), text)
+    return Picture(_photographed(rng, image), (), (text,))
 
 
 def _line(

@@ -1,29 +1,32 @@
 """Train the embedded model from scratch: ``python training/train_tiny.py --out FOLDER``.
 
-One GPU, about ten minutes, fixed seeds. Three ideas make it short:
+One GPU, about twenty minutes, fixed seeds, deterministic algorithms. Four ideas make it short:
 
 1. Dense targets first. For each visual token the vision tower is told which shape of which colour
    covers it, where that shape's box lies, and which character of the printed text has its centre
    there, by its place in the text: "the third character is a 7". The heads that read this off the
    tower's output are thrown away afterwards.
-2. Then question and answer, nine turns on every image. The turns share the image's tokens, but see
+2. Sheets of labels, for dense targets alone: a dozen texts to read in one picture.
+3. Then question and answer, nine turns on every image. The turns share the image's tokens, but see
    neither each other nor each other's positions, so each is trained as if asked alone.
-3. Two attention heads of one layer are told where to look while they learn: at the shape that the
+4. Two attention heads of one layer are told where to look while they learn: at the shape that the
    question names, at the character that comes next.
 
-Every picture is drawn before training and stays on the GPU; a step picks from there, at one of the
-resolutions that the model shall know. Weights are written as bf16 safetensors beside a copy of the
-embedded model's other files.
+New pictures are drawn while training goes on (:class:`bank.Supply`); a step picks from those on the
+GPU, at one of the resolutions that the model shall know. Weights are written as bf16 safetensors
+beside a copy of the embedded model's other files.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +39,32 @@ from bank import (
     LONG_TOKENS,
     MOST_CHARACTERS,
     NOWHERE,
-    RECEIPT_SHORT,
-    SHORT,
     SHORT_TOKENS,
+    TURNS,
     Bank,
-    draw,
+    Supply,
     encode,
 )
 from safetensors.torch import save_file
-from scenes import COLOURS, PURPOSES, SHAPES
+from scenes import COLOURS, SHAPES
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+)
 
 from qvl_lab.engine.images import PixelLimits, target_size
 
 #: Sides of the pixel budget and how often each is trained on after the first steps.
 RESOLUTIONS = {512: 8, 448: 1, 384: 2, 320: 1, 256: 2, 192: 1, 128: 1, 96: 1, 64: 1}
 BATCH = {512: 64, 448: 64, 384: 80, 320: 80}  # images a step; smaller ones: 96
+DENSE_FROM = 384  # below, most of the print cannot be told
+#: Which kind of picture a step is of, in turn: while there are dense targets alone, and then.
+DENSE_KINDS = ("scene", "sheet", "receipt", "sheet", "scene")
+TALK_KINDS = ("scene", "scene", "receipt", "scene", "sheet")
 LOOKING_LAYER, LOOKING_HEADS = 3, 2
 
 
@@ -78,28 +89,48 @@ class Student:
         }
         heads = {name: nn.Linear(hidden, size) for name, size in outputs.items()}
         self.heads = nn.ModuleDict(heads).to(device)
-        self.images = 1
-        embed = self.model.model.visual.patch_embed
-        embed.forward = partial(_embed, embed)
         for block in self.model.model.visual.blocks:
-            block.attn.forward = partial(_attention, self, block.attn)
+            block.attn.__class__ = _OneCall
         layer = self.model.model.language_model.layers[LOOKING_LAYER].self_attn
         layer.register_forward_pre_hook(self._remember, with_kwargs=True)
         self._looking: Any = None
         self.start = encode("<|im_start|>user\n<|vision_start|>").ids
-        self.end = encode("<|vision_end|>").ids
+        end = encode("<|vision_end|>").ids
+        self._template = torch.tensor([[*self.start, *end]], device=device)
+
+    def compile(self) -> None:
+        """Compile what repeats: the tower's blocks and the decoder's layers."""
+        torch._dynamo.config.recompile_limit = 64
+        for block in self.model.model.visual.blocks:
+            block.compile(dynamic=True)
+        for i, layer in enumerate(self.model.model.language_model.layers):
+            if i != LOOKING_LAYER:
+                layer.compile(dynamic=True)
 
     def see(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Pixels (batch, 3, height, width) in -1..1 to features (batch * tokens, hidden)."""
+        """Pixels (batch, 3, height, width) in -1..1 to features (batch * tokens, hidden).
+
+        transformers' vision tower, for images of one size: positions are worked out once for
+        all, attention is one call.
+        """
+        tower = self.model.model.visual
         batch, _, height, width = pixels.shape
         h, w = height // 16, width // 16
-        x = pixels.view(batch, 1, 3, h // 2, 2, 16, w // 2, 2, 16).expand(-1, 2, *[-1] * 7)
-        # (image, token row, token column, row and column in the token, channel, frame, y, x)
-        patches = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(batch * h * w, -1)
-        grid = torch.tensor([[1, h, w]] * batch, device=self.device)
-        self.images = batch
-        out = self.model.model.visual(patches, grid_thw=grid)
-        return out.pooler_output, out.deepstack_features
+        x = pixels.view(batch, 3, h // 2, 2, 16, w // 2, 2, 16)
+        # (image, token row, token column, row and column in the token, channel, y, x)
+        patches = x.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, h * w, -1)
+        plan = _tower_plan(h, w, self.device)
+        x = _embed(tower.patch_embed.proj, patches)
+        positions = (tower.pos_embed(plan.corners) * plan.shares[:, :, None]).sum(1)
+        x = x + positions.to(x.dtype)
+        angles = tower.rotary_pos_emb(x, plan.positions)
+        deep = []
+        for i, block in enumerate(tower.blocks):
+            x = block(x, cu_seqlens=None, position_embeddings=angles)
+            if i in tower.deepstack_visual_indexes:
+                merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(i)]
+                deep.append(merger(x.flatten(0, 1)))
+        return tower.merger(x.flatten(0, 1)), deep
 
     def dense_loss(
         self, features: Tensor, bank: Bank, picks: Tensor, grid: tuple[int, int]
@@ -107,90 +138,87 @@ class Student:
         """Losses of shapes and of characters: how well features tell :func:`dense_targets`."""
         goal = dense_targets(bank.shapes[picks], bank.characters[picks], grid)
         said = {name: head(features.float()) for name, head in self.heads.items()}
-        shapes = functional.cross_entropy(said["form"], goal["form"])
-        shapes = shapes + functional.cross_entropy(said["colour"], goal["colour"])
-        covered = goal["form"] > 0
-        for name, digits in (("hundreds", 11), ("tens", 10)):
-            logits = said[name].view(-1, 4, digits)[covered].flatten(0, 1)
-            if len(logits):  # receipts have no shapes
-                goals = goal[name][covered].flatten()
-                shapes = shapes + 0.5 * functional.cross_entropy(logits, goals)
-        logits = said["characters"].unflatten(1, (MOST_CHARACTERS, -1)).flatten(0, 1)
-        goals = goal["characters"].flatten()
-        here = goals > 0
-        none = functional.cross_entropy(logits[~here], goals[~here])
-        return shapes, functional.cross_entropy(logits[here], goals[here]) + 4 * none
+
+        def losses(name: str) -> Tensor:  # shaped as the goal
+            logits = said[name].view(*goal[name].shape, -1)
+            flat = functional.cross_entropy(
+                logits.flatten(0, -2), goal[name].flatten(), reduction="none"
+            )
+            return flat.view(goal[name].shape)
+
+        covered, here = goal["form"] > 0, goal["characters"] > 0
+        shapes = losses("form").mean() + losses("colour").mean()
+        for name in ("hundreds", "tens"):
+            shapes = shapes + 0.5 * _mean(losses(name).mean(-1), covered)
+        characters = losses("characters")
+        return shapes, _mean(characters, here) + 4 * _mean(characters, ~here)
 
     def talk_loss(
         self, features: Tensor, deep: list[Tensor], bank: Bank, picks: Tensor, grid: tuple[int, int]
     ) -> Talk:
         """Cross-entropy of the answers, given the features of ``picks``."""
-        ids, weight, look = self.sequence(bank, picks, grid)
-        turns = bank.long.ids.shape[1], bank.short.ids.shape[1]
-        plan = _plan(len(self.start), grid, *turns, self.device)
-        visual = ids == self.config.image_token_id
-        language = self.model.model.language_model
-        words = language.embed_tokens(ids)
-        words = words.masked_scatter(visual[..., None].expand_as(words), features.to(words.dtype))
-        hidden = language(
-            inputs_embeds=words,
-            position_ids=plan.positions[:, None].expand(3, len(ids), -1),
-            attention_mask=plan.mask[None, None].expand(len(ids), 1, -1, -1),
-            visual_pos_masks=visual,
-            deepstack_visual_embeds=deep,
-            use_cache=False,
-        ).last_hidden_state
-        following = torch.cat([weight[:, 1:], torch.zeros_like(weight[:, :1])], 1)
-        asked = following > 0
-        logits = self.model.lm_head(hidden[asked]).float()
-        goal = ids.roll(-1, 1)[asked]
-        losses = functional.cross_entropy(logits, goal, reduction="none")
-        missed = torch.zeros_like(following).masked_scatter(
-            asked, (logits.argmax(-1) != goal).float()
-        )
+        ids, weight, look = turns(bank, picks)
+        counts = bank.long.ids.shape[1], bank.short.ids.shape[1]
+        plan = _plan(len(self.start), grid, *counts, self.device)
+        hidden = self.decode(ids, features, deep, plan)[:, plan.first_turn :]
+        logits, goal = self.model.lm_head(hidden).float(), ids.roll(-1, 1)
+        following = functional.pad(weight[:, 1:], (0, 1)).float()
+        losses = functional.cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="none")
         return Talk(
-            loss=(losses * following[asked]).sum() / following.sum(),
+            loss=(losses * following.flatten()).sum() / following.sum(),
             look=self._look_loss(bank, picks, look.roll(-1, 1), plan, grid),
-            missed=missed[:, plan.first_turn :],
-            weight=following[:, plan.first_turn :],
-            turns=turns,
+            missed=(logits.argmax(-1) != goal) & (following > 0),
+            weight=following,
+            turns=counts,
         )
 
-    def sequence(
-        self, bank: Bank, picks: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, weights and where to look, each (batch, length): template, image, turns."""
-        image = [self.config.image_token_id] * (grid[0] * grid[1])
-        start = torch.tensor([*self.start, *image, *self.end], device=self.device)
-        ids = start.expand(len(picks), -1)
-        nothing = torch.zeros_like(ids)
-        long, short = bank.long, bank.short
+    def decode(self, ids: Tensor, features: Tensor, deep: list[Tensor], plan: Plan) -> Tensor:
+        """transformers' decoder over template, image and turns (batch, turn tokens)."""
+        decoder = self.model.model.language_model
+        before, after = len(self.start), plan.first_turn - 1
+        template = decoder.embed_tokens(self._template).expand(len(ids), -1, -1)
+        image = features.view(len(ids), after - before, -1).to(template.dtype)
+        words = [template[:, :before], image, template[:, before:], decoder.embed_tokens(ids)]
+        x = torch.cat(words, 1)
+        angles = decoder.rotary_emb(x, plan.positions[:, None].expand(3, len(ids), -1))
+        for i, layer in enumerate(decoder.layers):
+            x = layer(x, attention_mask=plan.mask[None, None], position_embeddings=angles)
+            if i < len(deep):
+                image = x[:, before:after] + deep[i].view(image.shape)
+                x = torch.cat([x[:, :before], image, x[:, after:]], 1)
+        out: Tensor = decoder.norm(x)
+        return out
 
-        def joined(first: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return torch.cat([first, a[picks].flatten(1).long(), b[picks].flatten(1).long()], 1)
-
-        return (
-            joined(ids, long.ids, short.ids),
-            joined(nothing, long.weight, short.weight).float(),
-            joined(nothing, long.look, short.look),
-        )
+    def losses(self, bank: Bank, picks: Tensor, side: int, talking: bool) -> dict[str, Tensor]:
+        """Every loss of a step and ``all``, their sum."""
+        x = pixels(bank, picks, side, noisy=True)
+        grid = x.shape[2] // 32, x.shape[3] // 32
+        losses: dict[str, Tensor] = {}
+        with torch.autocast(self.device, torch.bfloat16):
+            features, deep = self.see(x)
+            if talking and bank.short.ids.shape[1]:
+                talk = self.talk_loss(features, deep, bank, picks, grid)
+                losses = {"talk": talk.loss, "look": 0.5 * talk.look}
+        if side >= DENSE_FROM:
+            shapes, characters = self.dense_loss(features, bank, picks, grid)
+            losses["shapes"] = (0.3 if talking else 1.0) * shapes
+            losses["characters"] = (0.6 if talking else 1.0) * characters
+        return losses | {"all": torch.stack(list(losses.values())).sum()}
 
     def _look_loss(
         self, bank: Bank, picks: Tensor, look: Tensor, plan: Plan, grid: tuple[int, int]
     ) -> Tensor:
         """How far the looking heads are from attending to where the next token is to be found."""
-        where = look[:, plan.first_turn :]
         shapes, characters = _covers(bank.shapes[picks], bank.characters[picks], grid)
         nowhere = torch.zeros_like(shapes[..., :1])
         covers = torch.cat([nowhere, shapes, characters], -1).transpose(1, 2)  # (batch, 13, tokens)
-        goal = covers.gather(1, where[..., None].expand(-1, -1, covers.shape[2]))
+        goal = covers.gather(1, look[..., None].expand(-1, -1, covers.shape[2]))
         layer = self.model.model.language_model.layers[LOOKING_LAYER].self_attn
         states, angles = self._looking
         attended = _attended(layer, states, angles, plan)
         image = slice(len(self.start), len(self.start) + grid[0] * grid[1])
         share = (attended[..., image] * goal[:, None]).sum(-1)  # (batch, heads, turn tokens)
-        wanted = (where != NOWHERE) & goal.any(-1)
-        return -(share.transpose(1, 2)[wanted] + 1e-6).log().mean()
+        return _mean(-(share + 1e-6).log().mean(1), (look != NOWHERE) & goal.any(-1))
 
     def _remember(self, _: Any, args: Any, kwargs: Any) -> None:
         states = kwargs.get("hidden_states", args[0] if args else None)
@@ -211,12 +239,27 @@ class Talk:
     def short_right(self) -> Tensor:
         """Whether every token of a short turn came out right, (batch, turns)."""
         missed = self.missed[:, self.turns[0] * LONG_TOKENS :]
-        return missed.reshape(len(missed), self.turns[1], SHORT_TOKENS).sum(-1) == 0
+        return ~missed.reshape(len(missed), self.turns[1], SHORT_TOKENS).any(-1)
 
     @property
     def hundreds_right(self) -> Tensor:
         """The share of boxes' first digits that came out right."""
-        return 1 - self.missed[self.weight == HUNDREDS].mean()
+        return 1 - self.missed[self.weight == HUNDREDS].float().mean()
+
+
+def turns(bank: Bank, picks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, weights and where to look, each (batch, tokens of all turns), long turns first."""
+    pairs = zip(vars(bank.long).values(), vars(bank.short).values(), strict=True)
+    ids, weight, look = (
+        torch.cat([long[picks].flatten(1), short[picks].flatten(1)], 1).long()
+        for long, short in pairs
+    )
+    return ids, weight, look
+
+
+def _mean(values: Tensor, wanted: Tensor) -> Tensor:
+    """The mean of the wanted values, 0 if there are none, at no size that depends on them."""
+    return (values * wanted).sum() / wanted.sum().clamp(min=1)
 
 
 def _attended(layer: Any, states: Tensor, angles: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
@@ -232,30 +275,67 @@ def _attended(layer: Any, states: Tensor, angles: tuple[Tensor, Tensor], plan: P
     return scores.masked_fill(~plan.mask[plan.first_turn :], float("-inf")).softmax(-1)
 
 
-def _embed(module: Any, patches: Tensor) -> Any:
-    """The patch embedding as the matrix product it is; a 3D convolution is far slower."""
-    return functional.linear(patches, module.proj.weight.flatten(1), module.proj.bias)
+def _embed(convolution: Any, patches: Tensor) -> Tensor:
+    """The patch embedding as the matrix product it is, which is far faster than a convolution.
+
+    Both frames of a still picture are the same, so their weights add up.
+    """
+    weight = convolution.weight.sum(2).flatten(1)
+    return functional.linear(patches, weight, convolution.bias)
 
 
-def _attention(
-    student: Student, module: Any, hidden_states: Tensor, position_embeddings: Any, **_: Any
-) -> Any:
-    """The vision tower's attention in one call; transformers' own makes one per image."""
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
+class _OneCall(Qwen3VLVisionAttention):  # type: ignore[misc]
+    """The tower's attention over (batch, patches, hidden); transformers' own is one by one."""
 
-    n, batch = len(hidden_states), student.images
-    q, k, v = module.qkv(hidden_states).reshape(n, 3, module.num_heads, -1).unbind(1)
-    q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-    shape = (batch, n // batch, module.num_heads, -1)
-    q, k, v = (t.to(v.dtype).reshape(shape).transpose(1, 2) for t in (q, k, v))
-    out = functional.scaled_dot_product_attention(q, k, v)
-    return module.proj(out.transpose(1, 2).reshape(n, -1))
+    def forward(self, x: Tensor, position_embeddings: Any, **_: Any) -> Any:  # type: ignore[override]
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        cos, sin = (angle[:, None].to(v.dtype) for angle in position_embeddings)
+        q, k, v = (t.transpose(1, 2) for t in (_turned(q, cos, sin), _turned(k, cos, sin), v))
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x.chunk(2, -1)
+    return x * cos + torch.cat([-right, left], -1) * sin
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """Where the patches of a picture lie.
+
+    Attributes
+    ----------
+    corners, shares : (patches, 4)
+        Which learned positions to mix, and how much of each.
+    positions : (patches, 2)
+        Row and column.
+    """
+
+    corners: Tensor
+    shares: Tensor
+    positions: Tensor
+
+
+@cache
+def _tower_plan(h: int, w: int, device: str) -> TowerPlan:
+    config = AutoConfig.from_pretrained(ASSETS).vision_config
+    merge = config.spatial_merge_size
+    grid = torch.tensor([[1, h, w]], device=device)
+    corners, shares = get_vision_interpolation_indices_and_weights(
+        grid,
+        num_grid_per_side=math.isqrt(config.num_position_embeddings),
+        mode="bilinear",
+        align_corners=True,
+        spatial_merge_size=merge,
+    )
+    return TowerPlan(corners, shares, get_vision_position_ids(grid, merge))
 
 
 def _covers(shapes: Tensor, characters: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Whether a shape covers a token's centre, a character's centre lies in it.
 
-    Both (pictures, tokens, 6), for the shapes and for the places of the text.
+    (pictures, tokens, 6) for the shapes, (pictures, tokens, 6 * texts) for the places of the texts.
     """
     h, w = grid
     y = ((torch.arange(h, device=shapes.device) + 0.5) / h).repeat_interleave(w)[None, :, None]
@@ -274,19 +354,20 @@ def dense_targets(shapes: Tensor, characters: Tensor, grid: tuple[int, int]) -> 
 
     ``form`` and ``colour`` (tokens,) of the shape over the token's centre; ``hundreds`` and
     ``tens`` (tokens, 4), the digits of its box in thousandths; ``characters`` (tokens, 6), for
-    each place in the text the character whose centre lies in the token. 0 is none.
+    each place in a text the character whose centre lies in the token. 0 is none.
     """
     inside, there = _covers(shapes, characters, grid)
     owner = inside.float().argmax(-1)  # (pictures, tokens)
     mine = torch.gather(shapes, 1, owner[..., None].expand(-1, -1, 6))
     mine = mine * inside.any(-1, keepdim=True)
+    here = characters[:, None, :, 0].long() * there  # (pictures, tokens, 6 * texts)
     thousandths = (mine[..., 2:] * 1000).round().long().flatten(0, 1)
     return {
         "form": mine[..., 0].long().flatten(),
         "colour": mine[..., 1].long().flatten(),
         "hundreds": thousandths // 100,
         "tens": thousandths // 10 % 10,
-        "characters": (characters[:, None, :, 0].long() * there).flatten(0, 1),
+        "characters": here.view(*here.shape[:2], -1, MOST_CHARACTERS).amax(2).flatten(0, 1),
     }
 
 
@@ -322,7 +403,7 @@ def _plan(start: int, grid: tuple[int, int], long: int, short: int, device: str)
 # ---- pixels
 
 
-def pixels(bank: Bank, picks: Tensor, side: int, noise: torch.Generator | None) -> Tensor:
+def pixels(bank: Bank, picks: Tensor, side: int, noisy: bool = False) -> Tensor:
     """Pictures at a pixel budget of ``side`` squared, (batch, 3, height, width) in -1..1."""
     x: Tensor = bank.images[picks].permute(0, 3, 1, 2).float()
     height, width = x.shape[2:]
@@ -331,9 +412,8 @@ def pixels(bank: Bank, picks: Tensor, side: int, noise: torch.Generator | None) 
         x = functional.interpolate(x, (h, w), mode="bicubic", antialias=True, align_corners=False)
         x = x.round().clamp(0, 255)
     x = x / 127.5 - 1
-    if noise is not None:
-        amount = 0.03 * torch.rand(len(x), 1, 1, 1, device=x.device, generator=noise)
-        x = x + amount * torch.randn(x.shape, device=x.device, generator=noise)
+    if noisy:
+        x = x + 0.03 * torch.rand_like(x[:, :1, :1, :1]) * torch.randn_like(x)
     return x
 
 
@@ -342,11 +422,12 @@ def pixels(bank: Bank, picks: Tensor, side: int, noise: torch.Generator | None) 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long: steps in all, steps of dense targets alone, steps at 512 px alone."""
+    """How long: steps in all, of dense targets alone, at 512 px alone, between new pictures."""
 
-    steps: int = 6904
-    dense_steps: int = 3000
-    full_size_steps: int = 4800
+    steps: int
+    dense_steps: int
+    full_size_steps: int
+    round_steps: int = 1500
     learning_rate: float = 1e-3
     warmup: int = 150
 
@@ -357,79 +438,113 @@ class Schedule:
         fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
         return self.learning_rate * min(1.0, (begun + 1) / self.warmup) * fall
 
+    def kind(self, step: int) -> str:
+        """The kind of picture of a step."""
+        kinds = TALK_KINDS if step >= self.dense_steps else DENSE_KINDS
+        return kinds[step % len(kinds)]
+
     def side(self, step: int, rng: np.random.Generator) -> int:
-        """The resolution of a step."""
+        """The resolution of a step; sheets have no questions, and are not shown too small."""
         sides, odds = list(RESOLUTIONS), np.array(list(RESOLUTIONS.values()), float)
         drawn = int(rng.choice(sides, p=odds / odds.sum()))
-        return 512 if step < self.full_size_steps else drawn
+        if step < self.full_size_steps or (self.kind(step) == "sheet" and drawn < DENSE_FROM):
+            return 512
+        return drawn
+
+
+class Gradients:
+    """Loss and gradients of a step.
+
+    On a GPU every kind of step is recorded once as a CUDA graph and replayed with other picks: a
+    model as small as this leaves a GPU waiting for launches otherwise. A graph reads and writes
+    where it did when it was recorded, so banks, weights and gradients stay in their places.
+    """
+
+    def __init__(self, student: Student, graphs: bool) -> None:
+        self._student, self._graphs = student, graphs
+        self._recorded: dict[tuple[Any, ...], Any] = {}
+        self._pool: Any = None
+        self.weights = [*student.model.parameters(), *student.heads.parameters()]
+        for weight in self.weights:
+            weight.grad = torch.zeros_like(weight)
+
+    def __call__(self, bank: Bank, picks: Tensor, *kind: Any) -> dict[str, Tensor]:
+        """Losses of :meth:`Student.losses`; gradients lie in the weights afterwards."""
+        if not self._graphs:
+            return self._run(bank, picks, *kind)
+        key = (id(bank), len(picks), *kind)
+        if key not in self._recorded:
+            self._recorded[key] = self._record(bank, picks.clone(), *kind)
+        graph, places, losses = self._recorded[key]
+        places.copy_(picks)
+        graph.replay()
+        return dict(losses)
+
+    def _run(self, bank: Bank, picks: Tensor, *kind: Any) -> dict[str, Tensor]:
+        torch._foreach_zero_([weight.grad for weight in self.weights])
+        losses = self._student.losses(bank, picks, *kind)
+        losses["all"].backward()  # type: ignore[no-untyped-call]
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _record(self, bank: Bank, picks: Tensor, *kind: Any) -> Any:
+        for _ in range(2):  # compiles, fills caches
+            self._run(bank, picks, *kind)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, self._pool, torch.cuda.current_stream()):
+            losses = self._run(bank, picks, *kind)
+        return graph, picks, losses
 
 
 def train(
     student: Student,
-    banks: dict[str, Bank],
+    supply: Supply,
     held_out: dict[str, Bank],
     schedule: Schedule,
     seed: int,
-    stop_after_s: float = math.inf,
+    graphs: bool,
+    out: Path,
 ) -> None:
     """All steps; prints the losses, and the share of right answers on pictures held out."""
-    weights = [*student.model.parameters(), *student.heads.parameters()]
+    gradients = Gradients(student, graphs and student.device == "cuda")
     optimizer = torch.optim.AdamW(
-        weights, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=student.device == "cuda"
+        gradients.weights,
+        lr=1e-3,
+        betas=(0.9, 0.98),
+        weight_decay=0.02,
+        fused=student.device == "cuda",
     )
     rng = np.random.default_rng(seed)
-    noise = torch.Generator(student.device).manual_seed(seed)
     started = time.perf_counter()
     for step in range(schedule.steps):
-        if time.perf_counter() - started > stop_after_s:
-            print(f"stopped at step {step}: out of time", flush=True)
-            break
+        if step % schedule.round_steps == 0:
+            banks = supply.next(student.device, last=step + schedule.round_steps >= schedule.steps)
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        bank = banks["receipt" if step % 5 == 4 else "scene"]
-        side = schedule.side(step, rng)
-        drawn = rng.integers(0, len(bank), min(BATCH.get(side, 96), len(bank)))
+        kind, side = schedule.kind(step), schedule.side(step, rng)
+        drawn = rng.integers(0, len(banks[kind]), min(BATCH.get(side, 96), len(banks[kind])))
         picks = torch.from_numpy(drawn).to(student.device)
-        x = pixels(bank, picks, side, noise)
-        talking = step >= schedule.dense_steps
-        losses = _losses(student, bank, picks, x, side, talking)
-        optimizer.zero_grad(set_to_none=True)
-        losses["all"].backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(weights, 1.0)
+        losses = gradients(banks[kind], picks, side, step >= schedule.dense_steps)
+        nn.utils.clip_grad_norm_(gradients.weights, 1.0)
         optimizer.step()
-        if step % 250 == 248:  # a scene
+        if step % 250 in (0, 1, 2):
             values = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             seconds = time.perf_counter() - started
-            right = examine(student, held_out) if step % 500 == 498 and "talk" in losses else ""
-            print(f"{step + 1} {seconds:.0f} s {side} px: {values} {right}", flush=True)
+            print(f"{step + 1} {seconds:.0f} s {side} px {kind}: {values}", flush=True)
+        if (step + 1) % 2000 == 0 or step + 1 == schedule.steps:
+            print(examine(student, held_out), flush=True)
+            save(student, out)
 
 
-def _losses(
-    student: Student, bank: Bank, picks: Tensor, x: Tensor, side: int, talking: bool
-) -> dict[str, Tensor]:
-    grid = x.shape[2] // 32, x.shape[3] // 32
-    losses: dict[str, Tensor] = {}
-    with torch.autocast(student.device, torch.bfloat16):
-        features, deep = student.see(x)
-        if talking:
-            talk = student.talk_loss(features, deep, bank, picks, grid)
-            losses = {"talk": talk.loss, "look": 0.5 * talk.look}
-    if side >= 384:  # below, most of the print cannot be told
-        scale = 0.3 if talking else 1.0
-        shapes, characters = student.dense_loss(features, bank, picks, grid)
-        losses |= {"shapes": scale * shapes, "characters": scale * characters}
-    return losses | {"all": torch.stack(list(losses.values())).sum()}
-
-
-@torch.inference_mode()
+@torch.no_grad()
 def examine(student: Student, held_out: dict[str, Bank], side: int = 512) -> str:
     """The share of turns whose every token would be right, by task, in words."""
     right: dict[str, list[float]] = {}
     for kind, bank in held_out.items():
-        tasks = SHORT if kind == "scene" else RECEIPT_SHORT
-        for start in range(0, len(bank), 128):
-            picks = torch.arange(start, min(start + 128, len(bank)), device=student.device)
-            x = pixels(bank, picks, side, None)
+        tasks = TURNS[kind][1]
+        for start in range(0, len(bank), 64):
+            picks = torch.arange(start, min(start + 64, len(bank)), device=student.device)
+            x = pixels(bank, picks, side)
             grid = x.shape[2] // 32, x.shape[3] // 32
             with torch.autocast(student.device, torch.bfloat16):
                 talk = student.talk_loss(*student.see(x), bank, picks, grid)
@@ -452,6 +567,14 @@ def save(student: Student, out: Path) -> None:
     save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
 
 
+def _side_stream(device: str) -> Any:
+    """Where graphs may be recorded, which the default stream is not."""
+    if device != "cuda":
+        return nullcontext()
+    torch.cuda.synchronize()
+    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+
+
 def _steps(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
@@ -461,28 +584,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder for the model's files")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=44_000)
-    parser.add_argument("--receipts", type=int, default=10_000)
-    parser.add_argument("--steps", type=_steps, default=(6904, 3000, 4800), help="all,dense,512 px")
-    parser.add_argument("--stop-after-s", type=float, default=math.inf, help="training's limit")
-    args = parser.parse_args()
-    started = time.perf_counter()
-    count = {"scene": args.scenes, "receipt": args.receipts}
-    banks = {kind: draw(kind, n, PURPOSES[0], args.seed) for kind, n in count.items()}
-    # held out: the same purpose, another seed; the evaluation set is of the other purpose
-    held_out = {kind: draw(kind, 256, PURPOSES[0], args.seed + 1) for kind in count}
-    print(f"drawn: {time.perf_counter() - started:.0f} s", flush=True)
-    banks = {kind: bank.to(args.device) for kind, bank in banks.items()}
-    held_out = {kind: bank.to(args.device) for kind, bank in held_out.items()}
-    student = Student(args.device, args.seed)
-    total = sum(p.numel() for p in student.model.parameters())
-    print(
-        f"{total / 1e6:.2f} M parameters, ready: {time.perf_counter() - started:.0f} s", flush=True
+    parser.add_argument("--scenes", type=int, default=20_000, help="a round")
+    parser.add_argument("--sheets", type=int, default=8_000, help="a round")
+    parser.add_argument("--receipts", type=int, default=5_000, help="a round")
+    parser.add_argument(
+        "--steps", type=_steps, default=(22_000, 7500, 15_500), help="all,dense,512 px"
     )
+    parser.add_argument("--round-steps", type=int, default=1500, help="steps between new pictures")
+    parser.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="CUDA graphs: faster, the same result",
+    )
+    args = parser.parse_args()
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what deterministic cuBLAS asks for
+    torch.use_deterministic_algorithms(True)
+    started = time.perf_counter()
+    counts = {"scene": args.scenes, "receipt": args.receipts, "sheet": args.sheets}
+    supply = Supply(counts, args.seed)
+    # held out: the same purpose, another seed; the evaluation set is of the other purpose
+    asked = {"scene": min(256, args.scenes), "receipt": min(256, args.receipts)}
+    held_out = Supply(asked, args.seed + 1).next(args.device, last=True)
+    student = Student(args.device, args.seed)
+    if args.device == "cuda":
+        student.compile()
+    total = sum(p.numel() for p in student.model.parameters())
+    print(f"{total / 1e6:.2f} M parameters, {time.perf_counter() - started:.0f} s", flush=True)
     steps, dense, full = args.steps
-    schedule = Schedule(steps=steps, dense_steps=dense, full_size_steps=full)
-    train(student, banks, held_out, schedule, args.seed, args.stop_after_s)
-    save(student, args.out)
+    schedule = Schedule(
+        steps=steps, dense_steps=dense, full_size_steps=full, round_steps=args.round_steps
+    )
+    with _side_stream(args.device):
+        train(student, supply, held_out, schedule, args.seed, args.graphs, args.out)
     print(f"all: {time.perf_counter() - started:.0f} s", flush=True)
 
 

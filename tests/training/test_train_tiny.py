@@ -10,9 +10,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 
 import train_tiny
-from bank import CHARACTERS, HUNDREDS, LONG_TOKENS, SHORT_TOKENS, TENS, WORD, Bank, fill
+from bank import CHARACTERS, HUNDREDS, LONG_TOKENS, SHORT_TOKENS, TENS, WORD, Bank, Supply, fill
 from scenes import Print, Shape, generator, scene
-from train_tiny import Student, dense_targets, pixels
+from train_tiny import Gradients, Student, dense_targets, pixels, turns
 
 from qvl_lab.engine.stock import load
 
@@ -23,7 +23,7 @@ def banks() -> dict[str, Bank]:
     for kind in ("scene", "receipt"):
         bank = Bank.empty(kind, 2)
         for index in range(2):
-            fill(bank, kind, "train", 0, index)
+            fill(bank, kind, index, generator("train", index, 0, kind))
         banks[kind] = bank.to("cpu")
     return banks
 
@@ -37,23 +37,23 @@ def test_a_turn_in_training_is_the_same_as_a_question_alone(banks, tmp_path, kin
     lab = load(str(tmp_path), precision="fp32", device="cpu")
     student.model.load_state_dict(lab.loaded.model.state_dict())
     student.model.eval()
-    x = pixels(bank, picks, side, None)
+    x = pixels(bank, picks, side)
     grid = x.shape[2] // 32, x.shape[3] // 32
     seen = {}
     student.model.lm_head.register_forward_hook(lambda _m, _i, out: seen.update(logits=out))
     with torch.inference_mode():
         student.talk_loss(*student.see(x), bank, picks, grid)
-        ids, weight, _ = student.sequence(bank, picks, grid)
-    rows, columns = (torch.cat([weight[:, 1:], weight[:, :1] * 0], 1) > 0).nonzero(as_tuple=True)
-    first = len(student.start) + grid[0] * grid[1] + 1
+        ids, _, _ = turns(bank, picks)
+    visual = [student.config.image_token_id] * (grid[0] * grid[1])
+    template = torch.tensor([*student.start, *visual, *student._template[0, -1:]])
     widths = [LONG_TOKENS] * bank.long.ids.shape[1]
     widths += [SHORT_TOKENS] * bank.short.ids.shape[1]
-    begin = first
+    begin = 0
     for width in widths:
         turn = ids[1, begin : begin + width]
-        turn = turn[: int(turn.nonzero().max()) + 1]
-        alone = torch.cat([ids[1, :first], turn])[None]
-        picture = pixels(bank, picks[1:], side, None)[0]
+        length = int(turn.nonzero().max()) + 1
+        alone = torch.cat([template, turn[:length]])[None]
+        picture = pixels(bank, picks[1:], side)[0]
         image = ((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         inputs = lab.loaded.image_processor(images=[image], do_resize=False, return_tensors="pt")
         with torch.inference_mode():
@@ -62,10 +62,8 @@ def test_a_turn_in_training_is_the_same_as_a_question_alone(banks, tmp_path, kin
                 mm_token_type_ids=(alone == lab.loaded.model.config.image_token_id).int(),
                 **inputs,
             ).logits[0]
-        mine = (rows == 1) & (columns >= begin) & (columns < begin + width)
-        got = seen["logits"][mine]
-        at = columns[mine] - begin + first
-        torch.testing.assert_close(got, expected[at], atol=2e-4, rtol=2e-3)
+        got = seen["logits"][1, begin : begin + length]
+        torch.testing.assert_close(got, expected[len(template) :], atol=2e-4, rtol=2e-3)
         begin += width
 
 
@@ -78,7 +76,8 @@ def test_prompt_of_a_turn_is_the_chat_template(banks):
     prompt = lab.loaded.tokenizer.encode(text, add_special_tokens=False)
     answer = int(banks["scene"].short.weight[0, 0].nonzero()[0])
     image = [student.config.image_token_id]
-    assert prompt == student.start + image + student.end + ids[:answer]
+    end = student._template[0, len(student.start) :].tolist()
+    assert prompt == student.start + image + end + ids[:answer]
 
 
 def test_dense_targets_by_hand():
@@ -128,3 +127,50 @@ def encode_text(token: int) -> str:
     from bank import _tokenizer
 
     return _tokenizer().decode([token], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_a_visual_token_sees_characters_of_one_label(index):
+    """At 384 px too, the smallest at which dense targets are asked for."""
+    bank = Bank.empty("sheet", 1)
+    fill(bank, "sheet", 0, generator("train", index, 0, "sheet"))
+    grid = (384 // 32, 384 // 32)
+    goal = dense_targets(*(torch.from_numpy(a) for a in (bank.shapes, bank.characters)), grid)
+    assert (bank.characters[0, :, 0] > 0).sum() > 20
+    assert goal["characters"].count_nonzero() == (bank.characters[0, :, 0] > 0).sum()
+
+
+def test_a_round_brings_new_pictures_to_the_same_place():
+    supply = Supply({"scene": 2, "sheet": 1}, seed=3)
+    first = supply.next("cpu")
+    places = [array.data_ptr() for array in first["scene"].arrays()]
+    seen = first["scene"].images.clone()
+    second = supply.next("cpu", last=True)
+    assert [array.data_ptr() for array in second["scene"].arrays()] == places
+    assert (second["scene"].images != seen).any()
+    expected = Bank.empty("scene", 2)
+    for row in range(2):
+        fill(expected, "scene", row, generator("train", 2 + row, 3))
+    for mine, theirs in zip(second["scene"].arrays(), expected.arrays(), strict=True):
+        assert (mine.numpy() == theirs).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["scene", "sheet"])
+def test_a_recorded_step_has_the_gradients_of_a_plain_one(kind):
+    bank = Bank.empty(kind, 4)
+    for row in range(4):
+        fill(bank, kind, row, generator("train", row, 0, kind))
+    bank, picks = bank.to("cuda"), torch.tensor([0, 2], device="cuda")
+    gradients = {}
+    for graphs in (False, True):
+        student = Student("cuda", 0)
+        step = Gradients(student, graphs)
+        with train_tiny._side_stream("cuda"):
+            step(bank, torch.tensor([1, 3], device="cuda"), 512, True)
+            torch.manual_seed(1)  # the same noise
+            step(bank, picks, 512, True)
+            torch.cuda.synchronize()
+        gradients[graphs] = torch.cat([w.grad.flatten() for w in step.weights])
+    assert gradients[True].norm() > 0
+    torch.testing.assert_close(gradients[True], gradients[False], atol=2e-4, rtol=2e-2)
