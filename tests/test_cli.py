@@ -24,6 +24,8 @@ from qvl_lab.analysis.metrics import METRICS
 from qvl_lab.analysis.quality import score
 from qvl_lab.engine.images import visual_tokens
 from qvl_lab.errors import ReportError
+from qvl_lab.show.review import review
+from qvl_lab.show.review.first_page import change, first_line
 from qvl_lab.sweeps.store import Runs, Store
 from qvl_lab.workload import load_workload
 
@@ -438,8 +440,6 @@ def reported(qvl, scored_runs, monkeypatch) -> Callable[[str], tuple[Result, Any
     """Run the command; instead of the notebook, return the page that it would show."""
 
     def run(options: str) -> tuple[Result, Any]:
-        from qvl_lab.show.review import review
-
         asked: dict[str, Any] = {}
         monkeypatch.setattr("qvl_lab.show.report._execute", lambda _, given: asked.update(given))
         monkeypatch.setattr("qvl_lab.show.report.to_html", lambda *_, **__: None)
@@ -458,7 +458,7 @@ def test_a_limit_on_quality_changes_the_recommendation(reported, options, side, 
     assert result.code == 0
     assert page.recommendation.best["resolution"] == side
     assert page.recommendation.min_quality == pytest.approx(limit)
-    assert "No measured setting reaches" not in page._headline()
+    assert "No measured setting reaches" not in first_line(page)
 
 
 def test_a_quality_out_of_reach_is_said_with_the_best_there_is(reported, on_cpu):
@@ -469,9 +469,9 @@ def test_a_quality_out_of_reach_is_said_with_the_best_there_is(reported, on_cpu)
         store.append(on_cpu(1, 10.0, **known))
     result, page = reported("--min-quality 0.95")
     assert result.code == 0
-    assert page._headline() == (
+    assert first_line(page) == (
         "No measured setting reaches a quality of 0.95; the best has 0.90. "
-        + page._change(page.recommendation)
+        + change(page, page.recommendation)
     )
     assert page.recommendation.best["resolution"] == "256"
 

@@ -270,6 +270,11 @@ def points(value: float) -> str:
     return f"{sign}{100 * abs(value):.1f}"
 
 
+def score(value: Any) -> str:
+    """A quality from 0 to 1: "0.95"; "?" if unknown."""
+    return "?" if pd.isna(value) else f"{value:.2f}"
+
+
 def amount(value: float, column: str, lang: str) -> str:
     """A value of a frame's cost or time column: "¥3.10", "12.3 s"."""
     if column.startswith("cost_"):

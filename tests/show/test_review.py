@@ -20,6 +20,10 @@ from qvl_lab.hardware import fingerprint
 from qvl_lab.records import Run
 from qvl_lab.show import fonts, report
 from qvl_lab.show.review import Review, review
+from qvl_lab.show.review.answers import quality_sentences
+from qvl_lab.show.review.commands import report_command
+from qvl_lab.show.review.first_page import first_line
+from qvl_lab.show.review.sources import facts
 from qvl_lab.show.text import points
 from qvl_lab.sweeps.store import Runs
 
@@ -83,7 +87,7 @@ def test_the_first_page_compares_today_recommended_and_cheapest(grid):
 
 def test_utilisation_and_exchange_rates_go_into_the_cost(grid):
     half = review(Runs(grid), **CENT_A_SECOND, utilisation=0.5)
-    assert half._cost(half.recommendation.current) == "¥2.00"
+    assert half.cost_of(half.recommendation.current) == "¥2.00"
     page = review(
         Runs(grid), gpu="A10G", provider="aws", currency="CNY", exchange_rates={"USD": 10.0}
     )
@@ -279,7 +283,8 @@ def both_fonts(monkeypatch) -> None:
 
 
 def quality_of(*runs: Run, lang: str = "en", **options: Any) -> str:
-    return "\n".join(review(Runs(runs), **CENT_A_SECOND, lang=lang, **options)._quality_sentences())
+    page = review(Runs(runs), **CENT_A_SECOND, lang=lang, **options)
+    return "\n".join(quality_sentences(page, page.recommendation))
 
 
 TODAY = {"read_small": forty(36), "colour": forty(40)}
@@ -400,9 +405,9 @@ def test_a_quality_out_of_reach_is_the_headline_with_the_best_there_is(scored, b
     assert text(page.headline()).split("\n\n")[1].startswith(f"## {first} {rest}")
     assert (page.recommendation.best["batch_size"], page.recommendation.min_quality) == (4, 0.95)
     assert page.recommendation.best["resolution"] == "256"
-    assert "--min-quality 0.99" in page._report_command()
+    assert "--min-quality 0.99" in report_command(page)
     within = review(Runs(runs), **CENT_A_SECOND, min_quality=0.95, lang=lang)
-    assert first[:10] not in within._headline()
+    assert first[:10] not in first_line(within)
 
 
 def test_where_other_limits_rule_out_the_best_quality_it_is_an_error(scored):
@@ -540,7 +545,7 @@ def test_a_setting_by_task_is_recommended_with_its_table(sides):
 
 def test_provenance_names_price_workload_machine_and_file(grid, runs_file):
     path = runs_file(*grid)
-    found = review(path, gpu="A10G", provider="article")._provenance()
+    found = facts(review(path, gpu="A10G", provider="article"))
     assert found["prov_price"] == "48 CNY/h: A10G, article, on demand, undated"
     assert found["prov_workload"].startswith("hand: 10 items")
     assert fingerprint()["torch"] in found["prov_software"]
@@ -601,7 +606,7 @@ def test_the_commands_in_the_report_are_accepted_by_the_command_line(grid, runs_
         max_ttft_s=5.0,
     )
     page.options["min_quality"] = 0.5  # random weights have none to limit
-    own = page._report_command()
+    own = report_command(page)
     assert "USD=7.1" in own
     recommended = page.command(page.recommendation.best)
     assert "--batch-size 4" in recommended

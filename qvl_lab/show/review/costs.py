@@ -1,0 +1,125 @@
+"""What settings cost, how fast they are and what they need: figures and tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from IPython.display import Markdown
+
+from qvl_lab.analysis.recommend import measured
+from qvl_lab.show import plots
+from qvl_lab.show.review.findings import Findings
+from qvl_lab.show.review.parts import picture, plain, section, settings_table, table
+from qvl_lab.show.text import money, number, score
+
+ARTICLE_CNY_PER_S = 0.8 / 60
+_MOST_ROWS, _MOST_FAILURES = 12, 50
+
+
+def waterfall(found: Findings) -> list[Any]:
+    """From today's setting to the recommended one, lever by lever."""
+    advice = found.recommendation
+    if not advice:
+        return []
+    drawn = picture(plots.waterfall(advice, lang=found.lang))
+    said = [section(found, "waterfall_heading", "waterfall_note")]
+    if advice.excluded:
+        limits = ", ".join(
+            found.say(f"limit_{name}", n=n, limit=score(advice.min_quality))
+            for name, n in advice.excluded.items()
+        )
+        said.append(Markdown(found.say("limits", limits=limits)))
+    return [*said, drawn]
+
+
+def tradeoff(found: Findings) -> list[Any]:
+    """Cost against memory."""
+    axes = plots.tradeoff(found.frame, found.recommendation, lang=found.lang)
+    return [section(found, "tradeoff_heading", "tradeoff_note"), picture(axes)]
+
+
+def curves(found: Findings) -> list[Any]:
+    """Throughput, memory and cost over batch size."""
+    figure = plots.curves(found.grid, lang=found.lang)
+    return [section(found, "curves_heading"), picture(figure)]
+
+
+def feasible(found: Findings) -> list[Any]:
+    """Which settings fit, and what each costs."""
+    figure = plots.feasible(found.grid, lang=found.lang)
+    return [section(found, "feasible_heading"), picture(figure)]
+
+
+def stages(found: Findings) -> list[Any]:
+    """Where the time goes, for today's and the recommended setting."""
+    if not found.recommendation:
+        return []
+    rows = pd.DataFrame([found.recommendation.current, found.recommendation.best])
+    rows = rows.drop_duplicates("key")
+    pictures = [
+        picture(plots.stages(rows, normalise=share, lang=found.lang)) for share in (False, True)
+    ]
+    return [section(found, "stages_heading", "stages_note"), *pictures]
+
+
+def article(found: Findings) -> list[Any]:
+    """The article's figures beside the measured ones."""
+    advice = found.recommendation
+    if not advice:
+        return []
+    today, best = (float(row["s_per_100_images"]) for row in (advice.current, advice.best))
+    note = found.say(
+        "article_note",
+        today=number(today),
+        best=number(best),
+        percent=f"{100 * advice.saving.value:.0f}%",
+        today_cost=money(today * ARTICLE_CNY_PER_S, "CNY"),
+        best_cost=money(best * ARTICLE_CNY_PER_S, "CNY"),
+    )
+    return [section(found, "article_heading"), Markdown(plain(note))]
+
+
+def cheapest(found: Findings) -> list[Any]:
+    """The cheapest settings, and what could not be measured."""
+    shown: list[Any] = []
+    if found.recommendation:
+        rows = measured(found.frame)
+        best = rows.sort_values(found.cost).head(_MOST_ROWS)
+        shown += [
+            section(found, "table_heading"),
+            Markdown(found.say("table_note", shown=len(best), total=len(rows))),
+            settings_table(found, best, found.recommendation.current),
+        ]
+    missing = [*_failed_items(found), *_failed_settings(found)]
+    return [*shown, *([section(found, "not_measured_heading"), *missing] if missing else [])]
+
+
+def _failed_items(found: Findings) -> list[Any]:
+    """How many items had no answer, and the distinct failures of all runs, by name."""
+    listed = max((len(run.failures) for run in found.runs), default=0)
+    unanswered = max((r.failed for run in found.runs for r in run.repeats), default=0)
+    count = max(listed, unanswered)
+    if not count:
+        return []
+    rows = {(f["id"], f["error"]) for run in found.runs for f in run.failures}
+    columns = ["column_item", "column_reason"]
+    failures = pd.DataFrame(sorted(rows)[:_MOST_FAILURES], columns=columns)
+    return [Markdown(found.say("failed_items", count=count)), table(found, failures)]
+
+
+def _failed_settings(found: Findings) -> list[Any]:
+    """How many settings ran out of memory, were skipped or failed, and why."""
+    status = found.frame["status"]
+    counts = {name: int((status == name).sum()) for name in ("oom", "skipped", "error")}
+    if not any(counts.values()):
+        return []
+    rows = found.frame[status.isin(["oom", "error"])]
+    reasons = pd.DataFrame(
+        {
+            "column_setting": [found.setting(row) for _, row in rows.iterrows()],
+            "column_status": [found.say(name) for name in rows["status"]],
+            "column_reason": rows["reason"].str.slice(0, 160).to_list(),
+        }
+    )
+    return [Markdown(found.say("not_measured_counts", **counts)), table(found, reasons)]

@@ -1,0 +1,115 @@
+"""The page a manager reads: what it costs today, what to run instead, how sure that is."""
+
+from __future__ import annotations
+
+import pandas as pd
+from IPython.display import Markdown
+
+from qvl_lab.analysis.recommend import Recommendation
+from qvl_lab.show.fonts import figure_language
+from qvl_lab.show.review.answers import quality_sentences
+from qvl_lab.show.review.basis import measured_gpu
+from qvl_lab.show.review.commands import run_command
+from qvl_lab.show.review.findings import Findings
+from qvl_lab.show.review.parts import plain, settings_table
+from qvl_lab.show.text import money, percent, resolution, score
+
+
+def title(found: Findings) -> str:
+    """One line: what was measured where."""
+    row = found.frame.iloc[0]
+    return found.say("report_title", model=row["model"], device=found.device)
+
+
+def headline(found: Findings) -> Markdown:
+    """What it costs today, what to run instead, how much that saves, how sure."""
+    parts = [f"# {plain(title(found))}", f"## {plain(first_line(found))}"]
+    if advice := found.recommendation:
+        command = f"```\n{run_command(advice.best)}\n```"
+        parts += [_summary(found, advice), *map(plain, _sentences(found, advice))]
+        parts.append(f"{found.say('run_it')}\n\n{command}")
+    parts += [f"> ⚠ {plain(sentence)}" for sentence in _warnings(found)]
+    return Markdown("\n\n".join(parts))
+
+
+def first_line(found: Findings) -> str:
+    """The headline itself; a quality that was asked for and not reached goes first."""
+    advice = found.recommendation
+    if advice is None:
+        return found.say("headline_nothing")
+    from_today = change(found, advice)
+    wanted, best = found.options.get("min_quality"), advice.best["quality"]
+    if wanted is not None and best < wanted - 1e-9:
+        unreached = found.say("headline_unreached", wanted=f"{wanted:g}", best=score(best))
+        return f"{unreached} {from_today}"
+    return from_today
+
+
+def change(found: Findings, advice: Recommendation) -> str:
+    """From today's cost to the recommended one."""
+    words = {
+        "today": found.cost_of(advice.current),
+        "best": found.cost_of(advice.best),
+        "setting": found.setting(advice.best),
+    }
+    if advice.best["key"] == advice.current["key"]:
+        return found.say("headline_same", today=words["today"])
+    value, low, high = advice.saving
+    if low is None or high is None:
+        return found.say("headline_one_repeat", percent=f"{100 * value:.0f}%", **words)
+    key = "headline_noise" if advice.within_noise else "headline"
+    if value < 0 and not advice.within_noise:
+        key, value, low, high = "headline_dearer", -value, -high, -low
+    shares = {"percent": value, "low": low, "high": high}
+    words |= {name: f"{100 * share:.0f}%" for name, share in shares.items()}
+    return found.say(key, **words)
+
+
+def _summary(found: Findings, advice: Recommendation) -> str:
+    """Today's, the recommended and the cheapest setting as a table."""
+    rows = {"row_today": advice.current, "row_recommended": advice.best}
+    if advice.cheaper is not None:
+        rows["row_cheaper"] = advice.cheaper
+    frame = pd.DataFrame(list(rows.values()))
+    return str(settings_table(found, frame, advice.current, list(rows)).data)
+
+
+def _sentences(found: Findings, advice: Recommendation) -> list[str]:
+    """The month's money, the cheapest setting, quality, and how sure all that is."""
+    today, best = (
+        money(row[found.cost] / 100 * found.monthly_images, found.currency)
+        for row in (advice.current, advice.best)
+    )
+    said = [found.say("monthly", images=f"{found.monthly_images:,}", today=today, best=best)]
+    if advice.cheaper is not None:
+        said.append(_cheaper(found, advice.current, advice.cheaper))
+    said += quality_sentences(found, advice)
+    sure = {
+        "today_items": advice.current["answered"],
+        "items": advice.best["answered"],
+        "repeats": advice.best["repeats"],
+    }
+    return [*said, found.say("sure", **{name: int(count) for name, count in sure.items()})]
+
+
+def _cheaper(found: Findings, today: pd.Series, cheaper: pd.Series) -> str:
+    words = {
+        "setting": found.setting(cheaper),
+        "resolution": resolution(cheaper["resolution"], found.lang),
+        "cost": found.cost_of(cheaper),
+        "percent": percent(today[found.cost], cheaper[found.cost]),
+        "quality": score(cheaper["quality"]),
+    }
+    return found.say("cheaper" if pd.isna(cheaper["quality"]) else "cheaper_worse", **words)
+
+
+def _warnings(found: Findings) -> list[str]:
+    said = []
+    priced = found.frame.attrs["price"]["gpu"]
+    here = measured_gpu(found.frame)
+    own = "per_hour" in found.options and "gpu" not in found.options  # for this very machine
+    if not own and not (here and here.name.lower() == priced.lower()):
+        said.append(found.say("price_mismatch", device=found.device, gpu=priced))
+    if figure_language(found.lang)[1]:
+        said.append(found.say("figures_in_english"))
+    return said

@@ -1,0 +1,81 @@
+"""The parts that sections are made of: headings, tables, pictures."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import HTML, Image, Markdown
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qvl_lab.analysis.recommend import peak_memory_bytes
+from qvl_lab.show.review.findings import Findings
+from qvl_lab.show.text import amount, number, percent
+
+
+def section(found: Findings, heading: str, note: str | None = None) -> Markdown:
+    """A heading, and a note under it."""
+    text = f"### {found.say(heading)}"
+    return Markdown(f"{text}\n\n{found.say(note)}" if note else text)
+
+
+def plain(text: str) -> str:
+    """Text for Markdown in which nothing is markup: names come from files that anyone can write."""
+    return html.escape(text, quote=False).replace("$", r"\$")
+
+
+def table(found: Findings, data: pd.DataFrame, names: Sequence[str] = ()) -> HTML:
+    """A frame whose columns are keys of texts, and its rows too where they are named."""
+    worded = data.rename(columns=found.say)
+    if names:
+        worded.insert(0, "", [found.say(name) for name in names])
+    return HTML(worded.to_html(index=False, border=0))
+
+
+def settings_table(
+    found: Findings, rows: pd.DataFrame, today: pd.Series, names: Sequence[str] = ()
+) -> HTML:
+    """Settings with their quality, if any is known, cost, speed and memory."""
+    listed = [row for _, row in rows.iterrows()]
+    columns = {"column_setting": [found.setting(row) for row in listed]}
+    if found.frame["quality"].notna().any():
+        columns["column_quality"] = [found.scored(row, "quality") for row in listed]
+    columns |= {
+        "column_cost": [found.cost_of(row) for row in listed],
+        "column_interval": [found.cost_interval(row) for row in listed],
+        "column_change": [
+            "-" if row["key"] == today["key"] else percent(today[found.cost], row[found.cost])
+            for row in listed
+        ],
+        "column_speed": [number(row["images_per_s"]) for row in listed],
+        "column_ttft": [amount(row["ttft_s"], "ttft_s", found.lang) for row in listed],
+        "column_memory": [
+            "?" if pd.isna(size) else f"{size / 2**30:.2f} GiB" for size in peak_memory_bytes(rows)
+        ],
+    }
+    return table(found, pd.DataFrame(columns), names)
+
+
+def picture(drawn: Figure | Axes) -> Image:
+    """A figure as PNG; it is closed."""
+    figure = drawn if isinstance(drawn, Figure) else drawn.get_figure()
+    assert isinstance(figure, Figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return Image(data=_small_png(buffer.getvalue()))
+
+
+def _small_png(data: bytes) -> bytes:
+    """The same picture with a palette of 256 colours: a third of the size, no visible change."""
+    from PIL import Image as Pillow
+
+    with Pillow.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB").quantize(256, dither=Pillow.Dither.NONE)
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
