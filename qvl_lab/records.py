@@ -32,11 +32,50 @@ STAGES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much there was to compute, in the sums that formulas of FLOPs and bytes need.
+
+    Attributes
+    ----------
+    images, batches : int
+        Images that reached the model, forward passes that read a prompt.
+    patches, patches_squared : int
+        Patches of the vision tower, and their squares summed image by image.
+    prompt_tokens, prompt_tokens_squared : int
+        Tokens of the prompts without padding, and their squares summed prompt by prompt.
+    padded_tokens, padded_tokens_squared : int
+        The same as the engine runs them: every prompt as long as its batch's longest.
+    decode_steps, decode_rows : int
+        Forward passes of one token a row, and rows summed over them.
+    context_tokens : int
+        Tokens that those rows attend to, padding included, summed over steps and rows.
+    """
+
+    images: int = 0
+    batches: int = 0
+    patches: int = 0
+    patches_squared: int = 0
+    prompt_tokens: int = 0
+    prompt_tokens_squared: int = 0
+    padded_tokens: int = 0
+    padded_tokens_squared: int = 0
+    decode_steps: int = 0
+    decode_rows: int = 0
+    context_tokens: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        return Work(**sums)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Repeat:
     """One timed pass over the items, encoded bytes in, text out.
 
-    ``stages_s`` sums seconds per stage over all batches. ``ttft_s`` has one value per answered
+    ``stages_s`` sums seconds per stage over all batches; a stage within a stage is named by its
+    path ("vision/merger") and counts in both. ``ttft_s`` has one value per answered
     item: from the start of its batch to its first token. ``batch_s`` has one value per batch.
+    ``work`` holds the fields of :class:`Work`, or is empty in older files.
     """
 
     wall_s: float
@@ -48,6 +87,7 @@ class Repeat:
     stages_s: dict[str, float]
     ttft_s: list[float]
     batch_s: list[float]
+    work: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +115,8 @@ class Run:
         Means over the timed passes: ``gpu_utilisation`` (0-1), ``power_w``; ``energy_j`` in all.
     cache_state : str
         "off", "cold", "warm": whether image features were reused.
+    architecture : dict
+        The model's sizes, as :class:`qvl_lab.analysis.architecture.Architecture` reads them.
     environment : dict
         See :func:`qvl_lab.hardware.fingerprint`.
     failures : list of dict
@@ -102,6 +144,7 @@ class Run:
     power: dict[str, float | None] = field(default_factory=dict)
     cache_state: str = "off"
     random_weights: bool | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
