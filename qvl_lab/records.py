@@ -72,10 +72,10 @@ class Work:
 class Repeat:
     """One timed pass over the items, encoded bytes in, text out.
 
-    ``stages_s`` sums seconds per stage over all batches; a stage within a stage is named by its
-    path ("vision/merger") and counts in both. ``ttft_s`` has one value per answered
-    item: from the start of its batch to its first token. ``batch_s`` has one value per batch.
-    ``work`` holds the fields of :class:`Work`, or is empty in older files.
+    ``stages_s`` sums seconds per stage over all batches, ``parts_s`` those of stages within a
+    stage by their path ("vision/merger"). ``ttft_s`` has one value per answered item: from the
+    start of its batch to its first token. ``batch_s`` has one value per batch. ``work`` holds the
+    fields of :class:`Work`. Older files lack ``parts_s`` and ``work``.
     """
 
     wall_s: float
@@ -87,6 +87,7 @@ class Repeat:
     stages_s: dict[str, float]
     ttft_s: list[float]
     batch_s: list[float]
+    parts_s: dict[str, float] = field(default_factory=dict)
     work: dict[str, int] = field(default_factory=dict)
 
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import LogitsProcessor
 
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
 from qvl_lab.engine.images import resize, resolution_for, target_size
+from qvl_lab.engine.marks import StepWatch, marks
 from qvl_lab.engine.model import Loaded, base_dtype, first_line, load_model, out_of_memory
 from qvl_lab.errors import (
     ConfigError,
@@ -30,7 +30,8 @@ from qvl_lab.errors import (
     NumericalError,
     QvlError,
 )
-from qvl_lab.probe.stages import Recorder, begin, end, listening, stage, totals
+from qvl_lab.probe.stages import Recorder, Total, end, listening, outermost, stage, totals
+from qvl_lab.records import Work
 from qvl_lab.workload import ImageLike, Item, decode_image, image_size, read_bytes
 
 if TYPE_CHECKING:
@@ -67,8 +68,10 @@ class Generation(Sequence[Answer]):
     ----------
     wall_s : float
         Encoded bytes in, text out.
-    stages_s : dict
-        Seconds per stage, summed over batches; "other" is what no stage covers.
+    totals : dict
+        By stage, nested ones by their path: calls, seconds, tokens and bytes, over all batches.
+    work : Work
+        How much there was to compute.
     batch_s : list of float
         Wall time of each batch.
     events : list of dict
@@ -77,7 +80,8 @@ class Generation(Sequence[Answer]):
 
     answers: list[Answer]
     wall_s: float = 0.0
-    stages_s: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, Total] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
     batch_s: list[float] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -103,13 +107,42 @@ class Generation(Sequence[Answer]):
 
         return pd.DataFrame([vars(answer) for answer in self.answers])
 
+    @property
+    def stages_s(self) -> dict[str, float]:
+        """Seconds per stage; "other" is what no stage covers, so that all sum to ``wall_s``."""
+        seconds = {path: total.seconds for path, total in self.totals.items() if outermost(path)}
+        return seconds | {"other": max(0.0, self.wall_s - sum(seconds.values()))}
+
+    @property
+    def parts_s(self) -> dict[str, float]:
+        """Seconds per stage within a stage, by path: "decode/lm_head"."""
+        return {path: t.seconds for path, t in self.totals.items() if not outermost(path)}
+
     def stages(self) -> pd.DataFrame:
-        """One row per stage: ``seconds`` and ``share`` of the wall time."""
+        """One row per stage, and below it one per stage within, indented in ``path``.
+
+        ``path``; ``calls``; ``seconds`` of work, ``share`` of the wall time; ``cpu_s`` that the
+        CPU took, on a GPU to queue it; ``tokens``, ``bytes`` through it, where known.
+        """
         import pandas as pd
 
-        frame = pd.DataFrame({"stage": self.stages_s.keys(), "seconds": self.stages_s.values()})
-        frame["share"] = frame["seconds"] / self.wall_s if self.wall_s else float("nan")
-        return frame
+        rows = [
+            {
+                "path": path,
+                "calls": total.calls,
+                "seconds": total.seconds,
+                "share": total.seconds / self.wall_s if self.wall_s else float("nan"),
+                "cpu_s": total.cpu_s,
+                **{unit: total.amounts.get(unit) for unit in ("tokens", "bytes")},
+            }
+            for path, total in sorted(self.totals.items(), key=lambda at: self._place(at[0]))
+        ]
+        other = {"path": "other", "seconds": self.stages_s["other"]}
+        return pd.DataFrame([*rows, other])
+
+    def _place(self, path: str) -> tuple[int, str]:
+        """Outer stages in the order in which they came, each before what is within."""
+        return list(self.stages_s).index(path.split("/")[0]), path
 
 
 @dataclass(frozen=True)
@@ -232,7 +265,6 @@ class Lab:
                     break
         result.wall_s = time.perf_counter() - started
         result.answers = [answer for answer in answers if answer is not None]
-        result.stages_s["other"] = max(0.0, result.wall_s - sum(result.stages_s.values()))
         return result
 
     def _stream(
@@ -260,7 +292,7 @@ class Lab:
             while requests:
                 batch, requests = requests[:size], requests[size:]
                 try:
-                    done = self._answer(batch, engine, policy)
+                    done = self._answer(batch, engine, policy, result)
                 except Exception as e:
                     if not out_of_memory(e):
                         raise _as_model_error(e) from e
@@ -309,16 +341,20 @@ class Lab:
         return text
 
     def _answer(
-        self, batch: Sequence[_Request], engine: EngineSpec, policy: ImagePolicy
+        self,
+        batch: Sequence[_Request],
+        engine: EngineSpec,
+        policy: ImagePolicy,
+        result: Generation,
     ) -> list[tuple[_Request, Answer]]:
-        """Decode, preprocess, generate and detokenize one batch."""
+        """Decode, preprocess, generate and detokenize one batch; ``result`` hears of the work."""
         started = time.perf_counter()
         failed: list[tuple[_Request, Answer]] = []
         requests: list[_Request] = []
         pictures: list[Image.Image] = []
         for request in batch:  # one full-size image in memory at a time
             try:
-                with stage("decode_image"):
+                with stage("decode_image", bytes=_encoded_bytes(request)):
                     picture = decode_image(request.image, policy)
             except InputError as e:
                 failed.append((request, Answer(id=request.item.id, error=str(e))))
@@ -328,16 +364,19 @@ class Lab:
             requests.append(request)
         if not requests:
             return failed
-        with stage("preprocess"):
+        with stage("preprocess") as preprocess:
             inputs = self._inputs(pictures, requests)
+            preprocess.amounts["bytes"] = inputs["pixel_values"].nbytes
         prompt_tokens = inputs["attention_mask"].sum(1).tolist()
-        with stage("transfer"):
+        patches = inputs["image_grid_thw"].prod(1).tolist()
+        with stage("transfer", bytes=sum(value.nbytes for value in inputs.values())):
             inputs = {name: value.to(self.loaded.device) for name, value in inputs.items()}
             inputs["pixel_values"] = inputs["pixel_values"].to(base_dtype(self.spec))
         tokens, finite = self._generate(inputs, engine)
-        with stage("detokenize"):
+        with stage("detokenize", tokens=tokens.numel()):
             texts = self.loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         latency_s = time.perf_counter() - started
+        result.work += _work(patches, prompt_tokens, inputs["input_ids"].shape[1], tokens.shape[1])
         answers = []
         for row, request in enumerate(requests):
             count = self._count(tokens[row])
@@ -378,14 +417,18 @@ class Lab:
         self, inputs: dict[str, torch.Tensor], engine: EngineSpec
     ) -> tuple[torch.Tensor, list[bool]]:
         """New token ids (batch, new) on the CPU, and per row whether all scores were finite."""
-        watch = _StepWatch(inputs["input_ids"])
+        static = engine.cache_implementation == "static"
+        ids = inputs["input_ids"]
+        watch = StepWatch(ids, sampling=not static)
+        visual = len(inputs["pixel_values"]) // self.loaded.image_processor.merge_size**2
+        amounts = {"vision": {"tokens": visual}, "prefill": {"tokens": ids.numel()}}
         least = engine.min_new_tokens
         if least is None:
             least = engine.max_new_tokens if self.loaded.random_weights else 0
         options: dict[str, Any] = {}
-        if engine.cache_implementation == "static":
+        if static:
             options["cache_implementation"] = "static"
-        with torch.inference_mode(), _vision_marks(self.loaded.model):
+        with torch.inference_mode(), marks(self.loaded.model, steps=not static, **amounts):
             sequences = self.loaded.model.generate(
                 **inputs,
                 max_new_tokens=engine.max_new_tokens,
@@ -397,9 +440,10 @@ class Lab:
                 logits_processor=[watch],
                 **options,
             )
-            end("decode", gpu=True)
+            end("sampling", gpu=True)
+            end("decode", gpu=True, tokens=len(ids) * (watch.steps - 1))
         finite = watch.finite.tolist()
-        return sequences[:, inputs["input_ids"].shape[1] :].cpu(), finite
+        return sequences[:, ids.shape[1] :].cpu(), finite
 
     def _count(self, tokens: torch.Tensor) -> int:
         """Tokens up to and including the first end-of-sequence token."""
@@ -412,12 +456,11 @@ class Lab:
     def _note(result: Generation, recorder: Recorder) -> float | None:
         """Add the recorder's spans to the result; returns when the prefill ended, if it did."""
         spans = recorder.spans()
-        for name, seconds in totals(spans).items():
-            result.stages_s[name] = result.stages_s.get(name, 0.0) + seconds
-        if not any(span.name == "prefill" for span in spans):
+        totals(spans, into=result.totals)
+        first_token_s = next((span.end_s for span in spans if span.path == "prefill"), None)
+        if first_token_s is None:
             return None
-        prefill_end = next(span.end_s for span in spans if span.name == "prefill")
-        return prefill_end - min(span.start_s for span in spans)
+        return first_token_s - min(span.start_s for span in spans)
 
     def _finish(
         self, done: list[tuple[_Request, Answer]], result: Generation, recorder: Recorder
@@ -438,43 +481,26 @@ def load(model: str | ModelSpec = "tiny", **fields: Any) -> Lab:
     return Lab(load_model(spec or ModelSpec(model=str(model), **fields)))
 
 
-class _StepWatch(LogitsProcessor):  # type: ignore[misc]
-    """Sees every step's scores: marks the end of the prefill, and remembers inf and NaN per row.
+def _work(patches: list[int], prompts: list[int], length: int, new: int) -> Work:
+    """Of a batch: patches of each image, tokens of each prompt, of all padded, and generated."""
+    rows, steps = len(prompts), max(0, new - 1)  # the prefill gives the first token
+    return Work(
+        images=len(patches),
+        batches=1,
+        patches=sum(patches),
+        patches_squared=sum(n * n for n in patches),
+        prompt_tokens=sum(prompts),
+        prompt_tokens_squared=sum(n * n for n in prompts),
+        padded_tokens=rows * length,
+        padded_tokens_squared=rows * length**2,
+        decode_steps=steps,
+        decode_rows=rows * steps,
+        context_tokens=rows * (steps * length + steps * (steps + 1) // 2),
+    )
 
-    A maximum carries both through, so one small kernel a step suffices and nothing waits for it.
-    """
 
-    def __init__(self, input_ids: torch.Tensor) -> None:
-        self.finite = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        self.first = True
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.finite &= torch.isfinite(scores.amax(-1))
-        if self.first:
-            self.first = False
-            end("prefill", gpu=True)
-            begin("decode", gpu=True)
-        return scores
-
-
-@contextmanager
-def _vision_marks(model: Any) -> Iterator[None]:
-    """Mark the vision tower by hooks; the prefill starts where it ends."""
-
-    def before(*_: Any) -> None:
-        begin("vision", gpu=True)
-
-    def after(*_: Any) -> None:
-        end("vision", gpu=True)
-        begin("prefill", gpu=True)
-
-    tower = model.model.visual
-    handles = [tower.register_forward_pre_hook(before), tower.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _encoded_bytes(request: _Request) -> int:
+    return len(request.image) if isinstance(request.image, bytes) else 0
 
 
 def _items(

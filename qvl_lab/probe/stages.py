@@ -4,24 +4,27 @@ Code that does work says where it is with :func:`stage` or :func:`begin` and :fu
 not know who listens. With nobody listening a mark is one test of an empty tuple. A
 :class:`Recorder` listens: it notes CPU times, and for GPU stages drops CUDA events into the
 stream, which are read only after the work is done.
+
+Stages nest. A stage that begins inside another is named by its path, "decode/lm_head".
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 
 class Listener(Protocol):
     """Hears every mark made while it is subscribed."""
 
-    def begin(self, name: str, gpu: bool) -> None: ...
+    def begin(self, name: str, gpu: bool, **amounts: int) -> None: ...
 
-    def end(self, name: str, gpu: bool) -> None: ...
+    def end(self, name: str, gpu: bool, **amounts: int) -> None: ...
 
 
 _listeners: tuple[Listener, ...] = ()
@@ -38,29 +41,38 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners = tuple(other for other in _listeners if other is not listener)
 
 
-def begin(name: str, *, gpu: bool = False) -> None:
-    """A stage starts here; ``gpu`` says that its work is queued on the current CUDA stream."""
+def begin(name: str, *, gpu: bool = False, **amounts: int) -> None:
+    """A stage starts here.
+
+    ``gpu`` says that its work is queued on the current CUDA stream; ``amounts`` what goes through
+    it, such as ``tokens`` or ``bytes``.
+    """
     for listener in _listeners:
-        listener.begin(name, gpu)
+        listener.begin(name, gpu, **amounts)
 
 
-def end(name: str, *, gpu: bool = False) -> None:
-    """The stage that was begun last under this name ends here."""
+def end(name: str, *, gpu: bool = False, **amounts: int) -> None:
+    """The stage that was begun last under this name ends here, and all that is open in it."""
     for listener in _listeners:
-        listener.end(name, gpu)
+        listener.end(name, gpu, **amounts)
 
 
 class stage:  # noqa: N801 - reads as a statement: with stage("decode"): ...
-    """``with stage("vision", gpu=True): ...`` marks a block; it ends also when the block raises."""
+    """``with stage("vision", gpu=True): ...`` marks a block; it ends also when the block raises.
 
-    __slots__ = ("gpu", "name")
+    What goes through may be said at the end: ``with stage("load") as load: ...;
+    load.amounts["bytes"] = 10``.
+    """
 
-    def __init__(self, name: str, *, gpu: bool = False) -> None:
-        self.name, self.gpu = name, gpu
+    __slots__ = ("amounts", "gpu", "name")
 
-    def __enter__(self) -> None:
+    def __init__(self, name: str, *, gpu: bool = False, **amounts: int) -> None:
+        self.name, self.gpu, self.amounts = name, gpu, amounts
+
+    def __enter__(self) -> Self:
         if _listeners:
-            begin(self.name, gpu=self.gpu)
+            begin(self.name, gpu=self.gpu, **self.amounts)
+        return self
 
     def __exit__(
         self,
@@ -69,20 +81,51 @@ class stage:  # noqa: N801 - reads as a statement: with stage("decode"): ...
         traceback: TracebackType | None,
     ) -> None:
         if _listeners:
-            end(self.name, gpu=self.gpu)
+            end(self.name, gpu=self.gpu, **self.amounts)
 
 
 @dataclass(frozen=True)
 class Span:
-    """One stage, in seconds on the recorder's clock; GPU spans are placed on the same clock."""
+    """One stage, in seconds on the recorder's clock; GPU spans are placed on the same clock.
 
-    name: str
+    Attributes
+    ----------
+    path : str
+        Its name, after those of the stages around it: "decode/lm_head".
+    start_s, end_s : float
+        When the work was done.
+    cpu_start_s, cpu_end_s : float
+        When the CPU passed the marks; for GPU work, when it was queued.
+    amounts : dict
+        What went through: ``tokens``, ``bytes``.
+    """
+
+    path: str
     start_s: float
     end_s: float
+    cpu_start_s: float
+    cpu_end_s: float
+    amounts: dict[str, int] = field(default_factory=dict)
 
     @property
     def duration_s(self) -> float:
         return self.end_s - self.start_s
+
+    @property
+    def cpu_s(self) -> float:
+        return self.cpu_end_s - self.cpu_start_s
+
+
+class _Point(NamedTuple):
+    cpu_s: float
+    event: Any
+
+
+class _Open(NamedTuple):
+    name: str
+    path: str
+    start: _Point
+    amounts: dict[str, int]
 
 
 class Recorder:
@@ -103,25 +146,40 @@ class Recorder:
         self, *, cuda: bool = False, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._cuda, self._clock = cuda, clock
-        self._open: dict[str, tuple[float, Any]] = {}
-        self._closed: list[tuple[str, tuple[float, Any], tuple[float, Any]]] = []
+        self._open: list[_Open] = []
+        self._closed: list[tuple[_Open, _Point]] = []
 
-    def begin(self, name: str, gpu: bool) -> None:
-        self._open[name] = self._now(gpu)
+    def begin(self, name: str, gpu: bool, **amounts: int) -> None:
+        path = f"{self._open[-1].path}/{name}" if self._open else name
+        self._open.append(_Open(name, path, self._now(gpu), amounts))
 
-    def end(self, name: str, gpu: bool) -> None:
-        if name in self._open:
-            self._closed.append((name, self._open.pop(name), self._now(gpu)))
+    def end(self, name: str, gpu: bool, **amounts: int) -> None:
+        for i in reversed(range(len(self._open))):
+            if self._open[i].name == name:
+                opened = self._open[i]
+                del self._open[i:]
+                opened.amounts.update(amounts)
+                self._closed.append((opened, self._now(gpu)))
+                return
 
     def spans(self) -> list[Span]:
         """Closed spans so far, then forget them. Call when the device is idle."""
         closed, self._closed = self._closed, []
         self._open.clear()
-        starts = [start for _, start, _ in closed if start[1] is not None]
-        anchor = min(starts, key=lambda start: start[0], default=None)  # inner stages close first
+        starts = [opened.start for opened, _ in closed if opened.start.event is not None]
+        anchor = min(
+            starts, default=None, key=lambda point: point.cpu_s
+        )  # inner stages close first
         return [
-            Span(name, self._place(start, anchor), self._place(stop, anchor))
-            for name, start, stop in closed
+            Span(
+                opened.path,
+                _place(opened.start, anchor),
+                _place(stop, anchor),
+                opened.start.cpu_s,
+                stop.cpu_s,
+                opened.amounts,
+            )
+            for opened, stop in closed
         ]
 
     def forget(self) -> None:
@@ -129,26 +187,47 @@ class Recorder:
         self._open.clear()
         self._closed.clear()
 
-    def _now(self, gpu: bool) -> tuple[float, Any]:
+    def _now(self, gpu: bool) -> _Point:
         if not (gpu and self._cuda):
-            return self._clock(), None
+            return _Point(self._clock(), None)
         import torch
 
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
-        return self._clock(), event
-
-    @staticmethod
-    def _place(point: tuple[float, Any], anchor: tuple[float, Any] | None) -> float:
-        cpu_s, event = point
-        if event is None or anchor is None:
-            return cpu_s
-        return anchor[0] + float(anchor[1].elapsed_time(event)) / 1e3
+        return _Point(self._clock(), event)
 
 
-def totals(spans: list[Span]) -> dict[str, float]:
-    """Seconds per stage name, in order of first appearance."""
-    sums: dict[str, float] = {}
+def _place(point: _Point, anchor: _Point | None) -> float:
+    if point.event is None or anchor is None:
+        return point.cpu_s
+    return anchor.cpu_s + float(anchor.event.elapsed_time(point.event)) / 1e3
+
+
+@dataclass
+class Total:
+    """All spans of one path: how many, seconds of work and of the CPU, what went through."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    amounts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, span: Span) -> None:
+        """Count one more."""
+        self.calls += 1
+        self.seconds += span.duration_s
+        self.cpu_s += span.cpu_s
+        self.amounts.update(span.amounts)
+
+
+def totals(spans: Iterable[Span], into: dict[str, Total] | None = None) -> dict[str, Total]:
+    """Spans summed by path, in order of first appearance; added to ``into`` if that is given."""
+    sums = {} if into is None else into
     for span in spans:
-        sums[span.name] = sums.get(span.name, 0.0) + span.duration_s
+        sums.setdefault(span.path, Total()).add(span)
     return sums
+
+
+def outermost(path: str) -> bool:
+    """Whether a path names a stage that is not part of another."""
+    return "/" not in path

@@ -211,6 +211,8 @@ def _repeat(generation: Generation) -> Repeat:
         visual_tokens=sum(a.visual_tokens for a in answered),
         new_tokens=sum(a.new_tokens for a in answered),
         stages_s=generation.stages_s,
+        parts_s=generation.parts_s,
+        work=asdict(generation.work),
         ttft_s=[a.ttft_s for a in answered if a.ttft_s is not None],
         batch_s=generation.batch_s,
     )

@@ -20,6 +20,8 @@ from qvl_lab.config import EngineSpec, ImagePolicy
 from qvl_lab.engine.stock import Lab
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, UnknownNameError
 from qvl_lab.probe import stages
+from qvl_lab.probe.stages import outermost
+from qvl_lab.records import Work
 from qvl_lab.workload import Item, load_workload
 
 SMALL: dict[str, Any] = {"resolution": 128, "max_new_tokens": 6}
@@ -403,8 +405,40 @@ def test_stages_add_up_to_the_wall_time_and_leave_little_over(lab, mixed):
     assert seconds["other"] < 0.15 * generation.wall_s
     for name in ("decode_image", "preprocess", "vision", "prefill", "decode", "detokenize"):
         assert seconds[name] > 0
-    assert generation.stages()["share"].sum() == pytest.approx(1, abs=0.02)
+    table = generation.stages().set_index("path")
+    outer = table[[outermost(path) for path in table.index]]
+    assert outer["seconds"].sum() == pytest.approx(generation.wall_s, rel=0.02)
+    assert table.at["vision/merger", "calls"] == 2 * 3  # two batches; two DeepStack mergers
+    assert table.at["decode/layers", "calls"] == 2 * 7  # the prefill gives the first token
+    parts = {p: s for p, s in generation.parts_s.items() if p.startswith("decode/")}
+    assert parts.keys() == {"decode/layers", "decode/lm_head", "decode/sampling"}
+    assert 0.5 * seconds["decode"] < sum(parts.values()) <= seconds["decode"]
+    assert table.at["vision", "tokens"] == sum(answer.visual_tokens for answer in generation)
     assert nothing_left_behind(lab)
+
+
+def test_work_counts_what_there_was_to_compute(lab):
+    images = [png("red", (64, 96)), png("blue", (128, 128)), png("red", (64, 64))]
+    questions = ["One?", "What colour is it, all in all, would you say?", "One?"]
+    generation = lab.generate_batch(
+        images, questions, batch_size=2, resolution="native", max_new_tokens=5, min_new_tokens=5
+    )
+    prompts = [answer.prompt_tokens for answer in generation]
+    long, short = sorted(prompts, reverse=True)[:2], min(prompts)
+    expected = Work(
+        images=3,
+        batches=2,
+        patches=24 + 64 + 16,
+        patches_squared=24**2 + 64**2 + 16**2,
+        prompt_tokens=sum(prompts),
+        prompt_tokens_squared=sum(n**2 for n in prompts),
+        padded_tokens=2 * long[0] + short,
+        padded_tokens_squared=2 * long[0] ** 2 + short**2,
+        decode_steps=8,
+        decode_rows=12,
+        context_tokens=2 * (4 * long[0] + 10) + 4 * short + 10,
+    )
+    assert generation.work == expected
 
 
 def test_first_tokens_come_before_last_ones_within_the_batch_and_the_run(lab, mixed):

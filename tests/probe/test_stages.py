@@ -8,7 +8,17 @@ from types import SimpleNamespace
 import pytest
 
 from qvl_lab.probe import stages
-from qvl_lab.probe.stages import Recorder, Span, begin, end, listening, stage, totals
+from qvl_lab.probe.stages import (
+    Recorder,
+    Span,
+    Total,
+    begin,
+    end,
+    listening,
+    outermost,
+    stage,
+    totals,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +47,11 @@ class Marks:
     def __init__(self):
         self.heard = []
 
-    def begin(self, name, gpu):
-        self.heard.append(("begin", name, gpu))
+    def begin(self, name, gpu, **amounts):
+        self.heard.append(("begin", name, gpu, amounts))
 
-    def end(self, name, gpu):
-        self.heard.append(("end", name, gpu))
+    def end(self, name, gpu, **amounts):
+        self.heard.append(("end", name, gpu, amounts))
 
 
 @pytest.fixture
@@ -54,42 +64,65 @@ def recorder(clock):
     return Recorder(clock=clock)
 
 
+def times(recorder):
+    """What a recorder has, as path, start and end."""
+    return [(span.path, span.start_s, span.end_s) for span in recorder.spans()]
+
+
 def test_a_stage_lasts_from_mark_to_mark(recorder, clock):
     with listening(recorder):
         clock.wait(1)
         with stage("decode"):
             clock.wait(2)
         clock.wait(4)
-    assert recorder.spans() == [Span("decode", 101.0, 103.0)]
-    assert Span("decode", 101.0, 103.0).duration_s == 2.0
+    assert recorder.spans() == [Span("decode", 101.0, 103.0, 101.0, 103.0)]
+    assert Span("decode", 101.0, 103.0, 5.0, 5.5).duration_s == 2.0
+    assert Span("decode", 101.0, 103.0, 5.0, 5.5).cpu_s == 0.5
 
 
-def test_nested_stages_keep_their_own_times(recorder, clock):
+def test_nested_stages_are_named_by_their_path_and_keep_their_own_times(recorder, clock):
     with listening(recorder), stage("outer"):
         clock.wait(1)
         with stage("inner"):
             clock.wait(2)
+            with stage("inner"):
+                clock.wait(3)
         clock.wait(4)
-    assert recorder.spans() == [Span("inner", 101.0, 103.0), Span("outer", 100.0, 107.0)]
+    assert times(recorder) == [
+        ("outer/inner/inner", 103.0, 106.0),
+        ("outer/inner", 101.0, 106.0),
+        ("outer", 100.0, 110.0),
+    ]
+    assert outermost("outer") and not outermost("outer/inner")
 
 
-def test_begin_and_end_may_overlap(recorder, clock):
+def test_the_end_of_a_stage_drops_what_is_left_open_in_it(recorder, clock):
     with listening(recorder):
         begin("a")
-        clock.wait(1)
         begin("b")
         clock.wait(1)
         end("a")
         clock.wait(1)
         end("b")
-    assert recorder.spans() == [Span("a", 100.0, 102.0), Span("b", 101.0, 103.0)]
+        begin("c")
+        end("c")
+    assert times(recorder) == [("a", 100.0, 101.0), ("c", 102.0, 102.0)]
+
+
+def test_amounts_are_said_at_either_end(recorder):
+    with listening(recorder):
+        with stage("load", bytes=7) as load:
+            load.amounts["tokens"] = 3
+        begin("b", bytes=1)
+        end("b", bytes=2)
+    assert [span.amounts for span in recorder.spans()] == [{"bytes": 7, "tokens": 3}, {"bytes": 2}]
 
 
 def test_an_exception_ends_the_stage_and_passes(recorder, clock):
     with listening(recorder), pytest.raises(KeyError), stage("decode"):
         clock.wait(3)
         raise KeyError
-    assert recorder.spans() == [Span("decode", 100.0, 103.0)]
+    assert times(recorder) == [("decode", 100.0, 103.0)]
 
 
 def test_an_exception_removes_the_listener(recorder):
@@ -112,10 +145,10 @@ def test_a_stage_that_began_unheard_or_never_ends_is_left_out(recorder, clock):
     begin("early")
     with listening(recorder):
         end("early")
-        begin("late")
         with stage("whole"):
             clock.wait(1)
-    assert recorder.spans() == [Span("whole", 100.0, 101.0)]
+        begin("late")
+    assert times(recorder) == [("whole", 100.0, 101.0)]
     with listening(recorder):
         end("late")  # its beginning was forgotten with the spans
     assert recorder.spans() == []
@@ -136,13 +169,21 @@ def test_every_listener_hears_every_mark_and_leaves_alone():
         with listening(second), stage("a", gpu=True):
             pass
         begin("b")
-    assert second.heard == [("begin", "a", True), ("end", "a", True)]
-    assert first.heard == [*second.heard, ("begin", "b", False)]
+    assert second.heard == [("begin", "a", True, {}), ("end", "a", True, {})]
+    assert first.heard == [*second.heard, ("begin", "b", False, {})]
 
 
-def test_totals_sum_by_name_in_order_of_appearance():
-    spans = [Span("b", 0, 1), Span("a", 1, 3), Span("b", 5, 9)]
-    assert list(totals(spans).items()) == [("b", 5.0), ("a", 2.0)]
+def test_totals_sum_by_path_in_order_of_appearance():
+    spans = [
+        Span("b", 0, 1, 0, 0.5, {"tokens": 2}),
+        Span("a", 1, 3, 1, 3),
+        Span("b", 5, 9, 5, 6, {"tokens": 3}),
+    ]
+    sums = totals(spans)
+    assert list(sums) == ["b", "a"]
+    assert sums["b"] == Total(calls=2, seconds=5, cpu_s=1.5, amounts={"tokens": 5})
+    assert totals([Span("a", 3, 4, 3, 4)], into=sums) is sums
+    assert sums["a"] == Total(calls=2, seconds=3, cpu_s=3)
     assert totals([]) == {}
 
 
@@ -186,11 +227,11 @@ def test_gpu_stages_are_placed_where_the_gpu_worked(clock, stream):
         clock.wait(10)
         with stage("detokenize"):
             clock.wait(1)
-    assert recorder.spans() == [
-        Span("preprocess", 100.0, 101.0),
-        Span("vision", 101.0, 104.0),
-        Span("prefill", 104.0, 106.0),
-        Span("detokenize", 111.25, 112.25),
+    assert times(recorder) == [
+        ("preprocess", 100.0, 101.0),
+        ("vision", 101.0, 104.0),
+        ("prefill", 104.0, 106.0),
+        ("detokenize", 111.25, 112.25),
     ]
 
 
@@ -201,7 +242,7 @@ def test_nested_gpu_stages_hang_on_the_mark_made_first(clock, stream):
         clock.wait(0.25)
         with stage("inner", gpu=True):  # queued at 100.25 s, reached at 103 s
             stream.work(2)
-    assert recorder.spans() == [Span("inner", 103.0, 105.0), Span("outer", 100.0, 105.0)]
+    assert times(recorder) == [("outer/inner", 103.0, 105.0), ("outer", 100.0, 105.0)]
 
 
 def test_each_reading_of_spans_takes_a_new_anchor(clock, stream):
@@ -210,11 +251,20 @@ def test_each_reading_of_spans_takes_a_new_anchor(clock, stream):
         with listening(recorder), stage("vision", gpu=True):
             stream.work(3)
         clock.wait(7)  # the device is idle again
-        assert recorder.spans() == [Span("vision", start_s, start_s + 3)]
+        assert times(recorder) == [("vision", start_s, start_s + 3)]
 
 
 def test_without_cuda_gpu_stages_take_cpu_times(recorder, clock, stream):
     with listening(recorder), stage("vision", gpu=True):
         stream.work(3)
         clock.wait(1)
-    assert recorder.spans() == [Span("vision", 100.0, 101.0)]
+    assert times(recorder) == [("vision", 100.0, 101.0)]
+
+
+def test_the_time_to_queue_gpu_work_is_told_apart(clock, stream):
+    recorder = Recorder(cuda=True, clock=clock)
+    with listening(recorder), stage("vision", gpu=True):
+        stream.work(3)
+        clock.wait(0.25)
+    (span,) = recorder.spans()
+    assert (span.duration_s, span.cpu_s) == (3.0, 0.25)
