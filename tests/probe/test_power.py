@@ -49,16 +49,60 @@ class FakeNvml:
         return self._read("processes")
 
 
+class FakeHopper(FakeNvml):
+    """One that also offers clocks, temperature and GPM."""
+
+    NVML_ERROR_NOT_SUPPORTED = 3
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_GPM_METRICS_GET_VERSION, NVML_GPM_METRIC_SM_UTIL = 1, 2
+
+    def __init__(self, **readings):
+        super().__init__(**{"supported": 1, "throttle": 0, "percent": 40.0} | readings)
+        self.alive, self.asked = [], []
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):  # noqa: N802
+        return {1: 1980, 2: 3201}[kind]
+
+    def nvmlDeviceGetTemperature(self, handle, kind):  # noqa: N802
+        return 41
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):  # noqa: N802
+        return self._read("throttle")
+
+    def nvmlGpmQueryDeviceSupport(self, handle):  # noqa: N802
+        return SimpleNamespace(isSupportedDevice=self._read("supported"))
+
+    def nvmlGpmSampleAlloc(self):  # noqa: N802
+        self.alive.append(object())
+        return self.alive[-1]
+
+    def nvmlGpmSampleFree(self, sample):  # noqa: N802
+        self.alive.remove(sample)
+
+    def nvmlGpmSampleGet(self, handle, sample):  # noqa: N802
+        self.asked.append(sample)
+
+    def c_nvmlGpmMetricsGet_t(self):  # noqa: N802
+        return SimpleNamespace(metrics=[SimpleNamespace(nvmlReturn=0)])
+
+    def nvmlGpmMetricsGet(self, request):  # noqa: N802
+        assert request.sample1 in self.asked
+        assert request.sample2 is self.asked[-1] is not request.sample1
+        assert request.metrics[0].metricId == self.NVML_GPM_METRIC_SM_UTIL
+        request.metrics[0].value = self._read("percent")
+        return request
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
     assert "qvl-lab sampler" not in [thread.name for thread in threading.enumerate()]
 
 
-def sampled(monkeypatch, lib):
+def sampled(monkeypatch, lib, **options):
     """A finished sampler of GPU 1: one sample before the work and one after it."""
     monkeypatch.setattr(power, "nvml", lambda: lib)
-    with Sampler(1, interval_s=60) as sampler:
+    with Sampler(1, interval_s=60, **options) as sampler:
         pass
     return sampler
 
@@ -149,3 +193,40 @@ def test_the_thread_ends_when_the_work_fails():
     with pytest.raises(KeyError), Sampler(interval_s=60) as sampler:
         raise KeyError
     assert len(sampler.frame()) == 2
+
+
+# ---- in detail
+
+
+DETAIL = ["sm_activity", "sm_clock_hz", "memory_clock_hz", "temperature_c", "throttled"]
+
+
+def test_detail_has_activity_clocks_and_what_slows_them(monkeypatch):
+    lib = FakeHopper(throttle=0x4 | 0x40 | 0x1, percent=62.5)
+    frame = sampled(monkeypatch, lib, detail=True).frame()
+    assert frame.iloc[0][DETAIL].tolist() == [
+        0.625,
+        1.98e9,
+        3.201e9,
+        41.0,
+        "power cap, thermal, by hardware",
+    ]
+    assert len(lib.asked) == 3  # one to begin with, then one a reading, each against the last
+    assert lib.alive == []
+
+
+def test_an_older_gpu_has_no_activity_but_the_rest(monkeypatch):
+    lib = FakeHopper(supported=0)
+    row = sampled(monkeypatch, lib, detail=True).frame().iloc[0]
+    assert np.isnan(row["sm_activity"])
+    assert (row["temperature_c"], row["throttled"], row["power_w"]) == (41.0, "", 70.0)
+
+
+def test_activity_that_the_driver_refuses_later_is_unknown(monkeypatch):
+    row = sampled(monkeypatch, FakeHopper(percent=None), detail=True).frame().iloc[0]
+    assert np.isnan(row["sm_activity"])
+
+
+def test_detail_without_a_gpu_is_unknown(monkeypatch):
+    frame = sampled(monkeypatch, None, detail=True).frame()
+    assert frame[DETAIL].isna().all(axis=None)
