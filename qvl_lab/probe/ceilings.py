@@ -1,0 +1,99 @@
+"""What a device can do at most, measured on the spot: matrix products, copies, launches.
+
+Data sheets give peaks that no program reaches, and tables lack many GPUs; a large matrix product
+and a large copy are what the best program can come near to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, TypedDict
+
+ROUNDS, ROUND_S = 5, 0.1
+
+
+class MeasuredCeilings(TypedDict):
+    """``flops_per_s`` by precision; ``bytes_per_s`` read and written; seconds to queue a kernel."""
+
+    device: str
+    flops_per_s: dict[str, float]
+    bytes_per_s: float
+    launch_s: float
+
+
+def measure_ceilings(device: str = "cpu") -> MeasuredCeilings:
+    """Measure a device: seconds on a GPU, about ten on a CPU. Needs up to 3 GiB free on a GPU.
+
+    Each figure is the median of five rounds of at least 0.1 s after a warm-up, on random data:
+    zeros run faster than what anybody computes.
+
+    Parameters
+    ----------
+    device : str
+        "cpu", "cuda" or "cuda:1".
+    """
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if on_gpu:
+        kinds["fp16"] = torch.float16
+    side, copied_bytes = (8192, 2**30) if on_gpu else (1024, 2**28)
+    flops = {name: 2 * side**3 / _product_s(side, kind, device) for name, kind in kinds.items()}
+    source = torch.rand(copied_bytes // 4, device=device)
+    goal = torch.empty_like(source)
+    copy_s = seconds_per_call(lambda: goal.copy_(source), device)
+    small = torch.zeros(1, device=device)
+    launch_s = _queue_s(lambda: small.add_(1), device)
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        "flops_per_s": flops,
+        "bytes_per_s": 2 * copied_bytes / copy_s,
+        "launch_s": launch_s,
+    }
+
+
+def _product_s(side: int, dtype: Any, device: str) -> float:
+    import torch
+
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return seconds_per_call(lambda: torch.mm(a, b, out=out), device)
+
+
+def seconds_per_call(work: Callable[[], Any], device: str) -> float:
+    """Median seconds of a call, the device's queue waited for at the ends of a round only."""
+    calls = 1
+    while (took_s := _round_s(work, calls, device)) < ROUND_S:  # warms up meanwhile
+        calls = max(2 * calls, round(calls * ROUND_S / max(took_s, 1e-6)))
+    return median(_round_s(work, calls, device) / calls for _ in range(ROUNDS))
+
+
+def _round_s(work: Callable[[], Any], calls: int, device: str) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _queue_s(work: Callable[[], Any], device: str, calls: int = 500) -> float:
+    """Median seconds for the CPU to queue a call, the device not waited for."""
+    rounds = []
+    for _ in range(ROUNDS + 1):
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(calls):
+            work()
+        rounds.append((time.perf_counter() - started) / calls)
+    return median(rounds[1:])
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)

@@ -1,0 +1,47 @@
+"""What a device can do at most."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from qvl_lab.probe import ceilings
+from qvl_lab.probe.ceilings import measure_ceilings, seconds_per_call
+
+
+def test_a_call_is_timed_over_rounds_long_enough(monkeypatch):
+    clock = count()  # a second passes between two looks at it, however much was done
+    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: float(next(clock)))
+    assert seconds_per_call(lambda: None, "cpu") == 1.0
+
+    now = {"s": 0.0, "calls": 0}
+    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: now["s"])
+
+    def work():
+        now["s"] += 0.004
+        now["calls"] += 1
+
+    assert seconds_per_call(work, "cpu") == pytest.approx(0.004)
+    assert now["calls"] >= 5 * 25  # five rounds of a tenth of a second
+
+
+def test_ceilings_of_this_cpu_are_within_reason():
+    found = measure_ceilings("cpu")
+    assert set(found["flops_per_s"]) == {"fp32", "bf16"}
+    assert all(1e9 < rate < 1e14 for rate in found["flops_per_s"].values())
+    assert 1e8 < found["bytes_per_s"] < 1e12
+    assert 1e-8 < found["launch_s"] < 1e-3
+    assert found["device"] == "CPU"
+
+
+@pytest.mark.gpu
+def test_a_gpu_reaches_half_of_its_data_sheet():
+    from qvl_lab.hardware import find_gpu, gpu_name
+
+    gpu = find_gpu(gpu_name())
+    if gpu is None:
+        pytest.skip("this GPU is not in the table")
+    found = measure_ceilings("cuda")
+    assert 0.5 < found["flops_per_s"]["bf16"] / (gpu.bf16_tflops * 1e12) < 1.05
+    assert 0.5 < found["bytes_per_s"] / (gpu.bandwidth_gb_s * 1e9) < 1.05
