@@ -19,6 +19,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 
+#: Stages whose events a recorder holds before it looks for an idle moment to read them.
+MOST_EVENTS = 4096
+
+
 class Listener(Protocol):
     """Hears every mark made while it is subscribed."""
 
@@ -132,7 +136,8 @@ class Recorder:
     """Notes marks and resolves them to spans on one clock.
 
     The first GPU mark after a pause anchors CUDA event times to the CPU clock: the stream is idle
-    then, so the event happens when it is queued.
+    then, so the event happens when it is queued. A recorder that listens for long reads its
+    events whenever it finds the stream idle, so that they don't pile up.
 
     Parameters
     ----------
@@ -148,8 +153,11 @@ class Recorder:
         self._cuda, self._clock = cuda, clock
         self._open: list[_Open] = []
         self._closed: list[tuple[_Open, _Point]] = []
+        self._resolved: list[Span] = []
 
     def begin(self, name: str, gpu: bool, **amounts: int) -> None:
+        if len(self._closed) >= MOST_EVENTS and not self._open and self._idle():
+            self._resolve()
         path = f"{self._open[-1].path}/{name}" if self._open else name
         self._open.append(_Open(name, path, self._now(gpu), amounts))
 
@@ -164,13 +172,27 @@ class Recorder:
 
     def spans(self) -> list[Span]:
         """Closed spans so far, then forget them. Call when the device is idle."""
-        closed, self._closed = self._closed, []
+        self._resolve()
         self._open.clear()
+        spans, self._resolved = self._resolved, []
+        return spans
+
+    def forget(self) -> None:
+        """Drop what was noted, without asking the device about it."""
+        self._open.clear()
+        self._closed.clear()
+
+    def _idle(self) -> bool:
+        last = next((stop.event for _, stop in reversed(self._closed) if stop.event), None)
+        return last is None or bool(last.query())
+
+    def _resolve(self) -> None:
+        closed, self._closed = self._closed, []
         starts = [opened.start for opened, _ in closed if opened.start.event is not None]
         anchor = min(
             starts, default=None, key=lambda point: point.cpu_s
         )  # inner stages close first
-        return [
+        self._resolved += [
             Span(
                 opened.path,
                 _place(opened.start, anchor),
@@ -181,11 +203,6 @@ class Recorder:
             )
             for opened, stop in closed
         ]
-
-    def forget(self) -> None:
-        """Drop what was noted, without asking the device about it."""
-        self._open.clear()
-        self._closed.clear()
 
     def _now(self, gpu: bool) -> _Point:
         if not (gpu and self._cuda):

@@ -205,6 +205,9 @@ def stream(monkeypatch, clock):
         def record(self):
             self.at_s = max(stream.free_at_s, clock.now_s)
 
+        def query(self):
+            return self.at_s <= clock.now_s
+
         def elapsed_time(self, later):
             return 1000 * (later.at_s - self.at_s)  # milliseconds, as CUDA says them
 
@@ -268,3 +271,28 @@ def test_the_time_to_queue_gpu_work_is_told_apart(clock, stream):
         clock.wait(0.25)
     (span,) = recorder.spans()
     assert (span.duration_s, span.cpu_s) == (3.0, 0.25)
+
+
+def test_a_long_recording_reads_its_events_when_the_stream_is_idle(clock, stream, monkeypatch):
+    monkeypatch.setattr(stages, "MOST_EVENTS", 2)
+    recorder = Recorder(cuda=True, clock=clock)
+
+    def run(name):
+        with stage(name, gpu=True):
+            stream.work(1)
+
+    with listening(recorder):
+        run("a")
+        run("b")
+        run("c")  # the stream is busy: nothing is read yet
+        assert len(recorder._closed) == 3
+        clock.wait(10)
+        run("d")
+        assert [opened.path for opened, _ in recorder._closed] == ["d"]
+    assert times(recorder) == [
+        ("a", 100.0, 101.0),
+        ("b", 101.0, 102.0),
+        ("c", 102.0, 103.0),
+        ("d", 110.0, 111.0),
+    ]
+    assert recorder.spans() == []
