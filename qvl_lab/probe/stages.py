@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-
 #: Stages whose events a recorder holds before it looks for an idle moment to read them.
 MOST_EVENTS = 4096
 
@@ -102,6 +101,8 @@ class Span:
         When the CPU passed the marks; for GPU work, when it was queued.
     amounts : dict
         What went through: ``tokens``, ``bytes``.
+    on_gpu : bool
+        Whether CUDA events timed it.
     """
 
     path: str
@@ -110,6 +111,7 @@ class Span:
     cpu_start_s: float
     cpu_end_s: float
     amounts: dict[str, int] = field(default_factory=dict)
+    on_gpu: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -200,6 +202,7 @@ class Recorder:
                 opened.start.cpu_s,
                 stop.cpu_s,
                 opened.amounts,
+                opened.start.event is not None,
             )
             for opened, stop in closed
         ]
