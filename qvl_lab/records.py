@@ -29,6 +29,16 @@ STAGES = (
     "decode",
     "detokenize",
 )
+#: Stages within those, by path, as far as the engine marks them.
+PARTS = (
+    "vision/patch_embed",
+    "vision/merger",
+    "prefill/layers",
+    "prefill/lm_head",
+    "decode/layers",
+    "decode/lm_head",
+    "decode/sampling",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

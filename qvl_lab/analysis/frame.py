@@ -13,7 +13,7 @@ from qvl_lab.analysis.intervals import interval
 from qvl_lab.analysis.quality import TaskScores
 from qvl_lab.analysis.stats import Estimate, estimate
 from qvl_lab.config import BY_TASK, digest
-from qvl_lab.records import STAGES, Run, environment_key
+from qvl_lab.records import PARTS, STAGES, Run, environment_key
 
 #: Columns that say what was run; a sweep's axes are those that vary.
 SETTINGS = (
@@ -44,10 +44,11 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
     DataFrame
         Settings; ``status`` and ``reason``; ``images_per_s``, ``s_per_100_images`` and
         ``ttft_s`` (median, ``_low`` and ``_high`` of the 95% interval over repeats);
-        ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``; peak bytes as
-        ``peak_NAME_bytes``; ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``;
-        ``load_s``, ``warmup_s``; workload and environment columns; ``environment`` names the
-        environment as a whole; the columns of :func:`quality_columns`. Unknown is NaN or None.
+        ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``, and of each
+        stage within a stage as :func:`part_column`; peak bytes as ``peak_NAME_bytes``;
+        ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``; ``load_s``,
+        ``warmup_s``; workload and environment columns; ``environment`` names the environment as
+        a whole; the columns of :func:`quality_columns`. Unknown is NaN or None.
     """
     return pd.DataFrame([_row(run) for run in runs])
 
@@ -135,7 +136,15 @@ def _stages(run: Run) -> dict[str, float | None]:
     for name in (*STAGES, "other"):
         values = [r.stages_s.get(name, 0.0) / r.answered for r in done]
         row[f"stage_{name}_s"] = median(values) if values else None
+    for path in PARTS:
+        known = [r.parts_s[path] / r.answered for r in done if path in r.parts_s]
+        row[part_column(path)] = median(known) if known else None
     return row
+
+
+def part_column(path: str) -> str:
+    """The column of a stage within a stage: "part_vision_merger_s"."""
+    return f"part_{path.replace('/', '_')}_s"
 
 
 def _energy(run: Run) -> float | None:

@@ -30,7 +30,16 @@ from qvl_lab.errors import (
     NumericalError,
     QvlError,
 )
-from qvl_lab.probe.stages import Recorder, Total, end, listening, outermost, stage, totals
+from qvl_lab.probe.stages import (
+    Recorder,
+    Total,
+    end,
+    listening,
+    outermost,
+    stage,
+    stage_table,
+    totals,
+)
 from qvl_lab.records import Work
 from qvl_lab.workload import ImageLike, Item, decode_image, image_size, read_bytes
 
@@ -119,30 +128,8 @@ class Generation(Sequence[Answer]):
         return {path: t.seconds for path, t in self.totals.items() if not outermost(path)}
 
     def stages(self) -> pd.DataFrame:
-        """One row per stage, and below it one per stage within, indented in ``path``.
-
-        ``path``; ``calls``; ``seconds`` of work, ``share`` of the wall time; ``cpu_s`` that the
-        CPU took, on a GPU to queue it; ``tokens``, ``bytes`` through it, where known.
-        """
-        import pandas as pd
-
-        rows = [
-            {
-                "path": path,
-                "calls": total.calls,
-                "seconds": total.seconds,
-                "share": total.seconds / self.wall_s if self.wall_s else float("nan"),
-                "cpu_s": total.cpu_s,
-                **{unit: total.amounts.get(unit) for unit in ("tokens", "bytes")},
-            }
-            for path, total in sorted(self.totals.items(), key=lambda at: self._place(at[0]))
-        ]
-        other = {"path": "other", "seconds": self.stages_s["other"]}
-        return pd.DataFrame([*rows, other])
-
-    def _place(self, path: str) -> tuple[int, str]:
-        """Outer stages in the order in which they came, each before what is within."""
-        return list(self.stages_s).index(path.split("/")[0]), path
+        """Where the time went; see :func:`qvl_lab.probe.stages.stage_table`."""
+        return stage_table(self.totals, self.wall_s)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Stages whose events a recorder holds before it looks for an idle moment to read them.
 MOST_EVENTS = 4096
@@ -246,6 +249,35 @@ def totals(spans: Iterable[Span], into: dict[str, Total] | None = None) -> dict[
     for span in spans:
         sums.setdefault(span.path, Total()).add(span)
     return sums
+
+
+def stage_table(sums: Mapping[str, Total], wall_s: float) -> pd.DataFrame:
+    """Totals as a table: one row per stage, below it one per stage within, "other" last.
+
+    ``path``; ``calls``; ``seconds`` of work; ``share`` of ``wall_s``; ``cpu_s`` that the CPU took,
+    on a GPU to queue it; ``tokens`` and ``bytes`` through it, NaN where not said. The outer stages
+    and "other", which no stage covers, sum to ``wall_s``.
+    """
+    import pandas as pd
+
+    order = [path for path in sums if outermost(path)]
+    rows = [
+        {
+            "path": path,
+            "calls": total.calls,
+            "seconds": total.seconds,
+            "cpu_s": total.cpu_s,
+            **{unit: total.amounts.get(unit) for unit in ("tokens", "bytes")},
+        }
+        for path, total in sorted(
+            sums.items(), key=lambda at: (order.index(at[0].split("/")[0]), at[0])
+        )
+    ]
+    other_s = max(0.0, wall_s - sum(sums[path].seconds for path in order))
+    columns = ["path", "calls", "seconds", "share", "cpu_s", "tokens", "bytes"]
+    table = pd.DataFrame([*rows, {"path": "other", "seconds": other_s}], columns=columns)
+    table["share"] = table["seconds"] / wall_s if wall_s else float("nan")
+    return table
 
 
 def outermost(path: str) -> bool:

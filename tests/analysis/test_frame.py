@@ -65,6 +65,13 @@ def test_stages_are_medians_per_image_and_zero_if_a_measured_run_lacks_one(row):
     assert {f"stage_{name}_s" for name in STAGES} < set(row.index)
 
 
+def test_parts_of_stages_are_medians_over_the_repeats_that_know_them(make_run, make_repeat):
+    parts = [{"vision/merger": 1.0}, {}, {"vision/merger": 4.0}]
+    row = frame([make_run([make_repeat(9.0, 10, parts_s=found) for found in parts])]).iloc[0]
+    assert row["part_vision_merger_s"] == 0.25  # of 0.1, 0.4
+    assert row["part_decode_lm_head_s"] is None
+
+
 def test_tokens_are_per_answered_image(row):
     assert row["prompt_tokens_per_image"] == 30
     assert row["visual_tokens_per_image"] == 20

@@ -17,6 +17,7 @@ from qvl_lab.probe.stages import (
     listening,
     outermost,
     stage,
+    stage_table,
     totals,
 )
 
@@ -185,6 +186,25 @@ def test_totals_sum_by_path_in_order_of_appearance():
     assert totals([Span("a", 3, 4, 3, 4)], into=sums) is sums
     assert sums["a"] == Total(calls=2, seconds=3, cpu_s=3)
     assert totals([]) == {}
+
+
+def test_the_table_sums_to_the_wall_time_and_puts_parts_below_their_stage():
+    sums = totals(
+        [
+            Span("b/x", 1, 2, 1, 2),
+            Span("b", 0, 3, 0, 2.5, {"tokens": 6}),
+            Span("a", 3, 4, 3, 4, {"bytes": 8}),
+        ]
+    )
+    table = stage_table(sums, wall_s=5.0)
+    assert table["path"].tolist() == ["b", "b/x", "a", "other"]
+    assert table["seconds"].tolist() == [3, 1, 1, 1]
+    assert table["share"].tolist() == [0.6, 0.2, 0.2, 0.2]
+    assert table["calls"].tolist()[:3] == [1, 1, 1]
+    assert table.at[0, "cpu_s"] == 2.5
+    assert (table.at[0, "tokens"], table.at[2, "bytes"]) == (6, 8)
+    assert table[["tokens", "bytes"]].isna().sum().tolist() == [3, 3]
+    assert stage_table({}, 2.0)["seconds"].tolist() == [2.0]
 
 
 # ---- GPU stages, on a stream that works after the CPU has queued ----
