@@ -260,7 +260,7 @@ def stage_table(sums: Mapping[str, Total], wall_s: float) -> pd.DataFrame:
     """
     import pandas as pd
 
-    order = [path for path in sums if outermost(path)]
+    order = list(dict.fromkeys(path.split("/")[0] for path in sums))
     rows = [
         {
             "path": path,
@@ -273,7 +273,7 @@ def stage_table(sums: Mapping[str, Total], wall_s: float) -> pd.DataFrame:
             sums.items(), key=lambda at: (order.index(at[0].split("/")[0]), at[0])
         )
     ]
-    other_s = max(0.0, wall_s - sum(sums[path].seconds for path in order))
+    other_s = max(0.0, wall_s - sum(sums[path].seconds for path in order if path in sums))
     columns = ["path", "calls", "seconds", "share", "cpu_s", "tokens", "bytes"]
     table = pd.DataFrame([*rows, {"path": "other", "seconds": other_s}], columns=columns)
     table["share"] = table["seconds"] / wall_s if wall_s else float("nan")

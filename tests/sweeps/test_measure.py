@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from qvl_lab.analysis.architecture import Architecture
 from qvl_lab.analysis.quality import TaskScores, score
 from qvl_lab.config import Config
+from qvl_lab.engine.model import parameter_count
 from qvl_lab.engine.stock import Lab
 from qvl_lab.errors import ModelError
-from qvl_lab.records import STAGES, Run
+from qvl_lab.records import PARTS, STAGES, Run, Work
 from qvl_lab.sweeps import executors
 from qvl_lab.sweeps.measure import Job, Plan, measure, remember
 from qvl_lab.workload import Item, Workload, load_workload
@@ -80,6 +82,20 @@ def test_a_run_keeps_every_repeat_and_its_counts(lab, job):
         assert len(repeat.batch_s) == 2
         assert set(repeat.stages_s) == {*STAGES, "other"}
         assert sum(repeat.stages_s.values()) == pytest.approx(repeat.wall_s, rel=0.02)
+        assert set(repeat.parts_s) == set(PARTS)
+        work = Work(**repeat.work)
+        assert (work.images, work.batches) == (8, 2)
+        assert work.patches == 4 * repeat.visual_tokens
+        assert (work.prompt_tokens, work.decode_rows) == (repeat.prompt_tokens, 8 * 2)
+    sizes = Architecture.from_dict(run.architecture)
+    assert sum(sizes.parameters().values()) == parameter_count(lab.loaded.model)
+
+
+def test_a_run_of_an_unknown_family_has_no_architecture(lab, job, monkeypatch):
+    config = lab.loaded.model.config
+    monkeypatch.setattr(type(config), "to_dict", lambda _: {"model_type": "qwen9_vl"})
+    run = measure(job(), lambda _: lab)
+    assert (run.status, run.architecture) == ("ok", {})
 
 
 def test_a_run_says_what_was_run_and_on_what(lab, job):
