@@ -133,15 +133,19 @@ def run(
     from qvl_lab.workload import load_workload
 
     metrics = own_metrics(_pairs("--metric", metric))
-    settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
-    settings |= {"revision": revision, "batch_size": batch_size, "resolution": resolution}
-    settings |= {"max_new_tokens": max_new_tokens}
-    settings |= {name: _values(text)[0] for name, text in _pairs("--set", set_).items()}
-    if task_resolution:
-        settings["task_resolutions"] = _pairs("--task-resolution", task_resolution)
-    config = Config().replace(**settings)
-    if task_resolution and config.images.resolution != BY_TASK:
-        raise ConfigError("--task-resolution needs --resolution by_task")
+    config = _config(
+        {
+            "model": model,
+            "precision": precision,
+            "device": device,
+            "revision": revision,
+            "batch_size": batch_size,
+            "resolution": resolution,
+            "max_new_tokens": max_new_tokens,
+        },
+        set_,
+        task_resolution,
+    )
     workload = load_workload(source, question=question, task=task).sample(limit)
     price = _price(gpu, provider) if gpu else None
     if workload.ignored:
@@ -177,6 +181,61 @@ def run(
     _summarise(summary, as_json=as_json)
     if failures:
         raise typer.Exit(SOME_FAILED)
+
+
+@app.command(epilog="Example: qvl-lab profile mixed --batch-size 8 --resolution 512 --out profile/")
+def profile(
+    source: Annotated[str, typer.Argument(help="As for run.")] = "mixed",
+    model: Model = "tiny",
+    precision: Precision = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    question: Question = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    resolution: Annotated[
+        str, typer.Option(help="native, by_task, or a side: 512 keeps at most 512 x 512 pixels.")
+    ] = "native",
+    task_resolution: TaskSide = None,
+    max_new_tokens: Tokens = 16,
+    set_: SetOption = None,
+    batches: Annotated[int, typer.Option(min=1, help="Profile so many batches.")] = 2,
+    kernels: Annotated[bool, typer.Option(help="Record operators and kernels.")] = True,
+    snapshot: Annotated[
+        bool, typer.Option(help="Also write a memory snapshot for PyTorch's viewer; CUDA only.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for tables and traces.")] = Path("profile"),
+    quiet: Quiet = False,
+) -> None:
+    """Say where the time and the memory of a few batches go, after one that warms up.
+
+    The stage table goes to standard output. The folder gets each table as CSV, a trace for
+    Perfetto and one for TensorBoard (tensorboard --logdir FOLDER/tensorboard).
+    """
+    from contextlib import nullcontext
+
+    from qvl_lab.engine.profiling import profile as profiled
+    from qvl_lab.engine.stock import load
+    from qvl_lab.probe import vram
+    from qvl_lab.workload import load_workload
+
+    settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
+    settings |= {"revision": revision, "batch_size": batch_size, "resolution": resolution}
+    settings |= {"max_new_tokens": max_new_tokens}
+    config = _config(settings, set_, task_resolution)
+    items = load_workload(source, question=question).sample(batches * batch_size).items
+    lab = load(config.model)
+    lab.run(items, config.engine, config.images, max_batches=1)
+    out.mkdir(parents=True, exist_ok=True)
+    kept = vram.snapshot(out / "memory.pickle") if snapshot else nullcontext()
+    with kept, profiled(lab, kernels=kernels, overhead=not snapshot) as found:
+        lab.run(items, config.engine, config.images, progress=not quiet)
+    print(found)
+    for name in found.TABLES:
+        getattr(found, name).to_csv(out / f"{name}.csv", index=False)
+    if kernels:
+        found.chrome(out / "trace.json.gz")
+        found.tensorboard(out / "tensorboard", worker="qvl-lab")
+    _note(f"tables and traces: {out}")
 
 
 @app.command(
@@ -432,6 +491,18 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
             raise ConfigError(f"{option} takes NAME=VALUE, not {text!r}")
         pairs[name] = value
     return pairs
+
+
+def _config(
+    settings: dict[str, Any], set_: list[str] | None, task_resolution: list[str] | None
+) -> Config:
+    settings |= {name: _values(text)[0] for name, text in _pairs("--set", set_).items()}
+    if task_resolution:
+        settings["task_resolutions"] = _pairs("--task-resolution", task_resolution)
+    config = Config().replace(**settings)
+    if task_resolution and config.images.resolution != BY_TASK:
+        raise ConfigError("--task-resolution needs --resolution by_task")
+    return config
 
 
 def _number(option: str, text: str) -> float:

@@ -155,10 +155,15 @@ class Lab:
     ----------
     loaded : Loaded
         Model, tokenizer, image processor, resolved spec.
+    used : bool
+        Whether it has answered anything yet.
+    heard : callable or None
+        Hears (items, engine, policy, generation) of every finished :meth:`run`.
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        self.loaded = loaded
+        self.loaded, self.used = loaded, False
+        self.heard: Callable[..., object] | None = None
         added = loaded.tokenizer.added_tokens_decoder.values()
         self._reserved = [str(token) for token in added if token.special]
 
@@ -252,6 +257,9 @@ class Lab:
                     break
         result.wall_s = time.perf_counter() - started
         result.answers = [answer for answer in answers if answer is not None]
+        self.used = True
+        if self.heard:
+            self.heard(list(items), engine, policy, result)
         return result
 
     def _stream(

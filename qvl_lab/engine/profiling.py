@@ -1,0 +1,212 @@
+"""``with profile(lab) as p: lab.generate_batch(...)``: where the time and the memory went.
+
+Listeners hear the stage marks: a recorder for the table, ranges for the trace, a memory timeline;
+a thread samples the device. After the block the same calls run once more without any of them, and
+the difference is the profile's own overhead.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.engine.stock import Generation, Lab
+from qvl_lab.probe import trace
+from qvl_lab.probe.idle import idle
+from qvl_lab.probe.power import Sampler
+from qvl_lab.probe.stages import Recorder, Span, listening, outermost, stage_table, totals
+from qvl_lab.probe.vram import Timeline
+from qvl_lab.records import Work
+from qvl_lab.workload import Item
+
+
+class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
+    """Profile the calls of a lab in a block; the tables are there when it has ended.
+
+    If the block raises, everything is taken off again and the tables hold what was seen.
+
+    Parameters
+    ----------
+    lab : Lab
+        Its calls in the block are profiled.
+    kernels : bool
+        Record operators and kernels with torch.profiler. Without, only the stages, memory and
+        power are read, which costs next to nothing.
+    overhead : bool
+        Repeat the calls of the block without the profile, to know what it cost.
+    interval_s : float
+        Pause between samples of the device.
+    options
+        As :class:`qvl_lab.probe.trace.Recording`: ``shapes``, ``memory``, ``modules``, ``nvtx``,
+        ``max_events``, ``max_bytes``.
+
+    Attributes
+    ----------
+    stages : DataFrame
+        Where the time went; see :func:`qvl_lab.probe.stages.stage_table`.
+    spans : DataFrame
+        Each stage as it came: ``path``, ``start_s`` and ``end_s`` from the start of the block,
+        ``cpu_s``.
+    pauses : DataFrame
+        When the GPU had nothing to do between stages; see :func:`qvl_lab.probe.idle.idle`.
+    operators, kernels, overlap, gaps : DataFrame
+        Of the trace; see :mod:`qvl_lab.probe.trace`. Empty without ``kernels``.
+    vram : DataFrame
+        Memory by stage; see :class:`qvl_lab.probe.vram.Timeline`.
+    power : DataFrame
+        Samples of the device; see :class:`qvl_lab.probe.power.Sampler`; with ``stage``.
+    work : Work
+        How much there was to compute.
+    wall_s, profiled_s, plain_s : float
+        Seconds of the block; of the lab's calls in it; of the same calls without the profile, or
+        None if they were not repeated.
+    notes : list of str
+        What is unknown, and why.
+    """
+
+    #: The attributes that are tables.
+    TABLES = (
+        "stages",
+        "spans",
+        "pauses",
+        "operators",
+        "kernels",
+        "overlap",
+        "gaps",
+        "vram",
+        "power",
+    )
+
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        kernels: bool = True,
+        overhead: bool = True,
+        interval_s: float = 0.02,
+        **options: Any,
+    ) -> None:
+        self._lab, self._device = lab, lab.spec.device
+        self._repeat = overhead
+        self._recorder = Recorder(cuda=self._device.startswith("cuda"))
+        self._timeline = Timeline(self._device)
+        self._sampler = Sampler(_gpu_index(self._device), interval_s, detail=True)
+        self._recording = trace.Recording(device=self._device, **options) if kernels else None
+        self._calls: list[tuple[tuple[list[Item], EngineSpec, ImagePolicy], Generation]] = []
+        self._first = not lab.used
+        self.plain_s: float | None = None
+        self.notes: list[str] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._lab.heard = lambda *call: self._calls.append((call[:3], call[3]))
+            stack.callback(setattr, self._lab, "heard", None)
+            if self._recording:
+                stack.enter_context(self._recording)
+            stack.enter_context(self._sampler)
+            stack.enter_context(listening(self._timeline))
+            stack.enter_context(listening(self._recorder))
+            self._started = time.perf_counter()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.wall_s = time.perf_counter() - self._started
+        self._stack.close()
+        self._read()
+        if self._repeat and self._calls and error is None:
+            plain = [self._lab.run(*call).wall_s for call, _ in self._calls]
+            self.plain_s = sum(plain)
+        self._explain()
+
+    @property
+    def overhead(self) -> float | None:
+        """How much longer the calls took under the profile, as a share; None if not measured."""
+        return None if self.plain_s is None else self.profiled_s / self.plain_s - 1
+
+    @property
+    def trace(self) -> trace.Trace:
+        """The recorded trace.
+
+        Raises
+        ------
+        ConfigError
+            The block has not ended, or kernels were not recorded.
+        """
+        return (self._recording or trace.Recording()).trace
+
+    def tensorboard(self, folder: str | Path, **options: Any) -> Path:
+        """Write the trace for TensorBoard; see :func:`qvl_lab.probe.trace.tensorboard`."""
+        return trace.tensorboard(self.trace, folder, **options)
+
+    def chrome(self, path: str | Path) -> Path:
+        """Write the trace for Perfetto or chrome://tracing."""
+        return trace.chrome(self.trace, path)
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "stages"):
+            return "<profile: the block has not ended>"
+        cost = "unknown" if self.overhead is None else f"{self.overhead:+.1%}"
+        lines = [self.stages.to_string(index=False, na_rep=""), f"overhead of the profile: {cost}"]
+        return "\n".join([*lines, *self.notes])
+
+    def _read(self) -> None:
+        spans = self._recorder.spans()
+        self.profiled_s = sum(done.wall_s for _, done in self._calls)
+        self.work = sum((done.work for _, done in self._calls), Work())
+        self.stages = stage_table(totals(spans), self.wall_s)
+        self.spans = _spans(spans, self._started)
+        self.pauses = idle(spans)
+        self.vram = self._timeline.frame()
+        self.power = _with_stages(self._sampler.frame(), spans)
+        seen = self._recording.trace if self._recording else {"traceEvents": []}
+        events = trace.parse(seen)
+        self.operators, self.kernels = trace.operators(events), trace.kernels(events)
+        self.overlap, self.gaps = trace.overlap(events), trace.gaps(events)
+
+    def _explain(self) -> None:
+        if not self._device.startswith("cuda"):
+            self.notes.append(
+                "no GPU: kernels, pauses, utilisation and allocated memory are unknown"
+            )
+        elif self.power["gpu_utilisation"].isna().all():
+            self.notes.append("NVML does not answer: utilisation, power and clocks are unknown")
+        if self._first:
+            self.notes.append(
+                "these were the lab's first calls: they include what only first calls do; "
+                "run a batch before profiling"
+            )
+
+
+def _gpu_index(device: str) -> int | None:
+    return int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
+
+
+def _spans(spans: list[Span], started_s: float) -> pd.DataFrame:
+    rows = [(s.path, s.start_s - started_s, s.end_s - started_s, s.cpu_s) for s in spans]
+    frame = pd.DataFrame(rows, columns=["path", "start_s", "end_s", "cpu_s"])
+    return frame.sort_values("start_s", ignore_index=True)
+
+
+def _with_stages(samples: pd.DataFrame, spans: list[Span]) -> pd.DataFrame:
+    """Samples with the outermost ``stage`` that was under way, "" between stages."""
+    outer = sorted((s for s in spans if outermost(s.path)), key=lambda span: span.start_s)
+    starts = np.array([span.start_s for span in outer])
+    at = np.searchsorted(starts, samples["time_s"], "right") - 1
+    stages = [
+        outer[i].path if i >= 0 and moment <= outer[i].end_s else ""
+        for i, moment in zip(at, samples["time_s"], strict=True)
+    ]
+    return samples.assign(stage=stages)
