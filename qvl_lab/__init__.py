@@ -24,10 +24,12 @@ _HOME = {
     "propose_resolutions": "qvl_lab.analysis.tradeoffs",
     "plots": "qvl_lab.show",
     "price": "qvl_lab.analysis.cost",
+    "profile": "qvl_lab.engine.profiling",
     "recommend": "qvl_lab.analysis.recommend",
     "report": "qvl_lab.show.report",
     "sweep": "qvl_lab.sweeps",
     "visual_tokens": "qvl_lab.engine.images",
+    "watch": "qvl_lab.show.live",
 }
 
 __all__ = [
@@ -44,11 +46,13 @@ __all__ = [
     "load_workload",
     "plots",
     "price",
+    "profile",
     "propose_resolutions",
     "recommend",
     "report",
     "sweep",
     "visual_tokens",
+    "watch",
 ]
 
 if TYPE_CHECKING:
@@ -57,14 +61,23 @@ if TYPE_CHECKING:
     from qvl_lab.analysis.tradeoffs import propose_resolutions
     from qvl_lab.config import Config, EngineSpec, ImagePolicy, ModelSpec, SweepSpec
     from qvl_lab.engine.images import visual_tokens
+    from qvl_lab.engine.profiling import profile
     from qvl_lab.engine.stock import load
     from qvl_lab.errors import QvlError
     from qvl_lab.records import Run
     from qvl_lab.show import plots
+    from qvl_lab.show.live import watch
     from qvl_lab.show.report import report
     from qvl_lab.sweeps import sweep
     from qvl_lab.sweeps.store import Runs
     from qvl_lab.workload import load_workload
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """``%load_ext qvl_lab`` calls this; it brings the cell magic ``%%qvl``."""
+    from qvl_lab.show.magic import register
+
+    register(ipython)
 
 
 def __getattr__(name: str) -> Any:

@@ -359,6 +359,9 @@ def report(
     ] = None,
     max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
     max_ttft_s: Annotated[float | None, typer.Option(help="Limit on time to first token.")] = None,
+    ceilings: Annotated[
+        Path | None, typer.Option(help="What the device can do at most, of doctor --ceilings.")
+    ] = None,
     lang: Annotated[str, typer.Option(help="en or zh.")] = "en",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -392,6 +395,7 @@ def report(
         min_quality=min_quality,
         max_vram_gib=max_vram_gib,
         max_ttft_s=max_ttft_s,
+        ceilings=ceilings,
         lang=lang,
     )
     names = {name: str(path) for name, path in asdict(files).items()}
@@ -420,12 +424,24 @@ def prices(
         print(f"1 {rate.base} = {rate.rate:g} {rate.quote} ({rate.date}, {rate.source})")
 
 
-@app.command(epilog="Example: qvl-lab doctor --json")
-def doctor(as_json: AsJson = False) -> None:
+@app.command(epilog="Examples: qvl-lab doctor --json; qvl-lab doctor --ceilings ceilings.json")
+def doctor(
+    as_json: AsJson = False,
+    ceilings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also measure what the device does at most, and write it to this file, which "
+            "'qvl-lab report --ceilings' reads."
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
     """Say what this machine can do, and what is missing with how to get it."""
     from qvl_lab.show.doctor import checks
 
     found = checks()
+    if ceilings:
+        found.append(_measured(ceilings, device))
     if as_json:
         print(json.dumps([asdict(check) for check in found], ensure_ascii=False))
     else:
@@ -503,6 +519,23 @@ def _config(
     if task_resolution and config.images.resolution != BY_TASK:
         raise ConfigError("--task-resolution needs --resolution by_task")
     return config
+
+
+def _measured(path: Path, device: str) -> Any:
+    """Measure the ceilings of a device and write them."""
+    from qvl_lab.config import ModelSpec
+    from qvl_lab.engine.model import resolve
+    from qvl_lab.probe.ceilings import measure_ceilings, save_ceilings
+    from qvl_lab.show.doctor import Check
+
+    found = measure_ceilings(resolve(ModelSpec(device=device)).device)
+    save_ceilings(found, path)
+    rates = ", ".join(
+        f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in found["flops_per_s"].items()
+    )
+    bandwidth = f"{found['bytes_per_s'] / 1e9:.3g} GB/s"
+    launch = f"{1e6 * found['launch_s']:.2g} us a launch"
+    return Check("ceilings", True, f"{found['device']}: {rates}, {bandwidth}, {launch}; {path}")
 
 
 def _number(option: str, text: str) -> float:

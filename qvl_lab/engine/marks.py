@@ -111,6 +111,10 @@ def marks(model: Any, *, steps: bool = True, **amounts: dict[str, int]) -> Itera
         around(model.lm_head, "lm_head")
     try:
         yield
+    except BaseException:
+        for name in ("vision", "prefill", "decode"):  # what comes next is not part of them
+            end(name)
+        raise
     finally:
         for handle in handles:
             handle.remove()

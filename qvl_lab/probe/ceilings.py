@@ -6,10 +6,14 @@ and a large copy are what the best program can come near to.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
+
+from qvl_lab.errors import InputError
 
 ROUNDS, ROUND_S = 5, 0.1
 
@@ -26,8 +30,8 @@ class MeasuredCeilings(TypedDict):
 def measure_ceilings(device: str = "cpu") -> MeasuredCeilings:
     """Measure a device: seconds on a GPU, about ten on a CPU. Needs up to 3 GiB free on a GPU.
 
-    Each figure is the median of five rounds of at least 0.1 s after a warm-up, on random data:
-    zeros run faster than what anybody computes.
+    Each figure is the best of five rounds of at least 0.1 s after a warm-up, on random data: zeros
+    run faster than what anybody computes.
 
     Parameters
     ----------
@@ -55,6 +59,39 @@ def measure_ceilings(device: str = "cpu") -> MeasuredCeilings:
     }
 
 
+def save_ceilings(found: MeasuredCeilings, path: str | Path) -> None:
+    """Write them as JSON, for :func:`read_ceilings`."""
+    Path(path).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def read_ceilings(path: str | Path) -> MeasuredCeilings:
+    """Read what :func:`save_ceilings` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or holds anything else.
+    """
+    how = "make it with 'qvl-lab doctor --ceilings FILE'"
+    try:
+        found = json.loads(Path(path).read_bytes())
+        rates = {str(name): float(rate) for name, rate in found["flops_per_s"].items()}
+        values = [float(found[name]) for name in ("bytes_per_s", "launch_s")]
+        device = str(found["device"])
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}; {how}") from e
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise InputError(f"{path} holds no ceilings ({type(e).__name__}: {e}); {how}") from e
+    if not all(0 < value < float("inf") for value in (*rates.values(), *values)):
+        raise InputError(f"{path}: a ceiling must be a number above 0; {how}")
+    return {
+        "device": device,
+        "flops_per_s": rates,
+        "bytes_per_s": values[0],
+        "launch_s": values[1],
+    }
+
+
 def _product_s(side: int, dtype: Any, device: str) -> float:
     import torch
 
@@ -64,11 +101,11 @@ def _product_s(side: int, dtype: Any, device: str) -> float:
 
 
 def seconds_per_call(work: Callable[[], Any], device: str) -> float:
-    """Median seconds of a call, the device's queue waited for at the ends of a round only."""
+    """Least seconds of a call, the device's queue waited for at the ends of a round only."""
     calls = 1
     while (took_s := _round_s(work, calls, device)) < ROUND_S:  # warms up meanwhile
         calls = max(2 * calls, round(calls * ROUND_S / max(took_s, 1e-6)))
-    return median(_round_s(work, calls, device) / calls for _ in range(ROUNDS))
+    return min(_round_s(work, calls, device) for _ in range(ROUNDS)) / calls
 
 
 def _round_s(work: Callable[[], Any], calls: int, device: str) -> float:

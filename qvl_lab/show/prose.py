@@ -199,6 +199,112 @@ PROSE: dict[str, tuple[str, str]] = {
         "waits for them.",
         "从编码图像字节到输出文本。GPU 阶段用设备事件计时，不引入额外等待。",
     ),
+    "limits_heading": ("Distance to the limit, and what to do first", "离极限多远，先做什么"),
+    "limits_note": (
+        "The least time of a stage is its FLOPs at the device's matrix rate or its bytes at its "
+        "bandwidth, whichever is longer ({source}).",
+        "某阶段的最短时间：按设备矩阵算力完成其运算量，或按带宽搬运其数据量，取较长者（{source}）。",
+    ),
+    "limits_of": ("**{name}**: {setting}", "**{name}**：{setting}"),
+    "limits_unknown": (
+        "What this device can do at most is not known: {source}.",
+        "尚不清楚该设备的上限：{source}。",
+    ),
+    "limits_older": (
+        "Not known for this run file: an older version measured it. Measure again to see how far "
+        "each stage is from the device's limit.",
+        "该结果文件由旧版本测得，无法计算；重新测量即可看到各阶段离设备极限多远。",
+    ),
+    "column_stage": ("stage", "阶段"),
+    "column_seconds": ("seconds", "秒"),
+    "column_share": ("share", "占比"),
+    "column_least": ("least time", "最短时间"),
+    "column_times": ("times the least", "倍数"),
+    "column_bound": ("held by", "受限于"),
+    "column_reached": ("reached", "达到"),
+    "column_if": ("images/s at the limit", "达到极限时的张/秒"),
+    "bound_compute": ("compute", "算力"),
+    "bound_memory": ("bandwidth", "带宽"),
+    "findings_none": (
+        "Nothing measured here points to a change that is worth saying.",
+        "从本次测量中看不出值得一提的改动。",
+    ),
+    "finding_gain": ("up to {percent} more images per second", "吞吐最多提高 {percent}"),
+    "finding_gain_times": ("up to {times}x the images per second", "吞吐最多可达 {times} 倍"),
+    "finding_preparing": (
+        "The GPU waits for {share} of the time while the CPU prepares images and text, most of it "
+        "for {stage} ({stage_share}). Prepare the next batch while the GPU computes this one.",
+        "GPU 有 {share} 的时间在等待 CPU 准备图像和文本，其中主要是{stage}（{stage_share}）。"
+        "应在 GPU 计算当前批次时准备下一批。",
+    ),
+    "finding_waiting_decode": (
+        "Decoding waits for kernel launches: {step_ms} ms a step against {least_ms} possible, and "
+        "a batch of {more} takes as long a step as this one of {rows}. Use CUDA graphs "
+        "(cache_implementation=static) or a larger batch.",
+        "生成阶段受限于 kernel 启动：每步 {step_ms} 毫秒，理论最短 {least_ms} 毫秒；"
+        "批大小 {more} 与 {rows} 的每步耗时相同。"
+        "可使用 CUDA graph（cache_implementation=static）或更大的批。",
+    ),
+    "finding_far_decode": (
+        "Decoding takes {step_ms} ms a step against {least_ms} possible, for a batch of {rows}. "
+        "Profile it, or measure a larger batch, to see what holds it.",
+        "生成阶段每步 {step_ms} 毫秒，理论最短 {least_ms} 毫秒（批大小 {rows}）。"
+        "可做一次剖析或测更大的批，以查明原因。",
+    ),
+    "finding_reading_weights": (
+        "Decoding reaches {bandwidth_share} of the bandwidth: every step reads all weights for "
+        "only {rows} answers. A larger batch shares the reading; 8-bit weights halve it.",
+        "生成阶段已用到带宽的 {bandwidth_share}：每步为 {rows} 个答案读取全部权重。"
+        "更大的批可以分摊读取；8 位权重可使其减半。",
+    ),
+    "finding_far_vision": (
+        "The vision encoder takes {times_slower}x the time of its FLOPs ({mfu} of the device's "
+        "rate). Packed attention and compiled blocks come nearer.",
+        "视觉编码耗时为其运算量所需的 {times_slower} 倍（达到算力的 {mfu}）。"
+        "打包注意力和编译可以更接近极限。",
+    ),
+    "finding_far_prefill": (
+        "The prefill takes {times_slower}x the time of its FLOPs ({mfu} of the device's rate). "
+        "Larger batches and compiled layers come nearer.",
+        "预填充耗时为其运算量所需的 {times_slower} 倍（达到算力的 {mfu}）。"
+        "更大的批和编译可以更接近极限。",
+    ),
+    "finding_slow_patch_embedding": (
+        "The patch embedding takes {share} of the vision encoder: a 3D convolution where a matrix "
+        "product does the same.",
+        "图块嵌入占视觉编码的 {share}：这里用了三维卷积，而矩阵乘法即可完成。",
+    ),
+    "finding_at_limit": (
+        "{stage}, {share} of the time, computes at {mfu} of the device's rate: only fewer pixels, "
+        "fewer tokens or a lower precision make it much faster.",
+        "{stage}占 {share} 的时间，已达到算力的 {mfu}："
+        "只有减少像素、token 或降低精度才能明显加快。",
+    ),
+    "finding_padding": (
+        "{padded} of the prompt tokens are padding: prompts of one batch differ in length.",
+        "提示词中有 {padded} 是填充：同一批中的提示词长度不同。",
+    ),
+    "finding_fp32": (
+        "{precision} was measured with the same settings, and is faster than fp32.",
+        "同样配置下已实测 {precision}，比 fp32 快。",
+    ),
+    "finding_larger_batch": (
+        "Batch {more} was measured with the same settings, and is faster than batch {rows}.",
+        "同样配置下已实测批大小 {more}，比 {rows} 快。",
+    ),
+    "finding_idle": (
+        "The driver saw a kernel running for {busy} of the time; the article holds 70-90%.",
+        "驱动统计的 GPU 利用率为 {busy}；原文保持在 70–90%。",
+    ),
+    "finding_throttled": (
+        "The clocks were slowed for {share} of the time: {reason}.",
+        "有 {share} 的时间时钟被降低：{reason}。",
+    ),
+    "finding_pausing": (
+        "Between stages the GPU had nothing to do for {share} of the time, most of it during "
+        "{stage} on the CPU.",
+        "各阶段之间 GPU 有 {share} 的时间空闲，主要发生在 CPU 进行{stage}时。",
+    ),
     "article_heading": ("Beside the article", "与原文对照"),
     "article_note": (
         "The article behind this project reports ¥50 (62 minutes, one by one) against ¥8 (10 "

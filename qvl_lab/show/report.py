@@ -97,6 +97,7 @@ def default_sweep(
     batches, precisions = [size for size in (1, 4, 8) if size <= most], ["fp32", "bf16"]
     fixed: dict[str, Any] = {"model": model, "workload": workload, "items": items, "out": out}
     fixed |= {"max_new_tokens": 40, "progress": progress, "timed_items": batches[-1]}
+    device_ceilings(Path(out))
     runs = sweep(
         **fixed,
         batch_size=batches,
@@ -110,6 +111,17 @@ def default_sweep(
         fixed |= {"resolution": BY_TASK, "task_resolutions": tables}
         sweep(**fixed, batch_size=batches[-1:], precision=precisions)
     return Runs.load(out)
+
+
+def device_ceilings(runs: Path) -> None:
+    """Measure what this device can do at most, and leave it beside a run file."""
+    from qvl_lab.config import ModelSpec
+    from qvl_lab.engine.model import resolve
+    from qvl_lab.probe.ceilings import measure_ceilings, save_ceilings
+    from qvl_lab.show.review.distance import beside
+
+    runs.parent.mkdir(parents=True, exist_ok=True)
+    save_ceilings(measure_ceilings(resolve(ModelSpec()).device), beside(runs))
 
 
 def _proposed(runs: Runs) -> list[dict[str, int | str]]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
+from qvl_lab.analysis.architecture import Architecture
 from qvl_lab.analysis.quality import score_items
 from qvl_lab.config import Config, ModelSpec
 from qvl_lab.engine.model import first_line, memory_limit, out_of_memory, resolve
@@ -86,6 +87,7 @@ def measure(job: Job, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:
         with memory_limit(spec.device, job.config.engine.memory_limit_gib):
             lab = get_lab(job.config.model)
             parts["random_weights"] = lab.loaded.random_weights
+            parts["architecture"] = _architecture(lab)
             cold["load_s"] = lab.loaded.load_s
             _measure(job, lab, cold, repeats, parts)
     except DeviceMemoryError as e:
@@ -172,6 +174,14 @@ def _judged(job: Job, lab: Lab, generation: Generation) -> dict[str, Any]:
         "scores": {task: found.to_dict() for task, found in scores.items()},
         "failures": _failures(job, generation),
     }
+
+
+def _architecture(lab: Lab) -> dict[str, Any]:
+    """The model's sizes, empty for a family that :class:`Architecture` does not know."""
+    try:
+        return Architecture.from_config(lab.loaded.model.config.to_dict()).to_dict()
+    except ConfigError:
+        return {}
 
 
 def _failures(job: Job, generation: Generation) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qvl_lab.engine.marks import StepWatch, marks
-from qvl_lab.probe.stages import Recorder, end, listening, totals
+from qvl_lab.probe.stages import Recorder, end, listening, stage, totals
 
 IMAGE, START, END, EOS = 5, 6, 7, 1
 TEXT = {
@@ -146,9 +146,14 @@ def test_without_steps_only_the_outer_stages_and_the_tower_are_marked(model, inp
     assert paths == {"vision/patch_embed", "vision/merger", "vision", "prefill", "decode"}
 
 
-def test_hooks_come_off_when_the_model_fails(model, inputs):
-    with pytest.raises(RuntimeError), marks(model):
-        generated(model, inputs | {"pixel_values": torch.zeros(32, 7)})
+def test_hooks_come_off_and_stages_end_when_the_model_fails(model, inputs):
+    recorder = Recorder()
+    with listening(recorder):
+        with pytest.raises(RuntimeError), marks(model):
+            generated(model, inputs | {"pixel_values": torch.zeros(32, 7)})
+        with stage("next"):
+            pass
+    assert [span.path for span in recorder.spans()] == ["vision", "next"]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 
 import pytest
 
+from qvl_lab.errors import InputError
 from qvl_lab.probe import ceilings
-from qvl_lab.probe.ceilings import measure_ceilings, seconds_per_call
+from qvl_lab.probe.ceilings import (
+    measure_ceilings,
+    read_ceilings,
+    save_ceilings,
+    seconds_per_call,
+)
 
 
 def test_a_call_is_timed_over_rounds_long_enough(monkeypatch):
@@ -33,6 +40,39 @@ def test_ceilings_of_this_cpu_are_within_reason():
     assert 1e8 < found["bytes_per_s"] < 1e12
     assert 1e-8 < found["launch_s"] < 1e-3
     assert found["device"] == "CPU"
+
+
+FOUND = {
+    "device": "NVIDIA H200",
+    "flops_per_s": {"bf16": 7.9e14},
+    "bytes_per_s": 4.3e12,
+    "launch_s": 5e-6,
+}
+
+
+def test_what_was_saved_is_read_again(tmp_path):
+    save_ceilings(FOUND, tmp_path / "c.json")
+    assert read_ceilings(tmp_path / "c.json") == FOUND
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        json.dumps(FOUND | {"bytes_per_s": 0}),
+        json.dumps(FOUND | {"launch_s": None}),
+        json.dumps(FOUND | {"flops_per_s": {"bf16": float("inf")}}),
+        json.dumps(FOUND | {"flops_per_s": [1]}),
+    ],
+)
+def test_other_files_hold_no_ceilings(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(InputError, match="qvl-lab doctor --ceilings"):
+        read_ceilings(tmp_path / "c.json")
+    with pytest.raises(InputError, match="cannot read"):
+        read_ceilings(tmp_path / "none.json")
 
 
 @pytest.mark.gpu

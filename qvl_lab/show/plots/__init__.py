@@ -11,6 +11,7 @@ No module here has the name of a function: the function would hide it.
 
 from qvl_lab.show.plots.answers import precision_loss, quality, quality_cost
 from qvl_lab.show.plots.choice import tradeoff, waterfall
+from qvl_lab.show.plots.limit_bars import limits
 from qvl_lab.show.plots.memory_map import feasible
 from qvl_lab.show.plots.over_batch import curve, curves
 from qvl_lab.show.plots.shared import METRICS
@@ -22,6 +23,7 @@ __all__ = [
     "curve",
     "curves",
     "feasible",
+    "limits",
     "precision_loss",
     "quality",
     "quality_cost",

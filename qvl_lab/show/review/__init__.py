@@ -2,7 +2,7 @@
 
 The report notebook calls a review's sections in order; each returns something that Jupyter
 displays. Imports go one way: ``basis``; ``findings``; ``parts``, ``commands``; ``answers``,
-``costs``, ``sources``; ``first_page``.
+``costs``, ``distance``, ``sources``; ``first_page``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from qvl_lab.analysis.cost import price
 from qvl_lab.records import environment_key
 from qvl_lab.show.fonts import figure_language
-from qvl_lab.show.review import answers, basis, commands, costs, first_page, sources
+from qvl_lab.show.review import answers, basis, commands, costs, distance, first_page, sources
 from qvl_lab.show.review.findings import Findings
 from qvl_lab.sweeps.store import Runs
 
@@ -31,6 +31,7 @@ class Review(Findings):
     curves = costs.curves
     feasible = costs.feasible
     stages = costs.stages
+    limits = distance.limits
     article = costs.article
     table = costs.cheapest
     provenance = sources.provenance
@@ -53,6 +54,7 @@ def review(
     min_quality: float | None = None,
     max_vram_gib: float | None = None,
     max_ttft_s: float | None = None,
+    ceilings: str | Path | None = None,
     lang: str = "en",
 ) -> Review:
     """Price a run file and find what to run instead.
@@ -66,6 +68,9 @@ def review(
         is CNY unless told otherwise.
     current, min_quality, max_vram_gib, max_ttft_s
         See :func:`qvl_lab.analysis.recommend.recommend`.
+    ceilings : path, optional
+        What the device can do at most, as ``qvl-lab doctor --ceilings`` writes it. If not given,
+        the file beside the run file, ``runs.ceilings.json``; else the table of GPUs.
     monthly_images : int, optional
         For the monthly sum; 100,000 if not given.
     lang : str
@@ -110,6 +115,7 @@ def review(
         monthly_images=monthly_images or 100_000,
         options={k: v for k, v in options.items() if v is not None and v != {}},
         notes=[*loaded.notes, *notes],
+        ceilings=distance.known_ceilings(ceilings, loaded.path, basis.device(frame)),
     )
 
 

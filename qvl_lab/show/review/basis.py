@@ -45,6 +45,11 @@ def on_gpu(frame: pd.DataFrame) -> bool:
     return bool(frame["device"].dropna().astype(str).str.startswith("cuda").any())
 
 
+def device(frame: pd.DataFrame) -> str:
+    """The GPU's name as the driver says it, or "CPU"."""
+    return (environment(frame, "gpu") or "?") if on_gpu(frame) else "CPU"
+
+
 def environment(frame: pd.DataFrame, name: str) -> str | None:
     """A field of the machine's fingerprint."""
     value = frame.iloc[0][f"env_{name}"]

@@ -10,6 +10,7 @@ import pandas as pd
 from qvl_lab.analysis.cost import cost_column
 from qvl_lab.analysis.recommend import Recommendation
 from qvl_lab.config import BY_TASK
+from qvl_lab.probe.ceilings import MeasuredCeilings
 from qvl_lab.show.review.basis import environment, on_gpu
 from qvl_lab.show.text import differing, label, money, score, setting
 from qvl_lab.sweeps.store import Runs
@@ -34,6 +35,8 @@ class Findings:
         What :func:`qvl_lab.show.review.review` was given, without what was left open.
     notes : list of str
         What was left out.
+    ceilings : dict or None
+        What the device can do at most, where that was measured.
     """
 
     runs: Runs
@@ -43,6 +46,7 @@ class Findings:
     monthly_images: int
     options: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    ceilings: MeasuredCeilings | None = None
 
     @property
     def grid(self) -> pd.DataFrame:
