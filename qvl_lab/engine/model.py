@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from qvl_lab.analysis.architecture import Architecture
 from qvl_lab.assets import asset
 from qvl_lab.config import ModelSpec
 from qvl_lab.engine.images import PixelLimits
@@ -196,6 +197,23 @@ def base_dtype(spec: ModelSpec) -> torch.dtype:
     if spec.precision == "int8":
         return torch.float32 if spec.device == "cpu" else torch.bfloat16
     return DTYPES[spec.precision]
+
+
+def read_architecture(model: str) -> Architecture:
+    """The sizes of a model, without its weights: ``"random:8b"``, ``"tiny"``, a folder, a hub id.
+
+    Raises
+    ------
+    UnknownNameError, ModelError
+        As :func:`load_model`.
+    """
+    if model.startswith("random:"):
+        return Architecture.from_config(_random_config(model).to_dict())
+    files = asset(TINY) if model == TINY else _location(model)
+    try:
+        return Architecture.from_config(AutoConfig.from_pretrained(files).to_dict())
+    except (OSError, ValueError) as e:
+        raise ModelError(f"cannot read the config of {model}: {e}") from e
 
 
 def _random_config(name: str) -> Any:

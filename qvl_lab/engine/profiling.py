@@ -7,6 +7,7 @@ the difference is the profile's own overhead.
 
 from __future__ import annotations
 
+import html
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -158,9 +159,21 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
     def __repr__(self) -> str:
         if not hasattr(self, "stages"):
             return "<profile: the block has not ended>"
-        cost = "unknown" if self.overhead is None else f"{self.overhead:+.1%}"
-        lines = [self.stages.to_string(index=False, na_rep=""), f"overhead of the profile: {cost}"]
-        return "\n".join([*lines, *self.notes])
+        table = self.stages.to_string(index=False, na_rep="", float_format="{:.4g}".format)
+        return "\n".join([table, *self._said()])
+
+    def _repr_html_(self) -> str:
+        if not hasattr(self, "stages"):
+            return html.escape(repr(self))
+        table: str = self.stages.to_html(index=False, na_rep="", float_format="{:.4g}".format)
+        return table + "".join(f"<p>{html.escape(line)}</p>" for line in self._said())
+
+    def _said(self) -> list[str]:
+        """What the profile cost, and what is unknown."""
+        if self.overhead is None:
+            return ["overhead of the profile: unknown", *self.notes]
+        noise = " (within noise: less than nothing)" if self.overhead < 0 else ""
+        return [f"overhead of the profile: {self.overhead:+.1%}{noise}", *self.notes]
 
     def _read(self) -> None:
         spans = self._recorder.spans()
@@ -177,16 +190,22 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         self.overlap, self.gaps = trace.overlap(events), trace.gaps(events)
 
     def _explain(self) -> None:
-        if not self._device.startswith("cuda"):
-            self.notes.append(
-                "no GPU: kernels, pauses, utilisation and allocated memory are unknown"
-            )
-        elif self.power["gpu_utilisation"].isna().all():
-            self.notes.append("NVML does not answer: utilisation, power and clocks are unknown")
         if self._first:
             self.notes.append(
                 "these were the lab's first calls: they include what only first calls do; "
                 "run a batch before profiling"
+            )
+        if not self._device.startswith("cuda"):
+            self.notes.append(
+                "no GPU: kernels, pauses, utilisation and allocated memory are unknown"
+            )
+            return
+        if self.power["gpu_utilisation"].isna().all():
+            self.notes.append("NVML does not answer: utilisation, power and clocks are unknown")
+        if self._recording and self.kernels.empty:
+            self.notes.append(
+                "torch.profiler saw no kernel: the driver or another profiler refuses; "
+                "set KINETO_LOG_LEVEL=0 to see what it says"
             )
 
 

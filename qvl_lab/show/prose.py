@@ -193,6 +193,14 @@ PROSE: dict[str, tuple[str, str]] = {
         "吞吐量、显存与成本随批大小的变化",
     ),
     "feasible_heading": ("What fits, and what it costs", "哪些配置可行，成本如何"),
+    "fitting_note": (
+        "Predicted from the model's sizes alone: the largest batch of these images that fits a "
+        "card, with room for CUDA's context and what the allocator cannot use. The article says "
+        "4-8 and 8-16.",
+        "仅由模型尺寸预测：各显存容量下这些图像可用的最大批大小，"
+        "已为 CUDA 上下文和分配器碎片留出余量。"
+        "原文的说法是 4–8 和 8–16。",
+    ),
     "stages_heading": ("Where the time goes", "时间花在哪里"),
     "stages_note": (
         "Encoded bytes in, text out. GPU stages are timed with events on the device; nothing "

@@ -97,6 +97,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "part_layers": ("layers", "语言模型各层"),
     "part_lm_head": ("LM head", "输出层（LM head）"),
     "part_sampling": ("sampling", "采样"),
+    "timeline_title": ("When each stage ran", "各阶段的运行时间线"),
+    "timeline_axis": ("seconds since the start", "距开始的秒数"),
     "limits_title": ("Time by stage, and the least it takes", "各阶段耗时与最短所需时间"),
     "limits_axis": ("seconds of one pass", "一轮耗时（秒）"),
     "least_time": ("least time at the device's rate", "按设备速率的最短时间"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -170,6 +171,8 @@ class Recording:
                 'record device="cpu" or install a CUDA build of torch'
             )
         self._trace = None
+        # torch 2.13 writes a line when it starts and when it stops, above any error's level
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         with ExitStack() as stack:
             ranges = Ranges(nvtx=self._nvtx)
             self._profiler = stack.enter_context(self._new_profiler())

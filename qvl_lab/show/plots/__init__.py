@@ -11,6 +11,7 @@ No module here has the name of a function: the function would hide it.
 
 from qvl_lab.show.plots.answers import precision_loss, quality, quality_cost
 from qvl_lab.show.plots.choice import tradeoff, waterfall
+from qvl_lab.show.plots.gantt import timeline
 from qvl_lab.show.plots.limit_bars import limits
 from qvl_lab.show.plots.memory_map import feasible
 from qvl_lab.show.plots.over_batch import curve, curves
@@ -28,6 +29,7 @@ __all__ = [
     "quality",
     "quality_cost",
     "stages",
+    "timeline",
     "tradeoff",
     "waterfall",
 ]

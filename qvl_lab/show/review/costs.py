@@ -7,8 +7,12 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
+from qvl_lab.analysis.architecture import Architecture
+from qvl_lab.analysis.memory import batches_by_card, load_of
 from qvl_lab.analysis.recommend import measured
+from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
+from qvl_lab.show.review.basis import on_gpu
 from qvl_lab.show.review.findings import Findings
 from qvl_lab.show.review.parts import picture, plain, section, settings_table, table
 from qvl_lab.show.text import money, number, score
@@ -48,7 +52,29 @@ def curves(found: Findings) -> list[Any]:
 def feasible(found: Findings) -> list[Any]:
     """Which settings fit, and what each costs."""
     figure = plots.feasible(found.grid, lang=found.lang)
-    return [section(found, "feasible_heading"), picture(figure)]
+    return [section(found, "feasible_heading"), picture(figure), *_fitting(found)]
+
+
+def _fitting(found: Findings) -> list[Any]:
+    """The largest batch of today's and the recommended setting on cards of three sizes."""
+    if not found.recommendation or not on_gpu(found.frame):
+        return []
+    by_key = {run.key: run for run in found.runs}
+    rows = pd.DataFrame([found.recommendation.current, found.recommendation.best])
+    listed = []
+    for _, row in rows.drop_duplicates(["resolution", "precision"]).iterrows():
+        run = by_key[row["key"]]
+        try:
+            sizes = Architecture.from_dict(run.architecture)
+            cards = batches_by_card(sizes, load_of(run))
+        except ConfigError:  # an older file, or images that differ in size
+            continue
+        fits = zip(cards["memory_gb"], cards["largest_batch"], strict=True)
+        setting = {"column_setting": found.setting(row)}
+        listed.append(setting | {f"{card:g} GB": f"{size:,}" for card, size in fits})
+    if not listed:
+        return []
+    return [Markdown(found.say("fitting_note")), table(found, pd.DataFrame(listed))]
 
 
 def stages(found: Findings) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from qvl_lab.analysis.advice import Finding, advise
+from qvl_lab.analysis.advice import advise
 from qvl_lab.analysis.roofline import (
     Ceilings,
     ceilings,
@@ -17,14 +17,13 @@ from qvl_lab.analysis.roofline import (
 )
 from qvl_lab.errors import ConfigError
 from qvl_lab.probe.ceilings import read_ceilings
-from qvl_lab.records import STAGES, Run
+from qvl_lab.records import Run
 from qvl_lab.show import plots
+from qvl_lab.show.finding_text import sentences
 from qvl_lab.show.review.basis import measured_gpu
 from qvl_lab.show.review.findings import Findings
 from qvl_lab.show.review.parts import picture, plain, section, table
 from qvl_lab.show.text import number
-
-_SHARES = ("share", "stage_share", "mfu", "bandwidth_share", "padded", "busy")
 
 
 def beside(runs: Path) -> Path:
@@ -81,7 +80,7 @@ def _one(found: Findings, run: Run) -> list[Any]:
         advice = advise(run, caps, others=found.runs)
     except ConfigError:
         return [Markdown(found.say("limits_older"))]
-    said = [sentence(found, finding) for finding in advice] or [found.say("findings_none")]
+    said = sentences(advice, found.lang)
     shown: list[Any] = [Markdown("\n".join(f"- {plain(words)}" for words in said))]
     if caps.flops_per_s is None:
         shown.append(Markdown(plain(found.say("limits_unknown", source=caps.source))))
@@ -93,26 +92,6 @@ def _of(found: Findings, run: Run) -> Ceilings:
     if found.ceilings:
         return measured_ceilings(found.ceilings, precision)
     return ceilings(measured_gpu(found.frame), precision)
-
-
-def sentence(found: Findings, finding: Finding) -> str:
-    """A finding in words, with what it is worth."""
-    words = {name: _worded(found, name, value) for name, value in finding.evidence.items()}
-    said = found.say(f"finding_{finding.rule}", **words)
-    if finding.gain is None:
-        return said
-    more = 100 * (finding.gain - 1)
-    times = {"times": f"{finding.gain:.1f}", "percent": f"{more:.0f}%"}
-    worth = found.say("finding_gain_times" if finding.gain >= 2 else "finding_gain", **times)
-    return f"{said} ({worth})"
-
-
-def _worded(found: Findings, name: str, value: Any) -> str:
-    if name == "stage":
-        return found.say(f"stage_{value}") if value in (*STAGES, "other") else str(value)
-    if name in _SHARES:
-        return f"{100 * value:.0f}%"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def stage_limits(found: Findings, stages: pd.DataFrame) -> Any:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from qvl_lab.analysis.recommend import peak_memory_bytes
 from qvl_lab.show.review.findings import Findings
-from qvl_lab.show.text import amount, number, percent
+from qvl_lab.show.text import TEXTS, amount, number, percent
 
 
 def section(found: Findings, heading: str, note: str | None = None) -> Markdown:
@@ -29,8 +29,8 @@ def plain(text: str) -> str:
 
 
 def table(found: Findings, data: pd.DataFrame, names: Sequence[str] = ()) -> HTML:
-    """A frame whose columns are keys of texts, and its rows too where they are named."""
-    worded = data.rename(columns=found.say)
+    """A frame whose columns are keys of texts (or have none), and its rows too where named."""
+    worded = data.rename(columns=lambda name: found.say(name) if name in TEXTS else name)
     if names:
         worded.insert(0, "", [found.say(name) for name in names])
     return HTML(worded.to_html(index=False, border=0))
