@@ -128,3 +128,15 @@ def test_a_figure_leaves_a_notebooks_backend_as_it_made_it():
         assert matplotlib.is_interactive()
     finally:
         matplotlib.interactive(before)
+
+
+@pytest.mark.slow
+def test_the_notebook_of_where_the_time_goes_runs_and_keeps_its_tables(execute, tmp_path):
+    notebook = execute(
+        "04_where_the_time_goes.ipynb", items=4, batch_size=4, resolution=128, max_new_tokens=4
+    )
+    tables = outputs(notebook, "text/html")
+    assert sum("lm_head" in html for html in tables) >= 3  # the magic, the look on, the profile
+    assert len(outputs(notebook, "image/png")) == 2
+    assert len(list((tmp_path / "traces").glob("notebook.*.pt.trace.json.gz"))) == 1
+    assert any("2048 x 2048" in html for html in tables)

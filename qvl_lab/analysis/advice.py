@@ -32,6 +32,8 @@ SAME_STEP = 0.15
 BUSY = 0.7
 #: The share of the samples with slowed clocks from which the device is called throttled.
 THROTTLED = 0.05
+#: Idle between kernels may take so much of a stage before launches are said to hold it.
+LAUNCHING = 0.3
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def advise(
     others: Iterable[Run] = (),
     samples: pd.DataFrame | None = None,
     pauses: pd.DataFrame | None = None,
+    stage_kernels: pd.DataFrame | None = None,
 ) -> list[Finding]:
     """What to change about a run, the largest known gain first.
 
@@ -94,8 +97,8 @@ def advise(
         Of its device and precision.
     others : iterable of Run
         Runs to compare with; those of other models or environments are left out.
-    samples, pauses : DataFrame, optional
-        ``power`` and ``pauses`` of a profile of the same setting.
+    samples, pauses, stage_kernels : DataFrame, optional
+        ``power``, ``pauses`` and ``stage_kernels`` of a profile of the same setting.
 
     Raises
     ------
@@ -109,6 +112,8 @@ def advise(
         found += filter(None, [throttled(samples)])
     if pauses is not None:
         found += filter(None, [pausing(pauses, case.table.attrs["wall_s"])])
+    if stage_kernels is not None:
+        found += filter(None, [launching(stage_kernels)])
     return sorted(found, key=lambda finding: -(finding.gain or 0.0))
 
 
@@ -262,6 +267,26 @@ def pausing(pauses: pd.DataFrame, wall_s: float) -> Finding | None:
         return None
     stage = pauses.groupby("meanwhile")["seconds"].sum().idxmax()
     return Finding("pausing", {"share": share, "stage": stage}, 1 / (1 - share))
+
+
+def launching(stage_kernels: pd.DataFrame) -> Finding | None:
+    """A stage's kernels run with pauses between them; ``stage_kernels`` of a profile.
+
+    A profiler makes launches slower, so the pauses are longer than without it.
+    """
+    known = stage_kernels.dropna(subset=["stage", "gpu_s"])
+    outer = known["stage"].str.split("/").str[0]
+    sums = known.groupby(outer)[["kernels", "gpu_s", "gap_s"]].sum().to_dict("index")
+    busy = {stage: found for stage, found in sums.items() if found["gpu_s"]}
+    if not busy:
+        return None
+    stage, most = max(busy.items(), key=lambda at: at[1]["gpu_s"] + at[1]["gap_s"])
+    share = float(most["gap_s"] / (most["gpu_s"] + most["gap_s"]))
+    if share < LAUNCHING:
+        return None
+    kernels = int(most["kernels"])
+    evidence = {"stage": stage, "share": share, "kernels": kernels}
+    return Finding("launching", evidence | {"mean_us": 1e6 * float(most["gpu_s"]) / kernels})
 
 
 # ---- what runs have in common

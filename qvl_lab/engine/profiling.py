@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import time
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +18,11 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from qvl_lab.analysis.architecture import Architecture
+from qvl_lab.analysis.memory import Load, candidate_peaks
 from qvl_lab.config import EngineSpec, ImagePolicy
 from qvl_lab.engine.stock import Generation, Lab
+from qvl_lab.errors import ConfigError
 from qvl_lab.probe import trace
 from qvl_lab.probe.idle import idle
 from qvl_lab.probe.power import Sampler
@@ -57,8 +61,9 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         ``cpu_s``.
     pauses : DataFrame
         When the GPU had nothing to do between stages; see :func:`qvl_lab.probe.idle.idle`.
-    operators, kernels, overlap, gaps : DataFrame
-        Of the trace; see :mod:`qvl_lab.probe.trace`. Empty without ``kernels``.
+    operators, kernels, stage_kernels, overlap, gaps : DataFrame
+        Of the trace; see :mod:`qvl_lab.probe.trace`, ``stage_kernels`` its ``stages``. Empty
+        without ``kernels``.
     vram : DataFrame
         Memory by stage; see :class:`qvl_lab.probe.vram.Timeline`.
     power : DataFrame
@@ -79,6 +84,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         "pauses",
         "operators",
         "kernels",
+        "stage_kernels",
         "overlap",
         "gaps",
         "vram",
@@ -148,6 +154,33 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         """
         return (self._recording or trace.Recording()).trace
 
+    def peak(self) -> pd.DataFrame:
+        """What must hold the peak of GPU memory, from the model's sizes and the largest batch.
+
+        One row per candidate for the peak, a column per part; see
+        :func:`qvl_lab.analysis.memory.candidate_peaks`. ``vram`` has what was measured. Images of
+        a batch are taken to have the mean of their sizes.
+
+        Raises
+        ------
+        ConfigError
+            If nothing was answered, or the model is of a family whose sizes are not known.
+        """
+        largest = max((_largest_batch(call, done) for call, done in self._calls), default=None)
+        if largest is None or not largest[0]:
+            raise ConfigError("nothing was answered in this block, so no batch had a peak")
+        rows, visual, longest, new = largest
+        load = Load(
+            batch_size=rows,
+            visual_tokens=visual,
+            text_tokens=max(0, longest - visual),
+            new_tokens=new,
+            precision=self._lab.spec.precision,
+            random_weights=self._lab.loaded.random_weights,
+            transformers=version("transformers"),
+        )
+        return candidate_peaks(_sizes(self._lab), load)
+
     def tensorboard(self, folder: str | Path, **options: Any) -> Path:
         """Write the trace for TensorBoard; see :func:`qvl_lab.probe.trace.tensorboard`."""
         return trace.tensorboard(self.trace, folder, **options)
@@ -187,6 +220,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         seen = self._recording.trace if self._recording else {"traceEvents": []}
         events = trace.parse(seen)
         self.operators, self.kernels = trace.operators(events), trace.kernels(events)
+        self.stage_kernels = trace.stages(events)
         self.overlap, self.gaps = trace.overlap(events), trace.gaps(events)
 
     def _explain(self) -> None:
@@ -207,6 +241,22 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
                 "torch.profiler saw no kernel: the driver or another profiler refuses; "
                 "set KINETO_LOG_LEVEL=0 to see what it says"
             )
+
+
+def _sizes(lab: Lab) -> Architecture:
+    return Architecture.from_config(lab.loaded.model.config.to_dict())
+
+
+def _largest_batch(
+    call: tuple[list[Item], EngineSpec, ImagePolicy], done: Generation
+) -> tuple[int, int, int, int]:
+    """Rows, mean visual tokens, longest prompt, new tokens of a call's first, longest batch."""
+    longest = sorted(done, key=lambda answer: answer.prompt_tokens, reverse=True)
+    batch = [answer for answer in longest if answer.text is not None][: call[1].batch_size]
+    if not batch:
+        return 0, 0, 0, 0
+    visual = round(sum(answer.visual_tokens for answer in batch) / len(batch))
+    return len(batch), visual, batch[0].prompt_tokens, max(answer.new_tokens for answer in batch)
 
 
 def _gpu_index(device: str) -> int | None:

@@ -313,6 +313,13 @@ PROSE: dict[str, tuple[str, str]] = {
         "{stage} on the CPU.",
         "各阶段之间 GPU 有 {share} 的时间空闲，主要发生在 CPU 进行{stage}时。",
     ),
+    "finding_launching": (
+        "Under the profiler the GPU is idle for {share} of {stage}, between {kernels} kernels of "
+        "{mean_us} us on average: it waits for their launches. CUDA graphs, fused kernels or a "
+        "larger batch help.",
+        "在剖析器下，{stage}期间 GPU 有 {share} 的时间空闲：共 {kernels} 个 kernel，"
+        "平均 {mean_us} 微秒，受限于启动。可使用 CUDA graph、融合 kernel 或更大的批。",
+    ),
     "article_heading": ("Beside the article", "与原文对照"),
     "article_note": (
         "The article behind this project reports ¥50 (62 minutes, one by one) against ¥8 (10 "

@@ -201,6 +201,20 @@ def test_pauses_of_the_gpu_between_stages():
     assert advice.pausing(pauses[:0], 10.0) is None
 
 
+def test_kernels_with_pauses_between_them_wait_for_launches():
+    def of(**stages: tuple[int, float, float]) -> pd.DataFrame:
+        rows = [(name.replace("__", "/"), *values) for name, values in stages.items()]
+        return pd.DataFrame(rows, columns=["stage", "kernels", "gpu_s", "gap_s"])
+
+    seen = of(vision=(10, 1.0, 0.1), decode__layers=(800, 0.004, 0.01), decode=(200, 2.0, 3.0))
+    found = advice.launching(seen)
+    evidence = {"stage": "decode", "share": pytest.approx(3.01 / 5.014), "kernels": 1000}
+    assert found == Finding("launching", evidence | {"mean_us": pytest.approx(2004)})
+    assert advice.launching(of(decode=(10, 2.0, 0.5))) is None
+    assert advice.launching(of(decode=(10, np.nan, np.nan))) is None
+    assert advice.launching(seen[:0]) is None
+
+
 def test_every_rule_has_been_tried_here():
     source = Path(__file__).read_text("utf-8")
     assert all(f"advice.{rule.__name__}(" in source for rule in advice.RULES)

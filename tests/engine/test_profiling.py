@@ -140,6 +140,21 @@ def test_before_it_ends_a_profile_says_so(lab):
         assert repr(found) == "<profile: the block has not ended>"
 
 
+def test_what_must_hold_the_peak_follows_from_the_largest_batch(lab, profiled, items):
+    peaks = profiled.peak()
+    assert list(peaks.index) == ["vision", "prefill", "decode"]
+    weights = sum(p.nbytes for p in lab.loaded.model.parameters())
+    assert (peaks["weights"] == weights).all()
+    batch = sorted(profiled.answers, key=lambda a: a.prompt_tokens, reverse=True)[:2]
+    config = lab.loaded.model.config.text_config
+    kv = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    assert peaks.at["prefill", "kv_cache"] == 2 * batch[0].prompt_tokens * kv
+    with profile(lab, kernels=False, overhead=False) as nothing:
+        pass
+    with pytest.raises(ConfigError, match="nothing was answered"):
+        nothing.peak()
+
+
 def test_every_sample_gets_the_stage_under_way():
     from qvl_lab.engine.profiling import _with_stages
 

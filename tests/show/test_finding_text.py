@@ -25,6 +25,7 @@ FINDINGS = [
     Finding("larger_batch", {"rows": 4, "more": 16}, 2.5),
     Finding("idle", {"busy": 0.55}),
     Finding("throttled", {"share": 0.6, "reason": "power cap"}),
+    Finding("launching", {"stage": "decode", "share": 0.6, "kernels": 900, "mean_us": 5.5}),
     Finding("pausing", {"share": 0.45, "stage": "preprocess"}, 1.8),
 ]
 
