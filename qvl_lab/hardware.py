@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,16 @@ def nvml_handle(lib: Any, index: int = 0) -> Any:
     if name.isdecimal():
         return lib.nvmlDeviceGetHandleByIndex(int(name))
     return lib.nvmlDeviceGetHandleByUUID(name)
+
+
+def cpu_label(environment: Mapping[str, Any]) -> str:
+    """What a fingerprint says of the CPU, as the name of a device: "CPU: NAME, 2 threads"."""
+    return f"CPU: {environment.get('cpu')}, {environment.get('cpu_count')} threads"
+
+
+def gpu_index(device: str) -> int | None:
+    """The number of torch's device "cuda:1"; None for a CPU."""
+    return int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
 
 
 def fingerprint() -> dict[str, Any]:

@@ -47,12 +47,16 @@ class Finding:
     evidence : dict
         The measurements that say so, as the sentence names them.
     gain : float or None
-        How many times the images per second if it were mended; None if that is not known.
+        How many times the images per second if it were mended; None if that is not known. Gains
+        of several findings overlap: they do not multiply.
+    measured : bool
+        Whether the gain was measured; otherwise it is the most that there can be.
     """
 
     rule: str
     evidence: dict[str, Any] = field(default_factory=dict)
     gain: float | None = None
+    measured: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ def advise(
     if samples is not None:
         found += filter(None, [throttled(samples)])
     if pauses is not None:
-        found += filter(None, [pausing(pauses, case.table.attrs["wall_s"])])
+        found += filter(None, [pausing(pauses)])
     if stage_kernels is not None:
         found += filter(None, [launching(stage_kernels)])
     return sorted(found, key=lambda finding: -(finding.gain or 0.0))
@@ -129,14 +133,14 @@ def preparing(case: Case) -> Finding | None:
         return None
     most = max(prepared, key=lambda name: prepared[name])
     evidence = {"share": share, "stage": most, "stage_share": case.share(most)}
-    return Finding("preparing", evidence, 1 / (1 - share))
+    return Finding("preparing", evidence, _overlapped(share))
 
 
 def waiting_decode(case: Case) -> Finding | None:
     """A step takes as long for more rows, far from both ceilings: it waits for launches."""
+    step_s = _step_s(case.run)
     if case.share("decode") < WORTH_SAYING or not case.value("decode", "times_slower") > FAR:
         return None
-    step_s = _step_s(case.run)
     like = [(_rows(o), _step_s(o)) for o in _only_differs(case, "batch_size")]
     same = [
         rows for rows, s in like if rows >= 2 * _rows(case.run) and s < step_s * (1 + SAME_STEP)
@@ -146,7 +150,8 @@ def waiting_decode(case: Case) -> Finding | None:
         "least_ms": 1000 * step_s / case.value("decode", "times_slower"),
         "rows": _rows(case.run),
     }
-    if same:
+    eager = case.run.config.get("cache_implementation") != "static"
+    if same and eager and _on_gpu(case.run):
         return Finding("waiting_decode", evidence | {"more": max(same)}, case.gain("decode"))
     return Finding("far_decode", evidence, case.gain("decode"))
 
@@ -170,17 +175,18 @@ def far_from_limit(case: Case) -> Finding | None:
     if not far:
         return None
     worst = max(far, key=case.gain)
-    evidence = {name: case.value(worst, name) for name in ("times_slower", "mfu")}
+    evidence = {"times_slower": case.value(worst, "times_slower")}
     return Finding(f"far_{worst}", evidence, case.gain(worst))
 
 
 def slow_patch_embedding(case: Case) -> Finding | None:
     """The 3D convolution of the patch embedding takes more than its place."""
-    share = case.share("vision/patch_embed") / (case.share("vision") or 1)
-    if case.share("vision") < WORTH_SAYING or share < WORTH_SAYING:
+    part = "vision/patch_embed"
+    share = case.share(part) / (case.share("vision") or 1)
+    small = case.share("vision") < WORTH_SAYING or share < WORTH_SAYING
+    if small or not case.value(part, "times_slower") > FAR:
         return None
-    saved = case.share("vision/patch_embed")
-    return Finding("slow_patch_embedding", {"share": share}, 1 / (1 - saved))
+    return Finding("slow_patch_embedding", {"share": share}, case.gain(part))
 
 
 def at_limit(case: Case) -> Finding | None:
@@ -213,7 +219,7 @@ def fp32(case: Case) -> Finding | None:
     gain = _images_per_s(best) / _images_per_s(case.run)
     if gain < 1 + WORTH_SAYING:
         return None
-    return Finding("fp32", {"precision": best.resolved["precision"]}, gain)
+    return Finding("fp32", {"precision": best.resolved["precision"]}, gain, measured=True)
 
 
 def larger_batch(case: Case) -> Finding | None:
@@ -225,7 +231,8 @@ def larger_batch(case: Case) -> Finding | None:
     gain = _images_per_s(best) / _images_per_s(case.run)
     if gain < 1 + WORTH_SAYING:
         return None
-    return Finding("larger_batch", {"rows": _rows(case.run), "more": _rows(best)}, gain)
+    sizes = {"rows": _rows(case.run), "more": _rows(best)}
+    return Finding("larger_batch", sizes, gain, measured=True)
 
 
 def idle(case: Case) -> Finding | None:
@@ -260,21 +267,24 @@ def throttled(samples: pd.DataFrame) -> Finding | None:
     return Finding("throttled", {"share": share, "reason": slowed.mode().iloc[0]})
 
 
-def pausing(pauses: pd.DataFrame, wall_s: float) -> Finding | None:
-    """The GPU had nothing to do between stages; ``pauses`` of a profile."""
-    share = float(pauses["seconds"].sum()) / wall_s
+def pausing(pauses: pd.DataFrame) -> Finding | None:
+    """The GPU had nothing to do between stages; ``pauses`` of a profile, with its wall time."""
+    share = float(pauses["seconds"].sum()) / pauses.attrs["wall_s"]
     if share < WORTH_SAYING:
         return None
     stage = pauses.groupby("meanwhile")["seconds"].sum().idxmax()
-    return Finding("pausing", {"share": share, "stage": stage}, 1 / (1 - share))
+    return Finding("pausing", {"share": share, "stage": stage}, _overlapped(share))
 
 
 def launching(stage_kernels: pd.DataFrame) -> Finding | None:
     """A stage's kernels run with pauses between them; ``stage_kernels`` of a profile.
 
-    A profiler makes launches slower, so the pauses are longer than without it.
+    A profiler makes launches slower, so the pauses are longer than without it. Only stages that
+    follow another one's work on the GPU are looked at: the pause before the vision tower is the
+    CPU's, which prepares its images.
     """
     known = stage_kernels.dropna(subset=["stage", "gpu_s"])
+    known = known[known["stage"].str.match("(prefill|decode)(/|$)").astype(bool)]
     outer = known["stage"].str.split("/").str[0]
     sums = known.groupby(outer)[["kernels", "gpu_s", "gap_s"]].sum().to_dict("index")
     busy = {stage: found for stage, found in sums.items() if found["gpu_s"]}
@@ -319,6 +329,12 @@ def _images_per_s(run: Run) -> float:
 
 
 def _step_s(run: Run) -> float:
-    """Seconds of a decoding step."""
+    """Seconds of a decoding step; NaN if there was none."""
     done = [r for r in run.repeats if r.answered and r.work.get("decode_steps")]
-    return median(r.stages_s["decode"] / r.work["decode_steps"] for r in done)
+    steps = [r.stages_s["decode"] / r.work["decode_steps"] for r in done]
+    return median(steps) if steps else float("nan")
+
+
+def _overlapped(share: float) -> float:
+    """The gain if two parts of the time, one of this share, ran beside each other."""
+    return 1 / max(share, 1 - share)

@@ -20,7 +20,7 @@ from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.hardware import Gpu
 from qvl_lab.records import STAGES, Repeat, Run, Work
 
-HOW_TO_MEASURE = "measure it with 'qvl-lab doctor --ceilings' on that machine"
+HOW_TO_MEASURE = "measure it with 'qvl-lab doctor --ceilings FILE' on that machine"
 #: Stages without FLOPs, which a pipeline can run while the GPU computes for another batch.
 HIDEABLE = (*(name for name in STAGES if name not in ("vision", "prefill", "decode")), "other")
 
@@ -30,12 +30,11 @@ class Ceilings:
     """What a device does at most; None is unknown.
 
     ``flops_per_s`` in matrix products of one precision, ``bytes_per_s`` read and written,
-    ``launch_s`` to queue a kernel. ``source`` says where the figures are from, or what to do.
+    ``source`` says where the figures are from, or what to do.
     """
 
     flops_per_s: float | None
     bytes_per_s: float | None
-    launch_s: float | None = None
     source: str
 
 
@@ -67,11 +66,12 @@ def measured_ceilings(values: Mapping[str, Any], precision: str) -> Ceilings:
     """
     _check_precision(precision)
     device = str(values["device"])
-    computes_in = ("fp32" if device == "CPU" else "bf16") if precision == "int8" else precision
+    computes_in = (
+        ("fp32" if device.startswith("CPU") else "bf16") if precision == "int8" else precision
+    )
     return Ceilings(
         flops_per_s=values["flops_per_s"].get(computes_in),
         bytes_per_s=values["bytes_per_s"],
-        launch_s=values["launch_s"],
         source=f"measured on {device}",
     )
 
@@ -184,10 +184,11 @@ def roofline(run: Run, limits: Ceilings, *, padded: bool = True) -> pd.DataFrame
         it. ``seconds`` (median of a pass), ``flops``, ``bytes``; ``least_s``, the larger of both at
         their ceilings, and ``bound``, which one ("compute", "memory"); ``mfu`` and
         ``bandwidth_share``, the shares (0-1) of the ceilings that were reached; ``times_slower``,
-        measured by least time. ``images_per_s_if``: images per second if this stage took no more
-        than ``least_s`` and all others what they took; for a stage without FLOPs, if it were hidden
-        behind the GPU's work. ``goal`` says which: "ceiling", "hidden", or None for a part whose
-        least time is not known. NaN where a ceiling is unknown.
+        measured by least time; ``reached``, the share of the ceiling that bounds it.
+        ``images_per_s_if``: images per second if this stage took no more than ``least_s`` and all
+        others what they took; for a stage without FLOPs beside a GPU, if it ran while the GPU
+        computes. ``goal`` says which: "ceiling", "hidden", or None where neither is known. NaN
+        where a ceiling is unknown.
         ``attrs``: ``images_per_s`` as measured, ``wall_s``, ``ceilings`` (their source).
 
     Raises
@@ -203,9 +204,13 @@ def roofline(run: Run, limits: Ceilings, *, padded: bool = True) -> pd.DataFrame
     images_per_s = float(np.median([r.answered / r.wall_s for r in repeats]))
     wall_s = float(np.median([r.wall_s for r in repeats]))
     table = _against(table, limits)
-    hidden = table.index.isin(HIDEABLE)
-    gained_s = np.where(hidden, table["seconds"], table["seconds"] - table["least_s"])
-    table["images_per_s_if"] = images_per_s * wall_s / (wall_s - gained_s)
+    on_gpu = run.resolved["device"].startswith("cuda")
+    hidden = table.index.isin(HIDEABLE) & on_gpu
+    rest_s = wall_s - table["seconds"]
+    beside_s = np.maximum(rest_s, table["seconds"])  # the longer of both
+    table["images_per_s_if"] = (
+        images_per_s * wall_s / np.where(hidden, beside_s, rest_s + table["least_s"])
+    )
     table["goal"] = None
     table.loc[table["least_s"].notna(), "goal"] = "ceiling"
     table.loc[hidden, "goal"] = "hidden"
@@ -337,10 +342,12 @@ def _against(table: pd.DataFrame, limits: Ceilings) -> pd.DataFrame:
     compute_s, memory_s = table["flops"] / rate, table["bytes"] / bandwidth
     both = pd.DataFrame({"compute": compute_s, "memory": memory_s}).dropna()
     least_s = both.max(axis=1).reindex(table.index)
+    least_s = least_s.where(least_s > 0)  # a stage that had nothing to do has no limit
     return table.assign(
         least_s=least_s,
         bound=both.idxmax(axis=1).reindex(table.index).astype(object),
         mfu=compute_s / table["seconds"],
         bandwidth_share=memory_s / table["seconds"],
         times_slower=table["seconds"] / least_s,
+        reached=least_s / table["seconds"],
     )

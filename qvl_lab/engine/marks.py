@@ -84,32 +84,8 @@ def marks(model: Any, *, steps: bool = True, **amounts: dict[str, int]) -> Itera
         By stage, what goes through it: ``vision={"tokens": 1024}``.
     """
     handles: list[Any] = []
-
-    def around(module: Any, name: str) -> None:
-        handles.append(module.register_forward_pre_hook(lambda *_: begin(name, gpu=True)))
-        handles.append(module.register_forward_hook(lambda *_: end(name, gpu=True)))
-
-    tower = model.model.visual
-    handles.append(
-        tower.register_forward_pre_hook(
-            lambda *_: begin("vision", gpu=True, **amounts.get("vision", {}))
-        )
-    )
-    for name in ("patch_embed", "merger"):
-        around(getattr(tower, name), name)
-    for merger in getattr(tower, "deepstack_merger_list", ()):
-        around(merger, "merger")
-
-    def prefill(*_: Any) -> None:  # it starts where the vision tower ends
-        end("vision", gpu=True)
-        begin("prefill", gpu=True, **amounts.get("prefill", {}))
-
-    handles.append(tower.register_forward_hook(prefill))
-    if steps:
-        handles.append(model.register_forward_pre_hook(lambda *_: end("sampling", gpu=True)))
-        around(model.model.language_model, "layers")
-        around(model.lm_head, "lm_head")
     try:
+        _hook(model, steps, amounts, handles)
         yield
     except BaseException:
         for name in ("vision", "prefill", "decode"):  # what comes next is not part of them
@@ -118,3 +94,30 @@ def marks(model: Any, *, steps: bool = True, **amounts: dict[str, int]) -> Itera
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hook(model: Any, steps: bool, amounts: dict[str, dict[str, int]], handles: list[Any]) -> None:
+    """Put the hooks on; ``handles`` gets what takes them off."""
+
+    def around(module: Any, name: str) -> None:
+        handles.append(module.register_forward_pre_hook(lambda *_: begin(name, gpu=True)))
+        handles.append(module.register_forward_hook(lambda *_: end(name, gpu=True)))
+
+    def vision(*_: Any) -> None:
+        begin("vision", gpu=True, **amounts.get("vision", {}))
+
+    def prefill(*_: Any) -> None:  # it starts where the vision tower ends
+        end("vision", gpu=True)
+        begin("prefill", gpu=True, **amounts.get("prefill", {}))
+
+    tower = model.model.visual
+    handles.append(tower.register_forward_pre_hook(vision))
+    for name in ("patch_embed", "merger"):
+        around(getattr(tower, name), name)
+    for merger in getattr(tower, "deepstack_merger_list", ()):
+        around(merger, "merger")
+    handles.append(tower.register_forward_hook(prefill))
+    if steps:
+        handles.append(model.register_forward_pre_hook(lambda *_: end("sampling", gpu=True)))
+        around(model.model.language_model, "layers")
+        around(model.lm_head, "lm_head")

@@ -113,6 +113,11 @@ class Loaded:
     def device(self) -> torch.device:
         return torch.device(self.spec.device)
 
+    @property
+    def sizes(self) -> Architecture:
+        """What the config says; a ConfigError for a family whose sizes are not known."""
+        return Architecture.from_config(self.model.config.to_dict())
+
 
 def load_model(spec: ModelSpec) -> Loaded:
     """Load what ``spec`` names.

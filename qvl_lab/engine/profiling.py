@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -17,19 +17,18 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
 
-from qvl_lab.analysis.architecture import Architecture
 from qvl_lab.analysis.memory import Load, candidate_peaks
-from qvl_lab.config import EngineSpec, ImagePolicy
 from qvl_lab.engine.stock import Generation, Lab
 from qvl_lab.errors import ConfigError
+from qvl_lab.hardware import gpu_index
 from qvl_lab.probe import trace
 from qvl_lab.probe.idle import idle
 from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.stages import Recorder, Span, listening, outermost, stage_table, totals
 from qvl_lab.probe.vram import Timeline
 from qvl_lab.records import Work
-from qvl_lab.workload import Item
 
 
 class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
@@ -104,16 +103,16 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         self._repeat = overhead
         self._recorder = Recorder(cuda=self._device.startswith("cuda"))
         self._timeline = Timeline(self._device)
-        self._sampler = Sampler(_gpu_index(self._device), interval_s, detail=True)
+        self._sampler = Sampler(gpu_index(self._device), interval_s, detail=True)
         self._recording = trace.Recording(device=self._device, **options) if kernels else None
-        self._calls: list[tuple[tuple[list[Item], EngineSpec, ImagePolicy], Generation]] = []
+        self._calls: list[tuple[dict[str, Any], Generation]] = []
         self._first = not lab.used
         self.plain_s: float | None = None
         self.notes: list[str] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._lab.heard = lambda *call: self._calls.append((call[:3], call[3]))
+            self._lab.heard = lambda call, done: self._calls.append((call, done))
             stack.callback(setattr, self._lab, "heard", None)
             if self._recording:
                 stack.enter_context(self._recording)
@@ -132,9 +131,11 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
     ) -> None:
         self.wall_s = time.perf_counter() - self._started
         self._stack.close()
+        if error is not None:
+            _settle(self._device)
         self._read()
         if self._repeat and self._calls and error is None:
-            plain = [self._lab.run(*call).wall_s for call, _ in self._calls]
+            plain = [self._lab.run(**call).wall_s for call, _ in self._calls]
             self.plain_s = sum(plain)
         self._explain()
 
@@ -179,7 +180,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
             random_weights=self._lab.loaded.random_weights,
             transformers=version("transformers"),
         )
-        return candidate_peaks(_sizes(self._lab), load)
+        return candidate_peaks(self._lab.loaded.sizes, load)
 
     def tensorboard(self, folder: str | Path, **options: Any) -> Path:
         """Write the trace for TensorBoard; see :func:`qvl_lab.probe.trace.tensorboard`."""
@@ -205,7 +206,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         """What the profile cost, and what is unknown."""
         if self.overhead is None:
             return ["overhead of the profile: unknown", *self.notes]
-        noise = " (within noise: less than nothing)" if self.overhead < 0 else ""
+        noise = " (not slower than without it)" if self.overhead < 0 else ""
         return [f"overhead of the profile: {self.overhead:+.1%}{noise}", *self.notes]
 
     def _read(self) -> None:
@@ -215,6 +216,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         self.stages = stage_table(totals(spans), self.wall_s)
         self.spans = _spans(spans, self._started)
         self.pauses = idle(spans)
+        self.pauses.attrs["wall_s"] = self.wall_s
         self.vram = self._timeline.frame()
         self.power = _with_stages(self._sampler.frame(), spans)
         seen = self._recording.trace if self._recording else {"traceEvents": []}
@@ -243,24 +245,21 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
             )
 
 
-def _sizes(lab: Lab) -> Architecture:
-    return Architecture.from_config(lab.loaded.model.config.to_dict())
+def _settle(device: str) -> None:
+    """Wait for a GPU whose work was broken off, so that its events can be read."""
+    if device.startswith("cuda"):
+        with suppress(RuntimeError):  # it may be lost, and its error is on its way already
+            torch.cuda.synchronize(device)
 
 
-def _largest_batch(
-    call: tuple[list[Item], EngineSpec, ImagePolicy], done: Generation
-) -> tuple[int, int, int, int]:
+def _largest_batch(call: dict[str, Any], done: Generation) -> tuple[int, int, int, int]:
     """Rows, mean visual tokens, longest prompt, new tokens of a call's first, longest batch."""
     longest = sorted(done, key=lambda answer: answer.prompt_tokens, reverse=True)
-    batch = [answer for answer in longest if answer.text is not None][: call[1].batch_size]
+    batch = [answer for answer in longest if answer.text is not None][: call["engine"].batch_size]
     if not batch:
         return 0, 0, 0, 0
     visual = round(sum(answer.visual_tokens for answer in batch) / len(batch))
     return len(batch), visual, batch[0].prompt_tokens, max(answer.new_tokens for answer in batch)
-
-
-def _gpu_index(device: str) -> int | None:
-    return int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
 
 
 def _spans(spans: list[Span], started_s: float) -> pd.DataFrame:

@@ -158,7 +158,7 @@ class Lab:
     used : bool
         Whether it has answered anything yet.
     heard : callable or None
-        Hears (items, engine, policy, generation) of every finished :meth:`run`.
+        Hears the arguments of every finished :meth:`run`, as a dict, and its generation.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -259,7 +259,8 @@ class Lab:
         result.answers = [answer for answer in answers if answer is not None]
         self.used = True
         if self.heard:
-            self.heard(list(items), engine, policy, result)
+            call = {"items": list(items), "engine": engine, "policy": policy}
+            self.heard(call | {"halve_on_oom": halve_on_oom, "max_batches": max_batches}, result)
         return result
 
     def _stream(

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, TypedDict
 
 from qvl_lab.errors import InputError
+from qvl_lab.hardware import cpu_label, fingerprint
 
 ROUNDS, ROUND_S = 5, 0.1
 
@@ -52,7 +53,7 @@ def measure_ceilings(device: str = "cpu") -> MeasuredCeilings:
     small = torch.zeros(1, device=device)
     launch_s = _queue_s(lambda: small.add_(1), device)
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_label(fingerprint()),
         "flops_per_s": flops,
         "bytes_per_s": 2 * copied_bytes / copy_s,
         "launch_s": launch_s,
@@ -102,8 +103,9 @@ def _product_s(side: int, dtype: Any, device: str) -> float:
 
 def seconds_per_call(work: Callable[[], Any], device: str) -> float:
     """Least seconds of a call, the device's queue waited for at the ends of a round only."""
+    _round_s(work, 1, device)  # loads kernels
     calls = 1
-    while (took_s := _round_s(work, calls, device)) < ROUND_S:  # warms up meanwhile
+    while (took_s := _round_s(work, calls, device)) < ROUND_S:
         calls = max(2 * calls, round(calls * ROUND_S / max(took_s, 1e-6)))
     return min(_round_s(work, calls, device) for _ in range(ROUNDS)) / calls
 

@@ -23,8 +23,8 @@ def idle(spans: Iterable[Span]) -> pd.DataFrame:
     -------
     DataFrame
         One row per pause, in order of time: ``start_s``, ``seconds``, ``meanwhile``, the CPU stage
-        that took most of it ("" if none was marked), ``after`` and ``before``, the GPU stages
-        around it.
+        that took the longest part of it ("" for what no stage covers), ``after`` and ``before``,
+        the GPU stages around it.
     """
     outer = sorted((s for s in spans if outermost(s.path)), key=lambda span: span.start_s)
     gpu = [span for span in outer if span.on_gpu]
@@ -47,9 +47,10 @@ def idle(spans: Iterable[Span]) -> pd.DataFrame:
 
 
 def _busiest(cpu: Sequence[Span], start_s: float, end_s: float) -> str:
-    shares: dict[str, float] = {}
+    shares: dict[str, float] = {"": end_s - start_s}  # what no stage covers
     for span in cpu:
         inside_s = min(span.end_s, end_s) - max(span.start_s, start_s)
         if inside_s > 0:
             shares[span.path] = shares.get(span.path, 0.0) + inside_s
+            shares[""] -= inside_s
     return max(shares, key=lambda path: shares[path], default="")

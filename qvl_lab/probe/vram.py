@@ -118,5 +118,7 @@ def snapshot(path: str | Path, *, max_entries: int = 100_000) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
-        torch.cuda.memory._record_memory_history(enabled=None)
+        try:
+            torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
+        finally:
+            torch.cuda.memory._record_memory_history(enabled=None)

@@ -26,8 +26,9 @@ def _sentence(finding: Finding, lang: str) -> str:
     said = label(f"finding_{finding.rule}", lang, **words)
     if finding.gain is None:
         return said
+    kind = "measured" if finding.measured else "most"
     worth = label(
-        "finding_gain_times" if finding.gain >= 2 else "finding_gain",
+        f"finding_{kind}_{'times' if finding.gain >= 2 else 'percent'}",
         lang,
         times=f"{finding.gain:.1f}",
         percent=f"{100 * (finding.gain - 1):.0f}%",
@@ -37,7 +38,9 @@ def _sentence(finding: Finding, lang: str) -> str:
 
 def _worded(name: str, value: Any, lang: str) -> str:
     if name == "stage":
-        return label(f"stage_{value}", lang) if value in (*STAGES, "other") else str(value)
+        return (
+            label(f"stage_{value or 'other'}", lang) if value in (*STAGES, "other", "") else value
+        )
     if name in _SHARES:
         return f"{100 * value:.0f}%"
     return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -194,11 +194,11 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     "feasible_heading": ("What fits, and what it costs", "哪些配置可行，成本如何"),
     "fitting_note": (
-        "Predicted from the model's sizes alone: the largest batch of these images that fits a "
-        "card, with room for CUDA's context and what the allocator cannot use. The article says "
-        "4-8 and 8-16.",
-        "仅由模型尺寸预测：各显存容量下这些图像可用的最大批大小，"
-        "已为 CUDA 上下文和分配器碎片留出余量。"
+        "Predicted from the model's sizes: the largest batch of these images that fits a card, "
+        "with room for CUDA's context and what the allocator cannot use, as measured on one H200. "
+        "The article says 4-8 and 8-16.",
+        "由模型尺寸预测：各显存容量下这些图像可用的最大批大小，"
+        "已为 CUDA 上下文和分配器碎片留出余量（按一块 H200 上的实测）。"
         "原文的说法是 4–8 和 8–16。",
     ),
     "stages_heading": ("Where the time goes", "时间花在哪里"),
@@ -210,37 +210,43 @@ PROSE: dict[str, tuple[str, str]] = {
     "limits_heading": ("Distance to the limit, and what to do first", "离极限多远，先做什么"),
     "limits_note": (
         "The least time of a stage is its FLOPs at the device's matrix rate or its bytes at its "
-        "bandwidth, whichever is longer ({source}).",
-        "某阶段的最短时间：按设备矩阵算力完成其运算量，或按带宽搬运其数据量，取较长者（{source}）。",
+        "bandwidth, whichever is longer ({source}). What findings are worth overlaps: it does not "
+        "add up.",
+        "某阶段的最短时间：按设备矩阵算力完成其运算量，或按带宽搬运其数据量，取较长者（{source}）。"
+        "各条建议的收益会重叠，不能相加。",
     ),
     "limits_of": ("**{name}**: {setting}", "**{name}**：{setting}"),
     "limits_unknown": (
         "What this device can do at most is not known: {source}.",
         "尚不清楚该设备的上限：{source}。",
     ),
-    "limits_older": (
-        "Not known for this run file: an older version measured it. Measure again to see how far "
-        "each stage is from the device's limit.",
-        "该结果文件由旧版本测得，无法计算；重新测量即可看到各阶段离设备极限多远。",
-    ),
+    "limits_none": ("Not known: {reason}.", "无法计算：{reason}。"),
     "column_stage": ("stage", "阶段"),
     "column_seconds": ("seconds", "秒"),
     "column_share": ("share", "占比"),
     "column_least": ("least time", "最短时间"),
     "column_times": ("times the least", "倍数"),
-    "column_bound": ("held by", "受限于"),
+    "column_bound": ("limit set by", "极限取决于"),
     "column_reached": ("reached", "达到"),
-    "column_if": ("images/s at the limit", "达到极限时的张/秒"),
+    "column_if": ("images/s if at the limit, or hidden", "达到极限（或被掩盖）时的张/秒"),
     "bound_compute": ("compute", "算力"),
     "bound_memory": ("bandwidth", "带宽"),
     "findings_none": (
         "Nothing measured here points to a change that is worth saying.",
         "从本次测量中看不出值得一提的改动。",
     ),
-    "finding_gain": ("up to {percent} more images per second", "吞吐最多提高 {percent}"),
-    "finding_gain_times": ("up to {times}x the images per second", "吞吐最多可达 {times} 倍"),
+    "finding_most_percent": ("up to {percent} more images per second", "吞吐最多提高 {percent}"),
+    "finding_most_times": ("up to {times}x the images per second", "吞吐最多可达 {times} 倍"),
+    "finding_measured_percent": (
+        "measured: {percent} more images per second",
+        "实测吞吐提高 {percent}",
+    ),
+    "finding_measured_times": (
+        "measured: {times}x the images per second",
+        "实测吞吐为 {times} 倍",
+    ),
     "finding_preparing": (
-        "The GPU waits for {share} of the time while the CPU prepares images and text, most of it "
+        "The GPU waits for {share} of the time while the CPU prepares images and text, longest "
         "for {stage} ({stage_share}). Prepare the next batch while the GPU computes this one.",
         "GPU 有 {share} 的时间在等待 CPU 准备图像和文本，其中主要是{stage}（{stage_share}）。"
         "应在 GPU 计算当前批次时准备下一批。",
@@ -260,22 +266,20 @@ PROSE: dict[str, tuple[str, str]] = {
         "可做一次剖析或测更大的批，以查明原因。",
     ),
     "finding_reading_weights": (
-        "Decoding reaches {bandwidth_share} of the bandwidth: every step reads all weights for "
-        "only {rows} answers. A larger batch shares the reading; 8-bit weights halve it.",
-        "生成阶段已用到带宽的 {bandwidth_share}：每步为 {rows} 个答案读取全部权重。"
-        "更大的批可以分摊读取；8 位权重可使其减半。",
+        "Decoding reaches {bandwidth_share} of the bandwidth: every step reads weights and cache "
+        "for {rows} answers. A larger batch shares the reading of the weights.",
+        "生成阶段已用到带宽的 {bandwidth_share}：每步为 {rows} 个答案读取权重和缓存。"
+        "更大的批可以分摊权重的读取。",
     ),
     "finding_far_vision": (
-        "The vision encoder takes {times_slower}x the time of its FLOPs ({mfu} of the device's "
-        "rate). Packed attention and compiled blocks come nearer.",
-        "视觉编码耗时为其运算量所需的 {times_slower} 倍（达到算力的 {mfu}）。"
-        "打包注意力和编译可以更接近极限。",
+        "The vision encoder takes {times_slower}x its least time. Packed attention and compiled "
+        "blocks come nearer.",
+        "视觉编码耗时为其最短时间的 {times_slower} 倍。打包注意力和编译可以更接近极限。",
     ),
     "finding_far_prefill": (
-        "The prefill takes {times_slower}x the time of its FLOPs ({mfu} of the device's rate). "
-        "Larger batches and compiled layers come nearer.",
-        "预填充耗时为其运算量所需的 {times_slower} 倍（达到算力的 {mfu}）。"
-        "更大的批和编译可以更接近极限。",
+        "The prefill takes {times_slower}x its least time. Larger batches and compiled layers "
+        "come nearer.",
+        "预填充耗时为其最短时间的 {times_slower} 倍。更大的批和编译可以更接近极限。",
     ),
     "finding_slow_patch_embedding": (
         "The patch embedding takes {share} of the vision encoder: a 3D convolution where a matrix "
@@ -309,7 +313,7 @@ PROSE: dict[str, tuple[str, str]] = {
         "有 {share} 的时间时钟被降低：{reason}。",
     ),
     "finding_pausing": (
-        "Between stages the GPU had nothing to do for {share} of the time, most of it during "
+        "Between stages the GPU had nothing to do for {share} of the time, longest during "
         "{stage} on the CPU.",
         "各阶段之间 GPU 有 {share} 的时间空闲，主要发生在 CPU 进行{stage}时。",
     ),

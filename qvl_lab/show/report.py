@@ -97,7 +97,6 @@ def default_sweep(
     batches, precisions = [size for size in (1, 4, 8) if size <= most], ["fp32", "bf16"]
     fixed: dict[str, Any] = {"model": model, "workload": workload, "items": items, "out": out}
     fixed |= {"max_new_tokens": 40, "progress": progress, "timed_items": batches[-1]}
-    device_ceilings(Path(out))
     runs = sweep(
         **fixed,
         batch_size=batches,
@@ -110,6 +109,7 @@ def default_sweep(
     if len(tables) > 1:
         fixed |= {"resolution": BY_TASK, "task_resolutions": tables}
         sweep(**fixed, batch_size=batches[-1:], precision=precisions)
+    device_ceilings(Path(out))  # last: on a GPU it leaves a context behind
     return Runs.load(out)
 
 

@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
-from qvl_lab.analysis.architecture import Architecture
 from qvl_lab.analysis.quality import score_items
 from qvl_lab.config import Config, ModelSpec
 from qvl_lab.engine.model import first_line, memory_limit, out_of_memory, resolve
 from qvl_lab.engine.stock import Generation, Lab, free, load
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
-from qvl_lab.hardware import fingerprint
+from qvl_lab.hardware import fingerprint, gpu_index
 from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.vram import peak_bytes, reset_peak
 from qvl_lab.records import Repeat, Run, run_key
@@ -138,8 +137,7 @@ def _measure(
         once(None if static else job.plan.warmup)
     cold["warmup_s"] = perf_counter() - started
     reset_peak(device)
-    gpu = int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
-    with Sampler(gpu) as sampler:
+    with Sampler(gpu_index(device)) as sampler:
         for _ in range(job.plan.repeats):
             generation = once()
             repeats.append(_repeat(generation))
@@ -177,9 +175,9 @@ def _judged(job: Job, lab: Lab, generation: Generation) -> dict[str, Any]:
 
 
 def _architecture(lab: Lab) -> dict[str, Any]:
-    """The model's sizes, empty for a family that :class:`Architecture` does not know."""
+    """The model's sizes, empty for a family whose sizes are not known."""
     try:
-        return Architecture.from_config(lab.loaded.model.config.to_dict()).to_dict()
+        return lab.loaded.sizes.to_dict()
     except ConfigError:
         return {}
 

@@ -72,6 +72,8 @@ def test_preparing_images_on_the_cpu_while_the_gpu_waits(case):
         {"share": pytest.approx(0.4), "stage": "preprocess", "stage_share": 0.3},
         pytest.approx(1 / 0.6),
     )
+    most = advice.preparing(case({"preprocess": 8.0}))
+    assert most.gain == pytest.approx(1 / 0.8)  # preparing itself takes that long
     assert advice.preparing(case({"preprocess": 1.4})) is None
     assert advice.preparing(case({"preprocess": 5.0}, device="cpu")) is None  # one machine does all
 
@@ -92,6 +94,11 @@ def test_steps_that_take_as_long_for_more_rows_wait_for_launches(case, make_run,
         "more": 32,
     }
     assert found.gain == pytest.approx(WALL_S / (WALL_S - 5))
+    for device, cache in (("cpu", None), ("cuda", "static")):  # where nothing waits for launches
+        settings_here = settings | {"cache_implementation": cache}
+        like = [other(32, 6.5, cache_implementation=cache)]
+        there = case({"decode": 6.0}, others=like, device=device, **settings_here)
+        assert advice.waiting_decode(there).rule == "far_decode"
     for others in ([], [other(32, 12.0)], [other(12, 6.0)], [other(32, 6.0, resolution=64)]):
         alone = advice.waiting_decode(case({"decode": 6.0}, others=others, **settings))
         assert (alone.rule, alone.gain) == ("far_decode", found.gain)  # far, but why is not known
@@ -117,15 +124,18 @@ def test_the_stage_far_from_its_flops_that_is_worth_most_is_named(case):
         "prefill": {"times_slower": 3.0, "mfu": 0.33},
     }
     found = advice.far_from_limit(case({"vision": 4.0, "prefill": 2.0}, reached=reached))
-    assert found == Finding("far_vision", {"times_slower": 4.0, "mfu": 0.25}, pytest.approx(10 / 7))
+    assert found == Finding("far_vision", {"times_slower": 4.0}, pytest.approx(10 / 7))
     found = advice.far_from_limit(case({"vision": 0.9, "prefill": 2.0}, reached=reached))
     assert found.rule == "far_prefill"
     assert advice.far_from_limit(case({"vision": 4.0, "prefill": 2.0})) is None
 
 
 def test_a_patch_embedding_that_takes_more_than_its_place(case):
-    found = advice.slow_patch_embedding(case({"vision": 4.0, "vision/patch_embed": 2.0}))
-    assert found == Finding("slow_patch_embedding", {"share": 0.5}, pytest.approx(1.25))
+    far = {"vision/patch_embed": {"times_slower": 4.0}}
+    slow = {"vision": 4.0, "vision/patch_embed": 2.0}
+    found = advice.slow_patch_embedding(case(slow, reached=far))
+    assert found == Finding("slow_patch_embedding", {"share": 0.5}, pytest.approx(10 / 8.5))
+    assert advice.slow_patch_embedding(case(slow)) is None  # it has that much to do
     assert advice.slow_patch_embedding(case({"vision": 4.0, "vision/patch_embed": 0.3})) is None
     assert advice.slow_patch_embedding(case({"vision": 0.9, "vision/patch_embed": 0.8})) is None
     assert advice.slow_patch_embedding(case({"vision": 4.0})) is None
@@ -156,7 +166,7 @@ def test_fp32_where_half_precision_was_measured_faster(case, make_run, make_repe
     faster = measured(make_run, make_repeat, 6.0, precision="fp16")
     slower = measured(make_run, make_repeat, 2.1, precision="bf16")
     found = advice.fp32(case(precision="fp32", others=[slower, faster]))
-    assert found == Finding("fp32", {"precision": "fp16"}, pytest.approx(3.0))
+    assert found == Finding("fp32", {"precision": "fp16"}, pytest.approx(3.0), measured=True)
     assert advice.fp32(case(precision="fp32", others=[slower])) is None
     assert advice.fp32(case(precision="fp32")) is None
     assert advice.fp32(case(precision="bf16", others=[faster])) is None
@@ -171,7 +181,8 @@ def test_a_larger_batch_that_was_measured_faster(case, make_run, make_repeat):
         )
 
     found = advice.larger_batch(case(batch_size=4, others=[of(8, 3.0), of(16, 5.0), of(2, 9.0)]))
-    assert found == Finding("larger_batch", {"rows": 4, "more": 16}, pytest.approx(2.5))
+    sizes = {"rows": 4, "more": 16}
+    assert found == Finding("larger_batch", sizes, pytest.approx(2.5), measured=True)
     assert advice.larger_batch(case(batch_size=4, others=[of(8, 2.1), of(2, 9.0)])) is None
     assert advice.larger_batch(case(batch_size=4)) is None
 
@@ -195,10 +206,12 @@ def test_clocks_that_were_slowed():
 
 def test_pauses_of_the_gpu_between_stages():
     pauses = pd.DataFrame({"seconds": [1.0, 2.0, 1.5], "meanwhile": ["a", "preprocess", "a"]})
-    found = advice.pausing(pauses, 10.0)
+    pauses.attrs["wall_s"] = 10.0
+    found = advice.pausing(pauses)
     assert found == Finding("pausing", {"share": 0.45, "stage": "a"}, pytest.approx(1 / 0.55))
-    assert advice.pausing(pauses, 100.0) is None
-    assert advice.pausing(pauses[:0], 10.0) is None
+    assert advice.pausing(pauses[:0]) is None
+    pauses.attrs["wall_s"] = 100.0
+    assert advice.pausing(pauses) is None
 
 
 def test_kernels_with_pauses_between_them_wait_for_launches():
@@ -206,7 +219,12 @@ def test_kernels_with_pauses_between_them_wait_for_launches():
         rows = [(name.replace("__", "/"), *values) for name, values in stages.items()]
         return pd.DataFrame(rows, columns=["stage", "kernels", "gpu_s", "gap_s"])
 
-    seen = of(vision=(10, 1.0, 0.1), decode__layers=(800, 0.004, 0.01), decode=(200, 2.0, 3.0))
+    seen = of(
+        transfer=(3, 0.001, 9.0),
+        vision=(10, 1.0, 9.0),
+        decode__layers=(800, 0.004, 0.01),
+        decode=(200, 2.0, 3.0),
+    )
     found = advice.launching(seen)
     evidence = {"stage": "decode", "share": pytest.approx(3.01 / 5.014), "kernels": 1000}
     assert found == Finding("launching", evidence | {"mean_us": pytest.approx(2004)})
@@ -267,7 +285,8 @@ def test_without_ceilings_only_what_needs_none_is_said(slow):
 def test_a_profile_adds_what_it_saw(slow):
     unknown = Ceilings(flops_per_s=None, bytes_per_s=None, source="unknown GPU")
     samples = pd.DataFrame({"throttled": ["power cap"] * 3})
-    pauses = pd.DataFrame({"seconds": [8.0], "meanwhile": ["preprocess"]})
+    pauses = pd.DataFrame({"seconds": [5.0], "meanwhile": ["preprocess"]})
+    pauses.attrs["wall_s"] = WALL_S
     found = advise(slow, unknown, samples=samples, pauses=pauses)
     assert found[0].rule == "pausing"
     assert found[-1].rule == "throttled"

@@ -319,7 +319,7 @@ def test_ceilings_of_the_table():
 
 def test_an_unknown_gpu_has_no_ceilings_but_a_way_to_measure_them():
     unknown = ceilings(None, "bf16")
-    assert (unknown.flops_per_s, unknown.bytes_per_s, unknown.launch_s) == (None, None, None)
+    assert (unknown.flops_per_s, unknown.bytes_per_s) == (None, None)
     assert "qvl-lab doctor --ceilings" in unknown.source
 
 
@@ -330,7 +330,7 @@ def test_an_unknown_gpu_has_no_ceilings_but_a_way_to_measure_them():
 def test_measured_ceilings(device, precision, rate):
     values = {"device": device, "flops_per_s": {"fp32": 1e12, "bf16": 90e12}}
     found = measured_ceilings(values | {"bytes_per_s": 2e11, "launch_s": 4e-6}, precision)
-    assert (found.flops_per_s, found.bytes_per_s, found.launch_s) == (rate, 2e11, 4e-6)
+    assert (found.flops_per_s, found.bytes_per_s) == (rate, 2e11)
     assert device in found.source
 
 
@@ -408,6 +408,32 @@ def test_what_each_stage_could_win(measured, large):
         "other": "hidden",
     }
     assert np.isnan(gains["decode/sampling"])
+
+
+def test_work_of_the_cpu_can_be_hidden_beside_a_gpu_and_not_below_its_own_time(
+    make_run, make_repeat, large
+):
+    stages = STAGES_S | {"decode_image": 7.0}
+    repeats = [make_repeat(16.0, stages_s=stages, work=asdict(WORK))]
+    caps = limits(large, vision_s=0.5, decode_s=0.7)
+    cuda = make_run(repeats, precision="bf16", architecture=large.to_dict())
+    assert roofline(cuda, caps).at["decode_image", "images_per_s_if"] == pytest.approx(10 / 9)
+    slower = [make_repeat(22.0, stages_s=stages | {"decode_image": 13.0}, work=asdict(WORK))]
+    cuda = make_run(slower, precision="bf16", architecture=large.to_dict())
+    assert roofline(cuda, caps).at["decode_image", "images_per_s_if"] == pytest.approx(10 / 13)
+    cpu = {"device": "cpu", "precision": "fp32"}
+    alone = make_run(repeats, architecture=large.to_dict(), resolved=cpu)
+    table = roofline(alone, caps)
+    assert np.isnan(table.at["decode_image", "images_per_s_if"])
+    assert table.at["decode_image", "goal"] is None
+
+
+def test_a_stage_that_had_nothing_to_do_has_no_limit(make_run, make_repeat, large):
+    none = replace(WORK, decode_steps=0, decode_rows=0, context_tokens=0)
+    repeats = [make_repeat(10.0, stages_s=STAGES_S, work=asdict(none))]
+    run = make_run(repeats, precision="bf16", architecture=large.to_dict())
+    row = roofline(run, limits(large, 0.5, 0.7)).loc["decode"]
+    assert np.isnan(row["least_s"]) and np.isnan(row["times_slower"])
 
 
 def test_the_biggest_win_comes_first(measured, large):

@@ -39,7 +39,7 @@ def test_ceilings_of_this_cpu_are_within_reason():
     assert all(1e9 < rate < 1e14 for rate in found["flops_per_s"].values())
     assert 1e8 < found["bytes_per_s"] < 1e12
     assert 1e-8 < found["launch_s"] < 1e-3
-    assert found["device"] == "CPU"
+    assert found["device"].startswith("CPU: ")
 
 
 FOUND = {

@@ -11,6 +11,7 @@ from IPython.display import HTML, Image, Markdown
 
 from qvl_lab.engine.model import read_architecture
 from qvl_lab.errors import ConfigError, InputError
+from qvl_lab.hardware import cpu_label, fingerprint
 from qvl_lab.probe.ceilings import save_ceilings
 from qvl_lab.records import Run, Work
 from qvl_lab.show.review import review
@@ -18,7 +19,12 @@ from qvl_lab.show.review.distance import beside
 from qvl_lab.sweeps.store import Runs
 
 PRICE = {"per_hour": 36.0, "currency": "CNY"}
-CPU = {"device": "CPU", "flops_per_s": {"fp32": 1e11}, "bytes_per_s": 2e10, "launch_s": 3e-6}
+CPU = {
+    "device": cpu_label(fingerprint()),
+    "flops_per_s": {"fp32": 1e11},
+    "bytes_per_s": 2e10,
+    "launch_s": 3e-6,
+}
 WORK = Work(
     images=10, batches=10, patches=640, patches_squared=40960, prompt_tokens=300,
     prompt_tokens_squared=9000, padded_tokens=300, padded_tokens_squared=9000, decode_steps=40,
@@ -54,10 +60,10 @@ def test_each_stage_stands_beside_its_least_time(measured, runs_file):
     save_ceilings(CPU, beside(path))
     words, cells, pictures = section(review(path, **PRICE))
     assert pictures == 2  # today's and the recommended setting
-    assert "(measured on CPU)" in words
+    assert "(measured on CPU: " in words
     assert "Today" in words and "Recommended" in words
     assert "Batch 4 was measured with the same settings" in words
-    assert "(up to 2.0x the images per second)" in words
+    assert "(measured: 2.0x the images per second)" in words
     row = cells[cells.index("vision encoder") :][:7]
     assert row[1:3] == ["4.00", "40.0%"]
     assert row[4] and float(row[4]) > 1 and row[5] in ("compute", "bandwidth")
@@ -100,7 +106,7 @@ def test_ceilings_of_another_device_are_refused_if_named_and_ignored_if_not(meas
     path = runs_file(measured())
     save_ceilings(CPU | {"device": "NVIDIA H200"}, beside(path))
     assert "is not known" in section(review(path, **PRICE))[0]
-    with pytest.raises(ConfigError, match="the ceilings of NVIDIA H200, and the runs are of CPU"):
+    with pytest.raises(ConfigError, match="the ceilings of NVIDIA H200, and the runs are of CPU: "):
         review(path, ceilings=beside(path), **PRICE)
     with pytest.raises(InputError, match="cannot read"):
         review(path, ceilings="none.json", **PRICE)
@@ -108,7 +114,7 @@ def test_ceilings_of_another_device_are_refused_if_named_and_ignored_if_not(meas
 
 def test_older_runs_say_that_they_must_be_measured_again(on_cpu):
     words, cells, pictures = section(review(Runs([on_cpu()]), **PRICE))
-    assert "Measure again" in words
+    assert "measure it again" in words
     assert (cells, pictures) == ([], 0)
 
 

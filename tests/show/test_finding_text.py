@@ -16,13 +16,13 @@ FINDINGS = [
     Finding("waiting_decode", {"step_ms": 42.0, "least_ms": 7.0, "rows": 8, "more": 32}, 2.5),
     Finding("far_decode", {"step_ms": 42.0, "least_ms": 7.0, "rows": 8}, 2.5),
     Finding("reading_weights", {"bandwidth_share": 0.7, "rows": 2}),
-    Finding("far_vision", {"times_slower": 4.0, "mfu": 0.25}, 1.3),
-    Finding("far_prefill", {"times_slower": 3.0, "mfu": 0.33}, 1.2),
+    Finding("far_vision", {"times_slower": 4.0}, 1.3),
+    Finding("far_prefill", {"times_slower": 3.0}, 1.2),
     Finding("slow_patch_embedding", {"share": 0.5}, 1.25),
     Finding("at_limit", {"stage": "prefill", "mfu": 0.72, "share": 0.5}),
     Finding("padding", {"padded": 0.5}, 1.1),
-    Finding("fp32", {"precision": "fp16"}, 3.0),
-    Finding("larger_batch", {"rows": 4, "more": 16}, 2.5),
+    Finding("fp32", {"precision": "fp16"}, 3.0, measured=True),
+    Finding("larger_batch", {"rows": 4, "more": 16}, 1.5, measured=True),
     Finding("idle", {"busy": 0.55}),
     Finding("throttled", {"share": 0.6, "reason": "power cap"}),
     Finding("launching", {"stage": "decode", "share": 0.6, "kernels": 900, "mean_us": 5.5}),
@@ -32,7 +32,8 @@ FINDINGS = [
 
 def test_every_sentence_is_tried_here():
     rules = {key.removeprefix("finding_") for key in TEXTS if key.startswith("finding_")}
-    assert rules - {"gain", "gain_times"} == {finding.rule for finding in FINDINGS}
+    worth = {f"{kind}_{unit}" for kind in ("most", "measured") for unit in ("times", "percent")}
+    assert rules - worth == {finding.rule for finding in FINDINGS}
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.rule)
@@ -51,6 +52,9 @@ def test_shares_are_percent_and_gains_too_until_they_double():
     assert "preprocess (30%)" in said[0] and said[0].endswith("(up to 67% more images per second)")
     assert "42.0 ms a step against 7.0 possible" in said[1]
     assert said[1].endswith("(up to 2.5x the images per second)")
+    by_rule = dict(zip((finding.rule for finding in FINDINGS), said, strict=True))
+    assert by_rule["fp32"].endswith("(measured: 3.0x the images per second)")
+    assert by_rule["larger_batch"].endswith("(measured: 50% more images per second)")
 
 
 def test_nothing_found_is_said():

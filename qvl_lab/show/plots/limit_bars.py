@@ -43,8 +43,7 @@ def _reached(row: pd.Series, lang: str) -> str:
     """The time, and what it is beside the limit: "3.1 s · 2.4x the least · 41% of compute"."""
     words = [label("seconds", lang, value=number(row["seconds"]))]
     if pd.notna(row["times_slower"]):
-        bound = str(row["bound"])
-        share = row["mfu"] if bound == "compute" else row["bandwidth_share"]
+        share = row["reached"]
         words.append(label("times_least", lang, times=f"{row['times_slower']:.1f}"))
-        words.append(label(f"share_of_{bound}", lang, share=f"{100 * share:.0f}%"))
+        words.append(label(f"share_of_{row['bound']}", lang, share=f"{100 * share:.0f}%"))
     return " · ".join(words)

@@ -12,7 +12,7 @@ import pandas as pd
 from qvl_lab.analysis.cost import find_price
 from qvl_lab.analysis.recommend import Recommendation, find_row, measured, recommend
 from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
-from qvl_lab.hardware import Gpu, find_gpu
+from qvl_lab.hardware import Gpu, cpu_label, find_gpu
 from qvl_lab.show.text import label
 
 ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
@@ -46,8 +46,10 @@ def on_gpu(frame: pd.DataFrame) -> bool:
 
 
 def device(frame: pd.DataFrame) -> str:
-    """The GPU's name as the driver says it, or "CPU"."""
-    return (environment(frame, "gpu") or "?") if on_gpu(frame) else "CPU"
+    """The GPU's name as the driver says it, or the CPU's."""
+    if on_gpu(frame):
+        return environment(frame, "gpu") or "?"
+    return cpu_label({name: environment(frame, name) for name in ("cpu", "cpu_count")})
 
 
 def environment(frame: pd.DataFrame, name: str) -> str | None:

@@ -27,12 +27,12 @@ from qvl_lab.show.text import number
 
 
 def beside(runs: Path) -> Path:
-    """Where a sweep leaves the ceilings of its device: ``runs.ceilings.json``."""
+    """Where ceilings of the runs' device are looked for: ``runs.ceilings.json``."""
     return runs.with_suffix(".ceilings.json")
 
 
 def known_ceilings(path: str | Path | None, runs: Path | None, device: str) -> Any:
-    """Measured ceilings of a device ("CPU" or a GPU's name), or None.
+    """Measured ceilings of a device, or None.
 
     Raises
     ------
@@ -78,8 +78,8 @@ def _one(found: Findings, run: Run) -> list[Any]:
     try:
         stages = roofline(run, caps)
         advice = advise(run, caps, others=found.runs)
-    except ConfigError:
-        return [Markdown(found.say("limits_older"))]
+    except ConfigError as e:
+        return [Markdown(plain(found.say("limits_none", reason=e)))]
     said = sentences(advice, found.lang)
     shown: list[Any] = [Markdown("\n".join(f"- {plain(words)}" for words in said))]
     if caps.flops_per_s is None:
@@ -110,17 +110,13 @@ def stage_limits(found: Findings, stages: pd.DataFrame) -> Any:
                 "column_bound": found.say(f"bound_{row['bound']}")
                 if isinstance(row["bound"], str)
                 else "",
-                "column_reached": _known(_reached(row), lambda v: f"{100 * v:.0f}%"),
+                "column_reached": _known(row["reached"], lambda v: f"{100 * v:.0f}%"),
                 "column_if": _known(row["images_per_s_if"], number),
             }
         )
     frame = pd.DataFrame(columns)
     frame.insert(0, "column_stage", names)
     return table(found, frame)
-
-
-def _reached(row: pd.Series) -> Any:
-    return row["mfu"] if row["bound"] == "compute" else row["bandwidth_share"]
 
 
 def _known(value: Any, words: Any) -> str:
