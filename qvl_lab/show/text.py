@@ -368,9 +368,14 @@ def _in_short(column: pd.Series) -> pd.Series:
 
 
 def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
-    """What tells rows apart besides the settings that a figure draws."""
+    """What tells rows apart besides the settings that a figure draws.
+
+    Whether a row has a table of resolutions is told by its resolution; only tables differ here.
+    """
     names = [n for n in (*SETTINGS, "workload", "environment") if n not in drawn and n in frame]
-    return [name for name in names if frame[name].map(str).nunique() > 1]
+    tables = ["task_resolutions"] if "resolution" in drawn else []
+    compared = {n: frame[n].dropna() if n in tables else frame[n] for n in names}
+    return [name for name, values in compared.items() if values.map(str).nunique() > 1]
 
 
 def others(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:

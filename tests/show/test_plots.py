@@ -21,7 +21,7 @@ from qvl_lab.analysis.frame import frame as table
 from qvl_lab.analysis.recommend import recommend
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.records import STAGES, Repeat, Run
-from qvl_lab.show import fonts, plots
+from qvl_lab.show import fonts, plots, text
 
 BATCHES, RESOLUTIONS, PRECISIONS = (1, 2, 4, 8, 16), ("native", "512", "256"), ("bf16", "fp32")
 PIXELS = {"256": 0.25, "512": 0.5, "1024": 1.0, "native": 1.6, "by_task": 0.7}
@@ -519,3 +519,13 @@ def test_without_a_font_figures_are_in_english(frame, monkeypatch):
         warnings.simplefilter("error")
         for figure in everything(frame, "zh"):
             assert not any(is_chinese(words) for words in shown(figure))
+
+
+def test_one_table_of_resolutions_is_told_by_the_resolution_and_two_by_their_number():
+    def others(*tables: str | None) -> list[str]:
+        sides = ["512" if table is None else "by_task" for table in tables]
+        frame = pd.DataFrame({"resolution": sides, "task_resolutions": tables})
+        return text.others(frame, ["resolution"])
+
+    assert others(None, '{"a": 1}', '{"a": 1}') == ["", "", ""]
+    assert others('{"a": 1}', '{"a": 2}') == ["task_resolutions=1", "task_resolutions=2"]
