@@ -43,6 +43,10 @@ Model = Annotated[
 Precision = Annotated[str, typer.Option(help=f"One of {', '.join(PRECISIONS)}.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
+Resolution = Annotated[
+    str, typer.Option(help="native, by_task, or a side: 512 keeps at most 512 x 512 pixels.")
+]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
 Question = Annotated[
     str | None, typer.Option(help="Asked about every image that brings no question.")
@@ -108,10 +112,8 @@ def run(
     revision: Revision = None,
     question: Question = None,
     task: Annotated[str | None, typer.Option(help="Task of items that name none.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
-    resolution: Annotated[
-        str, typer.Option(help="native, by_task, or a side: 512 keeps at most 512 x 512 pixels.")
-    ] = "native",
+    batch_size: BatchSize = 8,
+    resolution: Resolution = "native",
     task_resolution: TaskSide = None,
     max_new_tokens: Tokens = 64,
     set_: SetOption = None,
@@ -191,10 +193,8 @@ def profile(
     device: Device = "auto",
     revision: Revision = None,
     question: Question = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
-    resolution: Annotated[
-        str, typer.Option(help="native, by_task, or a side: 512 keeps at most 512 x 512 pixels.")
-    ] = "native",
+    batch_size: BatchSize = 8,
+    resolution: Resolution = "native",
     task_resolution: TaskSide = None,
     max_new_tokens: Tokens = 16,
     set_: SetOption = None,

@@ -54,6 +54,24 @@ def run(repeats: list[Repeat] | None = None, status: str = "ok", **parts: Any) -
     return Run(status=status, repeats=repeats or [], **(known | parts))
 
 
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
 @pytest.fixture
 def make_repeat() -> Callable[..., Repeat]:
     return repeat

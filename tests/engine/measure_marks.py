@@ -46,34 +46,44 @@ def inputs_of(lab: Lab, batch_size: int, side: int) -> dict[str, torch.Tensor]:
 
 def seconds(lab: Lab, inputs: dict[str, torch.Tensor], new_tokens: int, way: str) -> float:
     """Of one generation, until the device is idle and, for the table, the table is filled."""
-    model, recorder = lab.loaded.model, Recorder(cuda=lab.loaded.device.type == "cuda")
+    recorder = Recorder(cuda=lab.loaded.device.type == "cuda")
     watch = (Unmarked if way == "bare" else StepWatch)(inputs["input_ids"])
     heard: Any = listening(recorder) if way == "table" else nullcontext()
-    hooks: Any = nullcontext() if way == "bare" else marks(model)
+    hooks: Any = nullcontext() if way == "bare" else marks(lab.loaded.model)
     started = time.perf_counter()
     with torch.inference_mode(), heard, hooks:
-        model.generate(
-            **inputs,
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            logits_processor=[watch],
-        )
-        end("sampling", gpu=True)
-        end("decode", gpu=True)
-    watch.finite.tolist()  # waits for the device
+        generate(lab, inputs, new_tokens, watch)
     totals(recorder.spans())
     return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def generate(lab: Lab, inputs: dict[str, torch.Tensor], new_tokens: int, watch: StepWatch) -> None:
+    """Answer a batch as the stock engine does, and wait for the device."""
+    lab.loaded.model.generate(
+        **inputs,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        logits_processor=[watch],
+    )
+    end("sampling", gpu=True)
+    end("decode", gpu=True)
+    watch.finite.tolist()
+
+
+def options(description: str, rounds: int) -> argparse.Namespace:
+    """What the command line says about the batch."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=20)
-    args = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options(__doc__.split("\n")[0], rounds=20)
     lab = ql.load(args.model)
     inputs = inputs_of(lab, args.batch_size, args.resolution)
     ways = ["bare", "unheard", "table"]

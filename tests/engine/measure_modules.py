@@ -7,20 +7,19 @@ stage table says about the same batch.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
-from measure_marks import inputs_of
+from measure_marks import generate, inputs_of, options
 from transformers import DynamicCache
 
 import qvl_lab as ql
 from qvl_lab.engine.marks import StepWatch, marks
 from qvl_lab.engine.stock import Lab
-from qvl_lab.probe.stages import Recorder, end, listening, totals
+from qvl_lab.probe.stages import Recorder, listening, totals
 
 
 def seconds(work: Callable[[], Any], cuda: bool) -> float:
@@ -74,27 +73,12 @@ def staged(lab: Lab, inputs: dict[str, torch.Tensor], new_tokens: int) -> dict[s
     recorder = Recorder(cuda=lab.loaded.device.type == "cuda")
     watch = StepWatch(inputs["input_ids"])
     with listening(recorder), marks(lab.loaded.model):
-        lab.loaded.model.generate(
-            **inputs,
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            logits_processor=[watch],
-        )
-        end("sampling", gpu=True)
-        end("decode", gpu=True)
-    watch.finite.tolist()
+        generate(lab, inputs, new_tokens, watch)
     return {path: total.seconds for path, total in totals(recorder.spans()).items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--resolution", type=int, default=512)
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = options(__doc__.split("\n")[0], rounds=5)
     lab = ql.load(args.model)
     inputs = inputs_of(lab, args.batch_size, args.resolution)
     found: dict[str, list[dict[str, float]]] = {"bare": [], "staged": []}

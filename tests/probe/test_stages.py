@@ -29,19 +29,6 @@ def nobody_is_left_listening():
     assert stages._listeners == ()
 
 
-class Clock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self):
-        self.now_s = 100.0
-
-    def __call__(self):
-        return self.now_s
-
-    def wait(self, seconds):
-        self.now_s += seconds
-
-
 class Marks:
     """A listener that writes down what it hears."""
 
@@ -53,11 +40,6 @@ class Marks:
 
     def end(self, name, gpu, **amounts):
         self.heard.append(("end", name, gpu, amounts))
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

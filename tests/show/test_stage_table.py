@@ -26,24 +26,6 @@ def nothing_is_left_behind():
     assert [t.name for t in threading.enumerate() if t.name.startswith("qvl-lab")] == []
 
 
-class Clock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self):
-        self.now_s = 100.0
-
-    def __call__(self):
-        return self.now_s
-
-    def wait(self, seconds):
-        self.now_s += seconds
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture(autouse=True)
 def cuda(monkeypatch, clock):
     """A fake torch whose CUDA is not in use yet; work on its stream goes on behind the CPU."""
