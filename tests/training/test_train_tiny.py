@@ -172,5 +172,5 @@ def test_a_recorded_step_has_the_gradients_of_a_plain_one(kind):
             step(bank, picks, 512, True)
             torch.cuda.synchronize()
         gradients[graphs] = torch.cat([w.grad.flatten() for w in step.weights])
-    assert gradients[True].norm() > 0
-    torch.testing.assert_close(gradients[True], gradients[False], atol=2e-4, rtol=2e-2)
+    apart = (gradients[True] - gradients[False]).norm() / gradients[False].norm()
+    assert apart < 0.01  # sums in another order; two plain runs differ by 0.001

@@ -187,6 +187,6 @@ def test_kernels_of_this_gpu_belong_to_their_stage():
         matrix @ matrix
     table = kernels(recording.trace)
     multiplied = table[table["group"] == "matrix multiply"]
-    assert multiplied["stage"].tolist() == ["multiply"]
+    assert set(multiplied["stage"]) == {"multiply"}  # one kernel, or two where the sum is split
     by_name = operators(recording.trace).set_index("name")
     assert by_name.loc["aten::mm", "gpu_s"] == pytest.approx(multiplied["gpu_s"].sum())
