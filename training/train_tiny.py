@@ -1,6 +1,6 @@
 """Train the embedded model from scratch: ``python training/train_tiny.py --out FOLDER``.
 
-One GPU, under fifteen minutes, fixed seeds, deterministic algorithms. Four ideas make it short:
+One GPU, fifteen minutes, fixed seeds, deterministic algorithms. Four ideas make it short:
 
 1. Dense targets first. For each visual token the vision tower is told which shape of which colour
    covers it, where that shape's box lies, and which character of the printed text has its centre
