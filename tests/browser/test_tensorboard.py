@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,10 @@ def logdir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(logdir):
-    """Where TensorBoard serves the runs, on a port of its own choice."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+@contextmanager
+def serving(folder):
+    """TensorBoard over a folder, on a port of its own choice; gives its address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
     command += ["--host", "127.0.0.1", "--port", "0", "--load_fast", "false"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
@@ -64,13 +65,14 @@ def address(logdir):
                     yield found[0]
                     break
             else:
-                pytest.fail("TensorBoard did not start:\n" + "".join(lines))
+                raise RuntimeError("TensorBoard did not start:\n" + "".join(lines))
         finally:
             server.terminate()
 
 
-@pytest.fixture(scope="module")
-def browser():
+@contextmanager
+def chromium():
+    """A browser without a window."""
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
@@ -79,7 +81,6 @@ def browser():
         started.close()
 
 
-@pytest.fixture(scope="session")
 def webcomponents():
     """The text of webcomponents.js 0.7.24, from the cache or from npm."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qvl-lab-tests"
@@ -114,18 +115,41 @@ class Views:
         self.choose(1, view)
         self.frame.get_by_text(heading, exact=True).first.wait_for()
 
-    def table(self):
-        """The large table, as {first cell: {heading: cell}}."""
+    def rows(self):
+        """The large table, a dict of cells by heading for each row."""
         rows = self.frame.locator(".ant-table-wrapper tbody tr.ant-table-row")
         rows.first.wait_for()
         headings = self.frame.locator(".ant-table-wrapper thead th").all_inner_texts()
         cells = [row.locator("td").all_inner_texts() for row in rows.all()]
-        return {row[0].strip(): dict(zip(headings, row, strict=False)) for row in cells}
+        return [dict(zip(headings, map(str.strip, row), strict=False)) for row in cells]
+
+    def table(self):
+        """The same by the first cell."""
+        return {next(iter(row.values())): row for row in self.rows()}
+
+    def group(self, option):
+        """Choose what the large table's rows are; its select is the last on the page."""
+        self.choose(-1, option)
+
+    def trace(self):
+        """The trace view's own frame, once it has drawn the GPU."""
+        inner = self.frame.frame_locator("iframe")
+        track = inner.get_by_text("GPU 0 Utilization:").filter(visible=True)
+        track.first.wait_for(timeout=120_000)  # a large trace takes its time
+        return inner
+
+    def find(self, text):
+        """Search the trace view's ranges; gives the place where it says "1 of N"."""
+        search = self.trace().locator("tr-ui-find-control")
+        search.locator("input").fill(text)
+        search.locator("input").press("Enter")
+        return search.get_by_text(re.compile(r"^\d+ of \d+$"))
 
 
-@pytest.fixture
-def views(browser, address, request):
-    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+@contextmanager
+def opened(browser, address, **size):
+    """The plugin's page as a :class:`Views`; afterwards nothing may have gone wrong in it."""
+    page = browser.new_page(viewport={"width": 1500, "height": 1000, **size})
     page.set_default_timeout(30_000)
     refused = []
 
@@ -136,8 +160,7 @@ def views(browser, address, request):
         elif url == CHARTS:
             route.fulfill(path=HERE / "charts.js", content_type="text/javascript")
         elif url == WEBCOMPONENTS:
-            text = request.getfixturevalue("webcomponents")
-            route.fulfill(body=text, content_type="text/javascript")
+            route.fulfill(body=webcomponents(), content_type="text/javascript")
         else:
             refused.append(url)
             route.abort()
@@ -150,6 +173,24 @@ def views(browser, address, request):
     page.close()
     assert shown.errors == []
     assert refused == []
+
+
+@pytest.fixture(scope="module")
+def address(logdir):
+    with serving(logdir) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def views(browser, address):
+    with opened(browser, address) as shown:
+        yield shown
 
 
 def test_operators_have_device_time_and_stages_are_among_them(views, tmp_path):
@@ -171,6 +212,19 @@ def test_kernels_are_listed(views, tmp_path):
     assert int(table[KINETO["GEMM"]]["Calls"]) == 2
 
 
+def test_kernels_stand_under_their_operators(views):
+    views.show("gpu", "GPU Kernel", "Kernel View")
+    views.group("Kernel Properties + Op Name")
+    assert {(row["Name"], row["Operator"]) for row in views.rows()} == {
+        (KINETO["GEMM"], "aten::addmm"),
+        (KINETO["NORM"], "aten::native_layer_norm"),
+        (KINETO["FLASH"], "aten::_flash_attention_forward"),
+        (KINETO["TRITON"], "Torch-Compiled Region: 0/0"),
+        # of a CUDA graph, which the stage launched
+        *((KINETO[name], "stage: decode/step") for name in ("GEMM", "ADD", "NORM")),
+    }
+
+
 def test_the_overview_knows_the_gpu(views):
     views.show("gpu", "Overview", "GPU Summary")
     body = views.frame.locator("body").inner_text()
@@ -183,9 +237,19 @@ def test_the_module_view_has_the_layers(views):
     assert views.frame.get_by_text("Linear_0").count() >= 1
 
 
-def test_the_trace_view_draws_both_sides(views, webcomponents, tmp_path):
+def test_the_trace_view_draws_both_sides(views, tmp_path):
+    webcomponents()  # or skip
     views.show("gpu", "Trace", "Views")
-    inner = views.frame.frame_locator("iframe")
-    for track in ("GPU 0 Utilization:", "python (pid 4242)", "GPU 0 (pid 0)"):
+    inner = views.trace()
+    for track in ("python (pid 4242)", "GPU 0 (pid 0)"):
         inner.get_by_text(track).filter(visible=True).first.wait_for()
     views.page.screenshot(path=tmp_path / "trace.png")
+
+
+def test_the_trace_view_names_the_stages(views):
+    webcomponents()  # or skip
+    views.show("gpu", "Trace", "Views")
+    # of the CPU and of the GPU; the decode range of the GPU is that of its step alone
+    for stage_name, count in (("vision", 2), ("decode", 3), ("decode/step", 2)):
+        hits = views.find(f"stage: {stage_name}")
+        sync_api.expect(hits).to_have_text(f"1 of {count}")

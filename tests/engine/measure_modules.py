@@ -2,24 +2,32 @@
 
 The vision tower, the prefill and the decoding steps are timed alone, called by hand with the same
 inputs between CUDA events (on a CPU, between readings of the clock), and printed beside what the
-stage table says about the same batch.
+stage table says about the same batch. The stage ``decode`` holds more than its steps: what
+``generate`` does between them is printed apart.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from measure_marks import generate, inputs_of, options
+from measure_marks import Inputs, generate, inputs_of, parser
 from transformers import DynamicCache
 
 import qvl_lab as ql
 from qvl_lab.engine.marks import StepWatch, marks
-from qvl_lab.engine.stock import Lab
 from qvl_lab.probe.stages import Recorder, listening, totals
+
+#: What runs a bare module in the stage table.
+STAGES = {
+    "vision": ("vision",),
+    "prefill": ("prefill",),
+    "decode": ("decode/layers", "decode/lm_head"),
+}
 
 
 def seconds(work: Callable[[], Any], cuda: bool) -> float:
@@ -37,38 +45,42 @@ def seconds(work: Callable[[], Any], cuda: bool) -> float:
     return float(events[0].elapsed_time(events[1])) / 1e3
 
 
-def bare(lab: Lab, inputs: dict[str, torch.Tensor], new_tokens: int) -> dict[str, float]:
-    """Seconds of the tower, of the language model over the prompt, and of its steps."""
+def bare(lab: Any, inputs: Inputs, new_tokens: int) -> dict[str, float]:
+    """Seconds of the tower, of the language model over the prompt, and of its steps.
+
+    A step is the language model's layers and the LM head, nothing else, and the device is waited
+    for after each: ``generate`` does so too, to know whether to stop.
+    """
     model, cuda = lab.loaded.model, lab.loaded.device.type == "cuda"
-    pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+    pixels, grid, mask = (
+        inputs[name] for name in ("pixel_values", "image_grid_thw", "attention_mask")
+    )
     tower = seconds(lambda: model.model.visual(pixels, grid_thw=grid), cuda)
-    cache, scores = DynamicCache(config=model.config.get_text_config()), None
+    cache = DynamicCache(config=model.config.get_text_config())
+    prompt = partial(model, **inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    prefill = seconds(prompt, cuda) - tower  # the model runs its tower too
+    # which token and where exactly makes no difference to the time
+    token = model.get_input_embeddings()(inputs["input_ids"][:, -1:])
 
-    def prompt() -> None:
-        nonlocal scores
-        scores = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-
-    def step() -> None:
-        nonlocal scores, mask
-        token = scores[:, -1].argmax(-1, keepdim=True)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        out = model(
-            input_ids=token,
+    def step(mask: torch.Tensor, place: torch.Tensor) -> None:
+        out = model.model.language_model(
+            inputs_embeds=token,
             attention_mask=mask,
-            # where exactly makes no difference to the time
-            position_ids=token.new_full((3, len(token), 1), mask.shape[1] - 1),
+            position_ids=place,
             past_key_values=cache,
             use_cache=True,
         )
-        scores = out.logits
+        model.lm_head(out.last_hidden_state)
 
-    mask = inputs["attention_mask"]
-    prefill = seconds(prompt, cuda) - tower  # the model runs its tower too
-    decode = seconds(lambda: [step() for _ in range(new_tokens - 1)], cuda)
+    decode = 0.0
+    for _ in range(new_tokens - 1):  # the prompt gave the first
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        place = mask.new_full((3, len(mask), 1), mask.shape[1] - 1)
+        decode += seconds(partial(step, mask, place), cuda)
     return {"vision": tower, "prefill": prefill, "decode": decode}
 
 
-def staged(lab: Lab, inputs: dict[str, torch.Tensor], new_tokens: int) -> dict[str, float]:
+def staged(lab: Any, inputs: Inputs, new_tokens: int) -> dict[str, float]:
     """The same from the marks around ``generate``."""
     recorder = Recorder(cuda=lab.loaded.device.type == "cuda")
     watch = StepWatch(inputs["input_ids"])
@@ -77,8 +89,29 @@ def staged(lab: Lab, inputs: dict[str, torch.Tensor], new_tokens: int) -> dict[s
     return {path: total.seconds for path, total in totals(recorder.spans()).items()}
 
 
+def report(alone: dict[str, float], marked: dict[str, float]) -> None:
+    """Print bare modules beside the stages that run them, and what ``generate`` adds."""
+    for name, parts in STAGES.items():
+        inside = sum(marked[part] for part in parts)
+        print(
+            f"{name}: bare {alone[name]:.4f} s, {' + '.join(parts)} {inside:.4f} s, "
+            f"{inside / alone[name] - 1:+.1%}"
+        )
+    sampling = marked["decode/sampling"]
+    added = marked["decode"] - sum(marked[part] for part in STAGES["decode"])
+    print(
+        f"generate adds {added:.4f} s to decode: sampling {sampling:.4f} s, the rest, such as "
+        f"embeddings, positions and logits processors, {added - sampling:.4f} s"
+    )
+    print({path: round(s, 4) for path, s in sorted(marked.items())})
+
+
 def main() -> None:
-    args = options(__doc__.split("\n")[0], rounds=5)
+    options = parser(__doc__.split("\n")[0])
+    options.add_argument("--resolution", type=int, default=512)
+    options.add_argument("--max-new-tokens", type=int, default=32)
+    options.add_argument("--rounds", type=int, default=5)
+    args = options.parse_args()
     lab = ql.load(args.model)
     inputs = inputs_of(lab, args.batch_size, args.resolution)
     found: dict[str, list[dict[str, float]]] = {"bare": [], "staged": []}
@@ -87,11 +120,11 @@ def main() -> None:
             for name, measure in (("bare", bare), ("staged", staged)):
                 values = measure(lab, inputs, args.max_new_tokens)
                 found[name] += [values] if i else []  # the first round warms up
-    for stage in ("vision", "prefill", "decode"):
-        alone, inside = (median(v[stage] for v in found[name]) for name in ("bare", "staged"))
-        print(f"{stage}: bare {alone:.4f} s, staged {inside:.4f} s, {inside / alone - 1:+.1%}")
-    parts = {path: median(v[path] for v in found["staged"]) for path in found["staged"][0]}
-    print({path: round(s, 4) for path, s in sorted(parts.items())})
+    alone, marked = (
+        {path: median(values[path] for values in all_rounds) for path in all_rounds[0]}
+        for all_rounds in found.values()
+    )
+    report(alone, marked)
 
 
 if __name__ == "__main__":
