@@ -19,7 +19,7 @@ _HOME = {
     "Run": "qvl_lab.records",
     "Runs": "qvl_lab.sweeps.store",
     "SweepSpec": "qvl_lab.config",
-    "load": "qvl_lab.engine.stock",
+    "load": "qvl_lab.engine.lab",
     "load_workload": "qvl_lab.workload",
     "propose_resolutions": "qvl_lab.analysis.tradeoffs",
     "plots": "qvl_lab.show",
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from qvl_lab.analysis.tradeoffs import propose_resolutions
     from qvl_lab.config import Config, EngineSpec, ImagePolicy, ModelSpec, SweepSpec
     from qvl_lab.engine.images import visual_tokens
+    from qvl_lab.engine.lab import load
     from qvl_lab.engine.profiling import profile
-    from qvl_lab.engine.stock import load
     from qvl_lab.errors import QvlError
     from qvl_lab.records import Run
     from qvl_lab.show import plots

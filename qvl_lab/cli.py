@@ -131,7 +131,8 @@ def run(
     failed.
     """
     from qvl_lab.analysis.quality import own_metrics
-    from qvl_lab.engine.stock import Answer, load
+    from qvl_lab.engine.lab import load
+    from qvl_lab.engine.requests import Answer
     from qvl_lab.workload import load_workload
 
     metrics = own_metrics(_pairs("--metric", metric))
@@ -213,8 +214,8 @@ def profile(
     """
     from contextlib import nullcontext
 
+    from qvl_lab.engine.lab import load
     from qvl_lab.engine.profiling import profile as profiled
-    from qvl_lab.engine.stock import load
     from qvl_lab.probe import vram
     from qvl_lab.workload import load_workload
 
@@ -246,7 +247,7 @@ def profile(
 def sweep(
     context: typer.Context,
     spec: Annotated[
-        Path | None, typer.Argument(help="TOML file with [sweep], [axes], [fixed].")
+        Path | None, typer.Argument(help="TOML file with the tables sweep, axes, fixed.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Run file; the same command resumes it.")] = Path(
         "runs.jsonl"

@@ -20,8 +20,13 @@ from typing import Any, Self
 from qvl_lab.errors import ConfigError, UnknownNameError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-ENGINES = ("stock",)
+ENGINES = ("stock", "fast")
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "static")
+CACHE_KEYS = ("content", "path")
+_POSITIVE = (
+    *("memory_limit_gib", "kv_cache_gib", "feature_cache_gib"),
+    *("feature_cache_dir_gib", "feature_cache_max_age_s"),
+)
 NATIVE, BY_TASK = "native", "by_task"
 
 #: The article's table: side of a square pixel budget for each kind of task.
@@ -111,9 +116,11 @@ class EngineSpec:
     Parameters
     ----------
     engine : str
-        ``"stock"``: plain transformers.
+        ``"stock"``: plain transformers. ``"fast"``: continuous batching on the same weights, for
+        Qwen3-VL.
     batch_size : int
-        Requests per forward pass. 1 is the serial baseline.
+        Requests per forward pass, for the fast engine those that run at once. 1 is the serial
+        baseline.
     max_new_tokens : int
         Upper bound on the answer's length.
     min_new_tokens : int, optional
@@ -125,6 +132,39 @@ class EngineSpec:
     memory_limit_gib : float, optional
         Pretend that the device has only this much: the process may not take more. On a CPU this
         bounds the process's data segment.
+    prefill_chunk : int
+        Fast engine: most prompt tokens read between two decoding steps.
+    block_size : int
+        Fast engine: tokens in a block of the key-value cache.
+    kv_cache_gib : float, optional
+        Fast engine: size of the key-value cache. None: what the requests at hand need, as far as
+        memory allows.
+    prefix_cache : bool
+        Fast engine: keep the keys and values of images, so that another question about an image
+        reads its question alone.
+    feature_cache_gib : float, optional
+        Fast engine: keep so much of the vision tower's features, so that an image asked about
+        again is not decoded and seen again. None keeps none.
+    feature_cache_entries : int, optional
+        Fast engine: at most so many images; the article's ``lru_cache`` has 100.
+    feature_cache_dir : str, optional
+        Fast engine: a folder to keep features in as well, for other runs and processes.
+    feature_cache_dir_gib : float
+        Fast engine: most that the folder holds.
+    feature_cache_max_age_s : float, optional
+        Fast engine: older files in the folder are not used.
+    cache_key : str
+        Fast engine: ``"content"`` tells images by their bytes; ``"path"`` by their file's name
+        alone, as the article does, and gives the old picture's features when a file changes.
+    answer_cache_entries : int
+        Fast engine: whole answers to keep, for the same question about the same image.
+    packing : bool
+        Fast engine: several images and prompts in one pass. Off: one at a time.
+    overlap : bool
+        Fast engine: decode images in threads, and launch a step before the last one's tokens are
+        looked at. Off: one thing after the other.
+    cuda_graphs : bool
+        Fast engine on CUDA: replay decoding steps as CUDA graphs.
     """
 
     engine: str = "stock"
@@ -133,6 +173,20 @@ class EngineSpec:
     min_new_tokens: int | None = None
     cache_implementation: str | None = None
     memory_limit_gib: float | None = None
+    prefill_chunk: int = 4096
+    block_size: int = 16
+    kv_cache_gib: float | None = None
+    prefix_cache: bool = False
+    feature_cache_gib: float | None = None
+    feature_cache_entries: int | None = None
+    feature_cache_dir: str | None = None
+    feature_cache_dir_gib: float = 8.0
+    feature_cache_max_age_s: float | None = None
+    cache_key: str = "content"
+    answer_cache_entries: int = 0
+    packing: bool = True
+    overlap: bool = True
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         _member("engine", self.engine, ENGINES)
@@ -141,8 +195,28 @@ class EngineSpec:
         _bounded("max_new_tokens", self.max_new_tokens, 1, 32768)
         if self.min_new_tokens is not None:
             _bounded("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
-        if self.memory_limit_gib is not None:
-            _positive("memory_limit_gib", self.memory_limit_gib)
+        for name in _POSITIVE:
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        _bounded("prefill_chunk", self.prefill_chunk, 16, 2**20)
+        _bounded("block_size", self.block_size, 1, 1024)
+        _bounded("answer_cache_entries", self.answer_cache_entries, 0, 10**7)
+        if self.feature_cache_entries is not None:
+            _bounded("feature_cache_entries", self.feature_cache_entries, 1, 10**7)
+        _member("cache_key", self.cache_key, CACHE_KEYS)
+        for name in ("prefix_cache", "packing", "overlap", "cuda_graphs"):
+            _member(name, getattr(self, name), (True, False))
+        if self.feature_cache_gib is None and (
+            self.feature_cache_dir or self.feature_cache_entries is not None
+        ):
+            raise ConfigError(
+                "feature_cache_dir and feature_cache_entries need feature_cache_gib, the memory "
+                "that features may take"
+            )
+        if self.engine == "fast" and self.cache_implementation is not None:
+            raise ConfigError(
+                "cache_implementation is the stock engine's; the fast engine has its own cache"
+            )
 
 
 _PARTS: dict[str, type] = {"model": ModelSpec, "images": ImagePolicy, "engine": EngineSpec}

@@ -77,6 +77,9 @@ class Work:
         sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
         return Work(**sums)
 
+    def __sub__(self, other: Work) -> Work:
+        return self + Work(**{name: -value for name, value in asdict(other).items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
@@ -85,7 +88,8 @@ class Repeat:
     ``stages_s`` sums seconds per stage over all batches, ``parts_s`` those of stages within a
     stage by their path ("vision/merger"). ``ttft_s`` has one value per answered item: from the
     start of its batch to its first token. ``batch_s`` has one value per batch. ``work`` holds the
-    fields of :class:`Work`. Older files lack ``parts_s`` and ``work``.
+    fields of :class:`Work`; ``caches`` hits, misses and bytes of the caches that were on. Older
+    files lack ``parts_s``, ``work`` and ``caches``.
     """
 
     wall_s: float
@@ -99,6 +103,7 @@ class Repeat:
     batch_s: list[float]
     parts_s: dict[str, float] = field(default_factory=dict)
     work: dict[str, int] = field(default_factory=dict)
+    caches: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

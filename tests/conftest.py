@@ -21,7 +21,7 @@ from qvl_lab.records import Repeat, Run, run_key
 from qvl_lab.workload import Item, load_workload
 
 if TYPE_CHECKING:
-    from qvl_lab.engine.stock import Lab
+    from qvl_lab.engine.lab import Lab
 
 
 def repeat(wall_s: float = 10.0, answered: int = 10, **parts: Any) -> Repeat:
@@ -87,7 +87,7 @@ def lab() -> Lab:
     """The embedded model's shape with random weights, so that every answer has the full length,
     in fp32 on the CPU. Tests leave it as they found it.
     """
-    from qvl_lab.engine.stock import load
+    from qvl_lab.engine.lab import load
 
     return load("random:tiny", precision="fp32", device="cpu")
 
@@ -95,7 +95,7 @@ def lab() -> Lab:
 @pytest.fixture(scope="session")
 def trained() -> Lab:
     """The embedded model in fp32 on the CPU. Tests leave it as they found it."""
-    from qvl_lab.engine.stock import load
+    from qvl_lab.engine.lab import load
 
     return load("tiny", precision="fp32", device="cpu")
 

@@ -100,6 +100,7 @@ def test_every_command_has_help_with_an_example(qvl, command):
     assert re.search(rf"Examples?: qvl-lab {command}\b", " ".join(result.out.split()))
     parameters = typer.main.get_command(cli.app).commands[command].params
     assert [p.name for p in parameters if not getattr(p, "help", None)] == []
+    assert [p.name for p in parameters if "[" in p.help] == []  # rich takes it for markup
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -317,7 +318,7 @@ def test_ctrl_c_exits_130_and_says_that_work_is_kept(qvl, photos, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qvl_lab.engine.stock.Lab.run", interrupt)
+    monkeypatch.setattr("qvl_lab.engine.lab.Lab.run", interrupt)
     result = qvl(f"run {photos} {SMALL}")
     assert result.code == 130
     assert "interrupted; finished work is kept, the same command goes on" in result.err

@@ -28,6 +28,20 @@ SETTINGS = (
     "max_new_tokens",
     "min_new_tokens",
     "memory_limit_gib",
+    "prefill_chunk",
+    "block_size",
+    "kv_cache_gib",
+    "prefix_cache",
+    "feature_cache_gib",
+    "feature_cache_entries",
+    "feature_cache_dir",
+    "feature_cache_dir_gib",
+    "feature_cache_max_age_s",
+    "cache_key",
+    "answer_cache_entries",
+    "packing",
+    "overlap",
+    "cuda_graphs",
     "max_image_pixels",
     "max_image_bytes",
     "revision",
@@ -47,8 +61,9 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``, and of each
         stage within a stage as :func:`part_column`; peak bytes as ``peak_NAME_bytes``;
         ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``; ``load_s``,
-        ``warmup_s``; workload and environment columns; ``environment`` names the environment as
-        a whole; the columns of :func:`quality_columns`. Unknown is NaN or None.
+        ``warmup_s``; ``feature_hit_rate``, ``prefix_hit_rate``, ``answer_hit_rate`` (0-1) of the
+        caches that were on; workload and environment columns; ``environment`` names the
+        environment as a whole; the columns of :func:`quality_columns`. Unknown is NaN or None.
     """
     return pd.DataFrame([_row(run) for run in runs])
 
@@ -100,6 +115,7 @@ def _row(run: Run) -> dict[str, Any]:
     row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}
     row["energy_j_per_100_images"] = _energy(run)
     row |= {"load_s": run.cold.get("load_s"), "warmup_s": run.cold.get("warmup_s")}
+    row |= _hit_rates(run)
     row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
     row["started_at"] = run.started_at
     scores = {task: TaskScores.from_dict(values) for task, values in run.scores.items()}
@@ -108,6 +124,18 @@ def _row(run: Run) -> dict[str, Any]:
     row["workload_fingerprint"] = run.workload.get("fingerprint")
     row |= {f"env_{name}": value for name, value in run.environment.items()}
     row["environment"] = environment_key(run.environment)
+    return row
+
+
+def _hit_rates(run: Run) -> dict[str, float | None]:
+    """Hits per request of each cache over all repeats; None where it was off."""
+    row: dict[str, float | None] = {}
+    for cache in ("feature", "prefix", "answer"):
+        hits, misses = (
+            sum(r.caches.get(f"{cache}_{what}", 0) for r in run.repeats)
+            for what in ("hits", "misses")
+        )
+        row[f"{cache}_hit_rate"] = hits / (hits + misses) if hits + misses else None
     return row
 
 

@@ -143,8 +143,9 @@ def load_of(run: Run) -> Load:
     done = next((repeat for repeat in run.repeats if repeat.answered), None)
     if done is None:
         raise ConfigError(f"run {run.key} answered nothing, so its prompts' lengths are not known")
-    for name, known in (("cache_implementation", None), ("attn_implementation", "sdpa")):
-        if run.config.get(name) not in (None, known):
+    known = {"engine": "stock", "cache_implementation": None, "attn_implementation": "sdpa"}
+    for name, value in known.items():
+        if run.config.get(name) not in (None, value):
             raise ConfigError(f"memory with {name}={run.config[name]!r} is not known, only default")
     work = Work(**done.work)
     if work.patches**2 != work.patches_squared * work.images:

@@ -17,7 +17,10 @@ from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
 #: From the most to the least exact; the default baseline is the first that was measured.
 PRECISION_ORDER = ("fp32", "bf16", "fp16", "int8")
 #: The order in which levers are pulled from today's setting to the recommended one.
-LEVERS = ("batch_size", "cache_implementation", "engine", "attn_implementation", "precision")
+LEVERS = (
+    *("batch_size", "cache_implementation", "engine", "prefix_cache"),
+    *("attn_implementation", "precision"),
+)
 #: An agreement is with one of the rows that are alike in these.
 REFERENCE_GROUP = (
     *("model", "revision", "max_new_tokens", "min_new_tokens"),

@@ -5,6 +5,7 @@ Importing this module imports torch and transformers.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Iterator
@@ -456,3 +457,10 @@ def memory_limit(device: str, gib: float | None) -> Iterator[None]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def free(device: str) -> None:
+    """Give back memory that nothing refers to any more."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()

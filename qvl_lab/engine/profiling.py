@@ -20,13 +20,15 @@ import pandas as pd
 import torch
 
 from qvl_lab.analysis.memory import Load, candidate_peaks
-from qvl_lab.engine.stock import Generation, Lab
+from qvl_lab.engine.lab import Lab
+from qvl_lab.engine.requests import Generation
 from qvl_lab.errors import ConfigError
 from qvl_lab.hardware import gpu_index
 from qvl_lab.probe import trace
 from qvl_lab.probe.idle import idle
 from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.stages import Recorder, Span, listening, outermost, stage_table, totals
+from qvl_lab.probe.trace import Events
 from qvl_lab.probe.vram import Timeline
 from qvl_lab.records import Work
 
@@ -60,6 +62,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         ``cpu_s``.
     pauses : DataFrame
         When the GPU had nothing to do between stages; see :func:`qvl_lab.probe.idle.idle`.
+        ``seconds`` is without ``profile_s``, what the profile's own marks took meanwhile.
     operators, kernels, stage_kernels, overlap, gaps : DataFrame
         Of the trace; see :mod:`qvl_lab.probe.trace`, ``stage_kernels`` its ``stages``. Empty
         without ``kernels``.
@@ -67,6 +70,9 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         Memory by stage; see :class:`qvl_lab.probe.vram.Timeline`.
     power : DataFrame
         Samples of the device; see :class:`qvl_lab.probe.power.Sampler`; with ``stage``.
+
+        Times in ``spans``, ``pauses``, ``gaps``, ``vram`` and ``power`` count from the start of the
+        block.
     work : Work
         How much there was to compute.
     wall_s, profiled_s, plain_s : float
@@ -103,6 +109,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         self._repeat = overhead
         self._recorder = Recorder(cuda=self._device.startswith("cuda"))
         self._timeline = Timeline(self._device)
+        self._reached, self._left = _Moments(), _Moments()
         self._sampler = Sampler(gpu_index(self._device), interval_s, detail=True)
         self._recording = trace.Recording(device=self._device, **options) if kernels else None
         self._calls: list[tuple[dict[str, Any], Generation]] = []
@@ -114,11 +121,12 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         with ExitStack() as stack:
             self._lab.heard = lambda call, done: self._calls.append((call, done))
             stack.callback(setattr, self._lab, "heard", None)
+            stack.enter_context(listening(self._reached))  # first, and last of those who listen
             if self._recording:
                 stack.enter_context(self._recording)
             stack.enter_context(self._sampler)
-            stack.enter_context(listening(self._timeline))
-            stack.enter_context(listening(self._recorder))
+            for listener in (self._timeline, self._recorder, self._left):
+                stack.enter_context(listening(listener))
             self._started = time.perf_counter()
             self._stack = stack.pop_all()
         return self
@@ -214,9 +222,8 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         self.profiled_s = sum(done.wall_s for _, done in self._calls)
         self.work = sum((done.work for _, done in self._calls), Work())
         self.stages = stage_table(totals(spans), self.wall_s)
-        self.spans = _spans(spans, self._started)
-        self.pauses = idle(spans)
-        self.pauses.attrs["wall_s"] = self.wall_s
+        self.spans = _spans(spans)
+        self.pauses = _without_marks(idle(spans), self._reached.times_s, self._left.times_s)
         self.vram = self._timeline.frame()
         self.power = _with_stages(self._sampler.frame(), spans)
         seen = self._recording.trace if self._recording else {"traceEvents": []}
@@ -224,6 +231,17 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         self.operators, self.kernels = trace.operators(events), trace.kernels(events)
         self.stage_kernels = trace.stages(events)
         self.overlap, self.gaps = trace.overlap(events), trace.gaps(events)
+        self._on_one_clock(events)
+
+    def _on_one_clock(self, events: Events) -> None:
+        """Times of all tables from the start of the block."""
+        for table in (self.spans, self.pauses, self.vram, self.power):
+            moments = [name for name in ("start_s", "end_s", "time_s") if name in table]
+            table[moments] -= self._started
+        self.pauses.attrs["wall_s"] = self.wall_s
+        if self._reached.times_s and len(events.stages):  # the range of the first mark follows it
+            first_s = self._reached.times_s[0] - self._started
+            self.gaps["start_s"] += first_s - events.stages["start_s"].min()
 
     def _explain(self) -> None:
         if self._first:
@@ -245,6 +263,18 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
             )
 
 
+class _Moments:
+    """A listener that notes when it hears a mark."""
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+
+    def begin(self, name: str, gpu: bool, **_: int) -> None:
+        self.times_s.append(time.perf_counter())
+
+    end = begin
+
+
 def _settle(device: str) -> None:
     """Wait for a GPU whose work was broken off, so that its events can be read."""
     if device.startswith("cuda"):
@@ -262,10 +292,23 @@ def _largest_batch(call: dict[str, Any], done: Generation) -> tuple[int, int, in
     return len(batch), visual, batch[0].prompt_tokens, max(answer.new_tokens for answer in batch)
 
 
-def _spans(spans: list[Span], started_s: float) -> pd.DataFrame:
-    rows = [(s.path, s.start_s - started_s, s.end_s - started_s, s.cpu_s) for s in spans]
+def _spans(spans: list[Span]) -> pd.DataFrame:
+    rows = [(s.path, s.start_s, s.end_s, s.cpu_s) for s in spans]
     frame = pd.DataFrame(rows, columns=["path", "start_s", "end_s", "cpu_s"])
     return frame.sort_values("start_s", ignore_index=True)
+
+
+def _without_marks(
+    pauses: pd.DataFrame, reached_s: list[float], left_s: list[float]
+) -> pd.DataFrame:
+    """Pauses without the time that the listeners to the marks took, in ``profile_s``."""
+    marks = np.array(list(zip(reached_s, left_s, strict=False))).reshape(-1, 2)
+    taken_s = np.append(0.0, np.diff(marks).cumsum())  # by all marks up to each
+    edges_s, taken_s = np.append(0.0, marks.ravel()), np.repeat(taken_s, 2)[:-1]
+    ends_s = pauses["start_s"] + pauses["seconds"]
+    own_s = np.interp(ends_s, edges_s, taken_s) - np.interp(pauses["start_s"], edges_s, taken_s)
+    pauses = pauses.assign(seconds=pauses["seconds"] - own_s, profile_s=own_s)
+    return pauses[pauses["seconds"] > 0].reset_index(drop=True)
 
 
 def _with_stages(samples: pd.DataFrame, spans: list[Span]) -> pd.DataFrame:

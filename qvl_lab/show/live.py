@@ -21,7 +21,7 @@ from qvl_lab.probe.stages import outermost
 from qvl_lab.show.stage_table import Meter, Summary
 
 if TYPE_CHECKING:
-    from qvl_lab.engine.stock import Lab
+    from qvl_lab.engine.lab import Lab
 
 #: Pause between samples and updates, and between lines that cannot overwrite each other.
 _UPDATE_S = 0.5

@@ -84,11 +84,13 @@ def default_sweep(
 ) -> Runs:
     """The small grid behind ``qvl-lab report --model``: minutes on two CPU cores for ``tiny``.
 
-    Where quality is known, two settings with a resolution for each task follow the grid: the
-    article's table, and the lowest resolutions that keep each task's quality. Rows of another
-    environment are moved aside rather than mixed in.
+    The largest batch is measured with the fast engine too, where it runs the model. Where quality
+    is known, two settings with a resolution for each task follow the grid: the article's table,
+    and the lowest resolutions that keep each task's quality. Rows of another environment are moved
+    aside rather than mixed in.
     """
     from qvl_lab.config import BY_TASK, TASK_RESOLUTIONS
+    from qvl_lab.engine.fast import runs_fast
     from qvl_lab.sweeps import sweep
     from qvl_lab.workload import load_workload
 
@@ -97,18 +99,18 @@ def default_sweep(
     batches, precisions = [size for size in (1, 4, 8) if size <= most], ["fp32", "bf16"]
     fixed: dict[str, Any] = {"model": model, "workload": workload, "items": items, "out": out}
     fixed |= {"max_new_tokens": 40, "progress": progress, "timed_items": batches[-1]}
-    runs = sweep(
-        **fixed,
-        batch_size=batches,
-        resolution=[128, 256, 512],
-        precision=precisions,
-        on_other_environment=_fresh_if_other(out),
-    )
+    grid: dict[str, Any] = {"resolution": [128, 256, 512], "precision": precisions}
+    other = _fresh_if_other(out)
+    runs = sweep(**fixed, **grid, batch_size=batches, on_other_environment=other)
+    engines = ["stock"]
+    if runs_fast(model):
+        engines.append("fast")
+        runs = sweep(**fixed, **grid, batch_size=batches[-1:], engine="fast")
     tasks = {item.task for item in loaded.items}
     tables = [_for_all(tasks, table) for table in (TASK_RESOLUTIONS, *_proposed(runs))]
     if len(tables) > 1:
         fixed |= {"resolution": BY_TASK, "task_resolutions": tables}
-        sweep(**fixed, batch_size=batches[-1:], precision=precisions)
+        sweep(**fixed, batch_size=batches[-1:], precision=precisions, engine=engines)
     device_ceilings(Path(out))  # last: on a GPU it leaves a context behind
     return Runs.load(out)
 
@@ -276,7 +278,8 @@ body { font-family: system-ui, "Noto Sans CJK SC", "Microsoft YaHei", "PingFang 
 .jp-RenderedHTMLCommon table { font-size: .92rem; margin: .6rem 0; }
 .jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td { padding: .3rem .6rem;
   text-align: left !important; vertical-align: top; max-width: none; white-space: nowrap; }
-.jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td:last-child { white-space: normal; }
+.jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td:last-child,
+.jp-RenderedHTMLCommon td:nth-child(2):nth-last-child(n+8) { white-space: normal; }
 .jp-RenderedImage img { max-width: 100%; height: auto; }
 .qvl-failure { background: #b00020; color: white; padding: .8rem 1rem; font-weight: 600; }
 """

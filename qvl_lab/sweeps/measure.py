@@ -10,8 +10,9 @@ from typing import Any
 
 from qvl_lab.analysis.quality import score_items
 from qvl_lab.config import Config, ModelSpec
-from qvl_lab.engine.model import first_line, memory_limit, out_of_memory, resolve
-from qvl_lab.engine.stock import Generation, Lab, free, load
+from qvl_lab.engine.lab import Lab, load
+from qvl_lab.engine.model import first_line, free, memory_limit, out_of_memory, resolve
+from qvl_lab.engine.requests import Generation
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import fingerprint, gpu_index
 from qvl_lab.probe.power import Sampler
@@ -142,6 +143,8 @@ def _measure(
             generation = once()
             repeats.append(_repeat(generation))
             parts["failures"] = _failures(job, generation)
+    if generation.caches:
+        parts["cache_state"] = "warm" if job.plan.warmup or job.plan.repeats > 1 else "cold"
     readings = sampler.summary()
     parts["memory"] = peak_bytes(device) | {
         kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")
@@ -223,6 +226,7 @@ def _repeat(generation: Generation) -> Repeat:
         work=asdict(generation.work),
         ttft_s=[a.ttft_s for a in answered if a.ttft_s is not None],
         batch_s=generation.batch_s,
+        caches=generation.caches,
     )
 
 

@@ -21,8 +21,8 @@ from qvl_lab.analysis.roofline import (
     measured_ceilings,
     roofline,
 )
+from qvl_lab.engine.lab import load
 from qvl_lab.engine.model import _random_config
-from qvl_lab.engine.stock import load
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.hardware import gpu_table
 from qvl_lab.records import Work
@@ -378,7 +378,8 @@ def test_a_run_beside_its_least_times(measured, large):
     assert list(table.index) == [
         "decode_image", "vision", "vision/merger", "prefill", "decode", "decode/sampling", "other",
     ]  # fmt: skip
-    assert table.attrs == {"images_per_s": 1.0, "wall_s": 10.0, "ceilings": "test"}
+    wanted = {"images_per_s": 1.0, "wall_s": 10.0, "images": 10, "ceilings": "test"}
+    assert table.attrs == wanted
     assert dict(table["seconds"]) == STAGES_S
     assert table.at["vision", "flops"] == flops(large, WORK)["vision"]
     assert table.at["decode", "bytes"] == bytes_moved(large, WORK, 2, 2)["decode"]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import qvl_lab as ql
 from qvl_lab.assets import asset
+from qvl_lab.engine.lab import Lab
 from qvl_lab.engine.model import (
     SHAPES,
     _random_config,
@@ -24,7 +25,6 @@ from qvl_lab.engine.model import (
     out_of_memory,
     parameter_count,
 )
-from qvl_lab.engine.stock import Lab
 from qvl_lab.errors import ConfigError, ModelError, PrecisionError, UnknownNameError
 
 #: Billions of parameters of the published checkpoints.

@@ -84,6 +84,47 @@ def test_samples_and_memory_stand_beside_their_stage(profiled):
     assert (profiled.vram["process_memory_bytes"] > 1e6).all()
 
 
+def test_all_tables_count_from_the_start_of_the_block(profiled):
+    outer = profiled.spans[profiled.spans["path"].map(outermost)]
+    for table in (profiled.vram, profiled.power):
+        assert table["time_s"].between(-1, profiled.wall_s + 1).all()  # samples at both ends
+    # what was read after a stage was read when it had ended
+    after = profiled.vram[profiled.vram["stage"] != ""]
+    ends = outer.sort_values("end_s")["end_s"].to_numpy()
+    assert len(after) == len(ends)
+    assert (abs(after["time_s"].to_numpy() - ends) < 0.02).all()
+
+
+def test_gaps_of_the_trace_are_put_on_the_clock_of_the_block(lab, items, monkeypatch):
+    """A stage's range in the trace starts with the stage."""
+    from qvl_lab.probe import trace
+
+    def first_ranges(events):
+        return events.stages[["start_s"]].sort_values("start_s").head(3)
+
+    monkeypatch.setattr(trace, "gaps", first_ranges)
+    with profile(lab, overhead=False) as found:
+        lab.generate_batch(items[:2], **CALL)
+    assert found.gaps["start_s"].tolist() == pytest.approx(
+        found.spans["start_s"].head(3).tolist(), abs=0.02
+    )
+
+
+def test_the_marks_of_the_profile_are_no_pauses():
+    from qvl_lab.engine.profiling import _without_marks
+
+    columns = ["start_s", "seconds", "meanwhile", "after", "before"]
+    rows = [(1.0, 0.5, "", "vision", "prefill"), (2.0, 0.25, "", "prefill", "decode")]
+    pauses = pd.DataFrame(rows, columns=columns)
+    # of the first pause two marks took 0.125 s each, one of them half before it; all of the second
+    reached, left = [0.875, 1.25, 1.75, 1.9], [1.125, 1.375, 1.8125, 2.3]
+    found = _without_marks(pauses, reached, left)
+    assert found["seconds"].tolist() == [0.25]
+    assert found["profile_s"].tolist() == [0.25]
+    assert _without_marks(pauses, [], [])["seconds"].tolist() == [0.5, 0.25]
+    assert _without_marks(pauses.head(0), [], []).empty
+
+
 def test_answers_are_the_same_with_and_without(lab, items, profiled):
     assert lab.generate_batch(items, **CALL).texts == profiled.answers.texts
 

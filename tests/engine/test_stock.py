@@ -17,7 +17,8 @@ from PIL import Image
 import qvl_lab as ql
 from qvl_lab.analysis.quality import score
 from qvl_lab.config import EngineSpec, ImagePolicy
-from qvl_lab.engine.stock import Lab
+from qvl_lab.engine.lab import Lab
+from qvl_lab.engine.stock import Stock
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, UnknownNameError
 from qvl_lab.probe import stages
 from qvl_lab.probe.stages import outermost
@@ -73,7 +74,7 @@ def oom_above(monkeypatch) -> Callable[..., list[int]]:
 
     def limit(rows: int = 10**6, tokens: int = 10**6) -> list[int]:
         sizes: list[int] = []
-        real = Lab._generate
+        real = Stock._generate
 
         def generate(self, inputs, engine):
             count, length = inputs["input_ids"].shape
@@ -82,7 +83,7 @@ def oom_above(monkeypatch) -> Callable[..., list[int]]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
             return real(self, inputs, engine)
 
-        monkeypatch.setattr(Lab, "_generate", generate)
+        monkeypatch.setattr(Stock, "_generate", generate)
         return sizes
 
     return limit

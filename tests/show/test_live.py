@@ -266,7 +266,7 @@ def test_a_notebook_that_papermill_runs_keeps_tables(tmp_path):
 
 @pytest.mark.gpu
 def test_on_a_gpu_allocated_memory_is_read(view, mixed):
-    from qvl_lab.engine.stock import load
+    from qvl_lab.engine.lab import load
 
     lab = load("random:tiny", precision="fp32", device="cuda")
     with ql.watch(lab) as watch:

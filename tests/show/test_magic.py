@@ -238,7 +238,7 @@ def test_a_cell_with_the_embedded_model_shows_what_the_lab_did(run, shell, lab, 
 
 @pytest.mark.gpu
 def test_on_a_gpu_stages_are_those_of_the_labs_events_and_memory_is_allocated(run, shell, mixed):
-    from qvl_lab.engine.stock import load
+    from qvl_lab.engine.lab import load
 
     lab = load("random:tiny", precision="fp32", device="cuda")
     shell.user_ns |= {"lab": lab, "items": mixed[:4]}

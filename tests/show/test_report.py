@@ -281,8 +281,9 @@ def table(tmp_path) -> Callable[..., str]:
 def by_task(runs: Runs) -> list[dict[str, Any]]:
     found = [run.config for run in runs if run.config["resolution"] == "by_task"]
     assert {(c["batch_size"], c["precision"]) for c in found} == {(8, "fp32"), (8, "bf16")}
+    assert {c["engine"] for c in found} == {"stock", "fast"}
     tables = {json.dumps(config["task_resolutions"]): None for config in found}
-    assert len(found) == 2 * len(tables)
+    assert len(found) == 2 * 2 * len(tables)
     return [json.loads(text) for text in tables]
 
 
@@ -292,7 +293,7 @@ def test_the_default_sweep_measures_the_articles_table_and_the_one_it_proposes(
     made_up()
     out = tmp_path / "runs.jsonl"
     runs = default_sweep("tiny", table("read", "locate"), out, progress=False)
-    assert len(runs) == 2 * 3 * 3 + 4
+    assert len(runs) == 2 * 3 * (3 + 1) + 2 * 4
     assert by_task(runs) == [TASK_RESOLUTIONS, {"read": 256, "locate": 128}]
     before = out.read_bytes()
     default_sweep("tiny", table("read", "locate"), out, progress=False)

@@ -14,7 +14,7 @@ from qvl_lab.analysis.architecture import Architecture
 from qvl_lab.analysis.quality import TaskScores, score
 from qvl_lab.config import Config
 from qvl_lab.engine.model import parameter_count
-from qvl_lab.engine.stock import Lab
+from qvl_lab.engine.stock import Stock
 from qvl_lab.errors import ModelError
 from qvl_lab.records import PARTS, STAGES, Run, Work
 from qvl_lab.sweeps import executors
@@ -46,19 +46,19 @@ def job(pictures) -> Callable[..., Job]:
 def batches(monkeypatch) -> list[int]:
     """The size of every batch that gets to the model."""
     sizes: list[int] = []
-    real = Lab._generate
+    real = Stock._generate
 
     def generate(self, inputs, engine):
         sizes.append(len(inputs["input_ids"]))
         return real(self, inputs, engine)
 
-    monkeypatch.setattr(Lab, "_generate", generate)
+    monkeypatch.setattr(Stock, "_generate", generate)
     return sizes
 
 
 def fail_after(monkeypatch, passes: int, error: Exception) -> None:
     """Let everything after so many batches fail."""
-    real = Lab._generate
+    real = Stock._generate
     left = [passes]
 
     def generate(self, inputs, engine):
@@ -67,7 +67,7 @@ def fail_after(monkeypatch, passes: int, error: Exception) -> None:
         left[0] -= 1
         return real(self, inputs, engine)
 
-    monkeypatch.setattr(Lab, "_generate", generate)
+    monkeypatch.setattr(Stock, "_generate", generate)
 
 
 def test_a_run_keeps_every_repeat_and_its_counts(lab, job):

@@ -14,7 +14,7 @@ from bank import CHARACTERS, HUNDREDS, LONG_TOKENS, SHORT_TOKENS, TENS, WORD, Ba
 from scenes import Print, Shape, generator, scene
 from train_tiny import Gradients, Student, dense_targets, pixels, turns
 
-from qvl_lab.engine.stock import load
+from qvl_lab.engine.lab import load
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_prompt_of_a_turn_is_the_chat_template(banks):
     lab = load("tiny", precision="fp32")
     ids = banks["scene"].short.ids[0, 0].tolist()
     question = lab.loaded.tokenizer.decode(ids).split("<|im_end|>")[0]
-    text = lab._prompt(question)
+    text = lab.reader.prompt(question)
     student = Student("cpu", 0)
     prompt = lab.loaded.tokenizer.encode(text, add_special_tokens=False)
     answer = int(banks["scene"].short.weight[0, 0].nonzero()[0])
