@@ -28,10 +28,11 @@ AT_LIMIT = 0.6
 PADDING = 0.1
 #: Steps of two batch sizes within this of each other take the same time.
 SAME_STEP = 0.15
-#: The article holds utilisation between 0.7 and 0.9.
+#: The article aims to keep utilisation between 0.7 and 0.9.
 BUSY = 0.7
 #: The share of the samples with slowed clocks from which the device is called throttled.
 THROTTLED = 0.05
+_STATIC = "cache_implementation=static"
 #: Idle between kernels may take so much of a stage before launches are said to hold it.
 LAUNCHING = 0.3
 
@@ -133,6 +134,8 @@ def preparing(case: Case) -> Finding | None:
         return None
     most = max(prepared, key=lambda name: prepared[name])
     evidence = {"share": share, "stage": most, "stage_share": case.share(most)}
+    if _has(case.run, "overlap"):
+        return Finding("preparing_beside", evidence)
     return Finding("preparing", evidence, _overlapped(share))
 
 
@@ -145,14 +148,15 @@ def waiting_decode(case: Case) -> Finding | None:
     same = [
         rows for rows, s in like if rows >= 2 * _rows(case.run) and s < step_s * (1 + SAME_STEP)
     ]
-    evidence = {
+    evidence: dict[str, Any] = {
         "step_ms": 1000 * step_s,
         "least_ms": 1000 * step_s / case.value("decode", "times_slower"),
         "rows": _rows(case.run),
     }
-    eager = case.run.config.get("cache_implementation") != "static"
-    if same and eager and _on_gpu(case.run):
-        return Finding("waiting_decode", evidence | {"more": max(same)}, case.gain("decode"))
+    option = _graphs_option(case.run)
+    if same and option and _on_gpu(case.run):
+        evidence |= {"more": max(same), "option": option}
+        return Finding("waiting_decode", evidence, case.gain("decode"))
     return Finding("far_decode", evidence, case.gain("decode"))
 
 
@@ -176,7 +180,8 @@ def far_from_limit(case: Case) -> Finding | None:
         return None
     worst = max(far, key=case.gain)
     evidence = {"times_slower": case.value(worst, "times_slower")}
-    return Finding(f"far_{worst}", evidence, case.gain(worst))
+    packed = "_packed" if _has(case.run, "packing") else ""
+    return Finding(f"far_{worst}{packed}", evidence, case.gain(worst))
 
 
 def slow_patch_embedding(case: Case) -> Finding | None:
@@ -222,6 +227,15 @@ def fp32(case: Case) -> Finding | None:
     return Finding("fp32", {"precision": best.resolved["precision"]}, gain, measured=True)
 
 
+def fast_engine(case: Case) -> Finding | None:
+    """The same setting was measured with the fast engine, and is faster."""
+    if case.run.config.get("engine") == "fast":
+        return None
+    fast = [o for o in _only_differs(case, "engine") if o.config.get("engine") == "fast"]
+    gain = max(map(_images_per_s, fast), default=0.0) / _images_per_s(case.run)
+    return Finding("fast_engine", {}, gain, measured=True) if gain >= 1 + WORTH_SAYING else None
+
+
 def larger_batch(case: Case) -> Finding | None:
     """A larger batch was measured, fits and is faster."""
     larger = [o for o in _only_differs(case, "batch_size") if _rows(o) > _rows(case.run)]
@@ -252,6 +266,7 @@ RULES: tuple[Callable[[Case], Finding | None], ...] = (
     at_limit,
     padding,
     fp32,
+    fast_engine,
     larger_batch,
     idle,
 )
@@ -304,6 +319,18 @@ def launching(stage_kernels: pd.DataFrame) -> Finding | None:
 
 def _on_gpu(run: Run) -> bool:
     return str(run.resolved.get("device", "")).startswith("cuda")
+
+
+def _has(run: Run, name: str) -> bool:
+    """Whether the fast engine answered, with this switch on."""
+    return run.config.get("engine") == "fast" and bool(run.config.get(name, True))
+
+
+def _graphs_option(run: Run) -> str:
+    """The setting that would replay CUDA graphs, "" if they are on."""
+    if run.config.get("engine") == "fast":
+        return "" if _has(run, "cuda_graphs") else "cuda_graphs=true"
+    return "" if run.config.get("cache_implementation") == "static" else _STATIC
 
 
 def _alike(other: Run, run: Run) -> bool:

@@ -189,7 +189,8 @@ def roofline(run: Run, limits: Ceilings, *, padded: bool = True) -> pd.DataFrame
         others what they took; for a stage without FLOPs beside a GPU, if it ran while the GPU
         computes. ``goal`` says which: "ceiling", "hidden", or None where neither is known. NaN
         where a ceiling is unknown.
-        ``attrs``: ``images_per_s`` as measured, ``wall_s``, ``ceilings`` (their source).
+        ``attrs``: ``images_per_s`` as measured, ``wall_s`` and ``images`` of a pass, ``ceilings``
+        (their source).
 
     Raises
     ------
@@ -214,7 +215,9 @@ def roofline(run: Run, limits: Ceilings, *, padded: bool = True) -> pd.DataFrame
     table["goal"] = None
     table.loc[table["least_s"].notna(), "goal"] = "ceiling"
     table.loc[hidden, "goal"] = "hidden"
-    table.attrs |= {"images_per_s": images_per_s, "wall_s": wall_s, "ceilings": limits.source}
+    images = int(np.median([r.answered for r in repeats]))
+    table.attrs |= {"images_per_s": images_per_s, "wall_s": wall_s, "images": images}
+    table.attrs["ceilings"] = limits.source
     return table
 
 

@@ -7,11 +7,16 @@ multiprocessors that had work. Source: NVML API reference, "GPM functions".
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
+
+#: The driver refreshes GPM's counters about every 0.1 s (an H200, driver 580): readings closer
+#: together often see no change and say 0, so they are taken twice as far apart.
+INTERVAL_S = 0.2
 
 
 class SmActivity:
-    """Share of the multiprocessors that were busy between two calls.
+    """Share of the multiprocessors that were busy between two readings of the driver.
 
     Parameters
     ----------
@@ -32,10 +37,14 @@ class SmActivity:
             raise lib.NVMLError(lib.NVML_ERROR_NOT_SUPPORTED)
         self._last, self._next = lib.nvmlGpmSampleAlloc(), lib.nvmlGpmSampleAlloc()
         lib.nvmlGpmSampleGet(handle, self._last)
+        self._read_at = time.perf_counter()
 
     def __call__(self) -> float:
-        """Since the last call, 0-1; NaN if the driver could not tell."""
+        """Since the last reading, 0-1; NaN if that is too recent or the driver could not tell."""
         lib = self._lib
+        if time.perf_counter() - self._read_at < INTERVAL_S:
+            return math.nan
+        self._read_at = time.perf_counter()
         lib.nvmlGpmSampleGet(self._handle, self._next)
         request = lib.c_nvmlGpmMetricsGet_t()
         request.version, request.numMetrics = lib.NVML_GPM_METRICS_GET_VERSION, 1

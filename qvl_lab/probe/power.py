@@ -72,7 +72,8 @@ class Sampler:
         whether any kernel ran); ``power_w``; ``device_memory_bytes`` (all that is used on the
         device); ``process_memory_bytes`` (this process's share of it, or its resident memory
         where there is no GPU). With ``detail`` also ``sm_activity`` (0-1, how many
-        multiprocessors were busy), ``sm_clock_hz``, ``memory_clock_hz``, ``temperature_c`` and
+        multiprocessors were busy since the reading before; the driver allows one every 0.2 s, and
+        samples between are NaN), ``sm_clock_hz``, ``memory_clock_hz``, ``temperature_c`` and
         ``throttled``, the reasons for slower clocks in words, "" if there are none.
         """
         return pd.DataFrame(self._samples)

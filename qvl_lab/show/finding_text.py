@@ -41,6 +41,6 @@ def _worded(name: str, value: Any, lang: str) -> str:
         return (
             label(f"stage_{value or 'other'}", lang) if value in (*STAGES, "other", "") else value
         )
-    if name in _SHARES:
-        return f"{100 * value:.0f}%"
+    if name in _SHARES:  # of a ceiling a little more than all of it can be reached
+        return f"{100 * min(value, 1):.0f}%"
     return f"{value:.1f}" if isinstance(value, float) else str(value)

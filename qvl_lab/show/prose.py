@@ -31,8 +31,18 @@ PROSE: dict[str, tuple[str, str]] = {
         "贵 {percent}（{low} 至 {high}）。",
     ),
     "headline_same": (
+        "{today} per 100 images today, and no measured setting is cheaper.",
+        "当前每 100 张图 {today}；没有测到更便宜的配置。",
+    ),
+    "headline_same_limits": (
         "{today} per 100 images today, and no measured setting that keeps the limits is cheaper.",
         "当前每 100 张图 {today}；在满足限制条件的配置中，没有测到更便宜的。",
+    ),
+    "headline_same_held": (
+        "{today} per 100 images today; at this resolution no measured setting is cheaper. Others "
+        "are, but what they would lose is not known.",
+        "当前每 100 张图 {today}；在此分辨率下没有测到更便宜的配置。"
+        "其他分辨率更便宜，但会损失多少质量尚不清楚。",
     ),
     "headline_unreached": (
         "No measured setting reaches a quality of {wanted}; the best has {best}.",
@@ -45,6 +55,7 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     "row_today": ("Today", "当前"),
     "row_recommended": ("Recommended", "推荐"),
+    "row_today_recommended": ("Today and recommended", "当前即推荐"),
     "row_cheaper": ("Cheapest of all", "最便宜（不论质量）"),
     "column_setting": ("setting", "配置"),
     "column_cost": ("cost per 100 images", "每 100 张图成本"),
@@ -53,6 +64,21 @@ PROSE: dict[str, tuple[str, str]] = {
     "column_ttft": ("time to first token", "首 token 延迟"),
     "column_memory": ("peak memory", "显存/内存峰值"),
     "column_change": ("against today", "相对当前"),
+    "today_chosen": (
+        "Today's setting was not named: of the smallest batch that was measured, the one with the "
+        "most pixels and then the most exact precision is taken (to name yours: "
+        "--current batch_size=1).",
+        "未指定当前配置：取实测配置中批量最小者，其中先取像素最多、再取精度最高的一个"
+        "（可用 --current batch_size=1 指定）。",
+    ),
+    "today_named": (
+        "Today's setting is the one that was named.",
+        "当前配置由用户指定。",
+    ),
+    "monthly_same": (
+        "At {images} images a month that is {today}.",
+        "按每月 {images} 张图计，共 {today}。",
+    ),
     "monthly": (
         "At {images} images a month that is {today} today and {best} with the recommended setting.",
         "按每月 {images} 张图计，当前 {today}，采用推荐配置后 {best}。",
@@ -119,6 +145,20 @@ PROSE: dict[str, tuple[str, str]] = {
         "推荐配置每遍 {items} 个；"
         "节省范围由两个 95% 区间的最坏端点组合而成。",
     ),
+    "sure_once": (
+        "How sure: one timed pass after a warm-up, over {today_items} items with today's setting "
+        "and {items} with the recommended one, so without intervals.",
+        "可信度：预热后只计时一遍，当前配置 {today_items} 个请求、推荐配置 {items} 个，"
+        "因此没有区间。",
+    ),
+    "sure_same": (
+        "How sure: medians of {repeats} timed passes after a warm-up, each over {items} items.",
+        "可信度：预热后计时 {repeats} 遍取中位数，每遍 {items} 个请求。",
+    ),
+    "sure_same_once": (
+        "How sure: one timed pass after a warm-up, over {items} items, so without an interval.",
+        "可信度：预热后只计时一遍，共 {items} 个请求，因此没有区间。",
+    ),
     "run_it": ("To run the recommended setting:", "运行推荐配置："),
     "price_mismatch": (
         "The seconds were measured on {device}, the price is that of {gpu}: read the money as "
@@ -132,16 +172,22 @@ PROSE: dict[str, tuple[str, str]] = {
     ),
     # evidence
     "waterfall_heading": ("From today to the recommended setting", "从当前到推荐配置"),
+    "waterfall_none": (
+        "Today's setting is the recommended one, so there are no steps to show.",
+        "当前配置就是推荐配置，没有步骤可展示。",
+    ),
     "waterfall_note": (
         "Each step is a measured setting; levers are pulled in the order batch, cache, engine, "
-        "attention, precision, others. Another order would split the same total differently.",
-        "每一步都是实测配置；调整顺序为批大小、缓存、引擎、注意力实现、精度、其他。换一种顺序，各步占比会不同，"
-        "总差不变。",
+        "prefix cache, attention, precision, others. Another order would split the same total "
+        "differently.",
+        "每一步都是实测配置；调整顺序为批大小、缓存、引擎、前缀缓存、注意力实现、精度、其他。"
+        "换一种顺序，各步占比会不同，总差不变。",
     ),
     "tradeoff_heading": ("Cost against memory", "成本与显存"),
     "tradeoff_note": (
-        "Every point is a measured setting; those on the line are beaten by no other in both.",
-        "每个点都是实测配置；线上的配置没有其他配置能在两方面同时更优。",
+        "Every point is a measured setting; where a line is drawn, those on it are beaten by no "
+        "other in both.",
+        "每个点都是实测配置；若画有折线，线上的配置没有其他配置能在两方面同时更优。",
     ),
     "column_quality": ("quality", "质量"),
     "quality_heading": ("What the answers are worth", "答案质量"),
@@ -192,6 +238,14 @@ PROSE: dict[str, tuple[str, str]] = {
         "Throughput, memory and cost over batch size",
         "吞吐量、显存与成本随批大小的变化",
     ),
+    "resolution_curves_heading": (
+        "Throughput, memory and cost over resolution",
+        "吞吐量、显存与成本随分辨率的变化",
+    ),
+    "curves_none": (
+        "One batch size and one resolution were measured: there is no curve to draw.",
+        "只测了一种批大小和一种分辨率，无曲线可画。",
+    ),
     "feasible_heading": ("What fits, and what it costs", "哪些配置可行，成本如何"),
     "fitting_note": (
         "Predicted from the model's sizes: the largest batch of these images that fits a card, "
@@ -210,15 +264,35 @@ PROSE: dict[str, tuple[str, str]] = {
     "limits_heading": ("Distance to the limit, and what to do first", "离极限多远，先做什么"),
     "limits_note": (
         "The least time of a stage is its FLOPs at the device's matrix rate or its bytes at its "
-        "bandwidth, whichever is longer ({source}). What findings are worth overlaps: it does not "
-        "add up.",
-        "某阶段的最短时间：按设备矩阵算力完成其运算量，或按带宽搬运其数据量，取较长者（{source}）。"
+        "bandwidth, whichever is longer. What findings are worth overlaps: it does not add up.",
+        "某阶段的最短时间：按设备矩阵算力完成其运算量，或按带宽搬运其数据量，取较长者。"
         "各条建议的收益会重叠，不能相加。",
     ),
+    "ceilings": (
+        "The device does at most {tflops} TFLOP/s in {precision} and {tb} TB/s: {source}.",
+        "设备上限：{precision} 算力 {tflops} TFLOP/s，带宽 {tb} TB/s（{source}）。",
+    ),
+    "ceilings_unknown": (
+        "What this device can do at most in {precision} is not known ({source}): measure it there "
+        "with qvl-lab doctor --ceilings FILE.",
+        "尚不清楚该设备在 {precision} 下的上限（{source}）："
+        "请在该机器上运行 qvl-lab doctor --ceilings FILE 测量。",
+    ),
+    "ceilings_measured": ("measured on {device}, {file}", "在 {device} 上实测，见 {file}"),
+    "ceilings_table": ("from the table of GPUs, {source}", "取自 GPU 表，{source}"),
+    "ceilings_no_gpu": (
+        "the device is not in the table of GPUs, and nothing was measured",
+        "该设备不在 GPU 表中，也没有实测",
+    ),
+    "limits_seconds": (
+        "Seconds are of one pass over {n} images.",
+        "秒数为处理 {n} 张图的一轮。",
+    ),
     "limits_of": ("**{name}**: {setting}", "**{name}**：{setting}"),
-    "limits_unknown": (
-        "What this device can do at most is not known: {source}.",
-        "尚不清楚该设备的上限：{source}。",
+    "limits_older": (
+        "Not known: an older version wrote this run, which does not say how large the model was "
+        "and how much there was to compute; measure it again.",
+        "无法计算：此结果由旧版本写入，没有记录模型尺寸和计算量，请重新测量。",
     ),
     "limits_none": ("Not known: {reason}.", "无法计算：{reason}。"),
     "column_stage": ("stage", "阶段"),
@@ -251,13 +325,19 @@ PROSE: dict[str, tuple[str, str]] = {
         "GPU 有 {share} 的时间在等待 CPU 准备图像和文本，其中主要是{stage}（{stage_share}）。"
         "应在 GPU 计算当前批次时准备下一批。",
     ),
+    "finding_preparing_beside": (
+        "The GPU waits for {share} of the time although images are prepared beside it, longest for "
+        "{stage} ({stage_share}): the CPU cannot keep up. Smaller files or more CPU cores help.",
+        "虽然图像已并行准备，GPU 仍有 {share} 的时间在等待，其中主要是{stage}（{stage_share}）："
+        "CPU 跟不上。可使用更小的文件或更多的 CPU 核。",
+    ),
     "finding_waiting_decode": (
         "Decoding waits for kernel launches: {step_ms} ms a step against {least_ms} possible, and "
         "a batch of {more} takes as long a step as this one of {rows}. Use CUDA graphs "
-        "(cache_implementation=static) or a larger batch.",
+        "({option}) or a larger batch.",
         "生成阶段受限于 kernel 启动：每步 {step_ms} 毫秒，理论最短 {least_ms} 毫秒；"
         "批大小 {more} 与 {rows} 的每步耗时相同。"
-        "可使用 CUDA graph（cache_implementation=static）或更大的批。",
+        "可使用 CUDA graph（{option}）或更大的批。",
     ),
     "finding_far_decode": (
         "Decoding takes {step_ms} ms a step against {least_ms} possible, for a batch of {rows}. "
@@ -275,6 +355,17 @@ PROSE: dict[str, tuple[str, str]] = {
         "The vision encoder takes {times_slower}x its least time. Packed attention and compiled "
         "blocks come nearer.",
         "视觉编码耗时为其最短时间的 {times_slower} 倍。打包注意力和编译可以更接近极限。",
+    ),
+    "finding_far_vision_packed": (
+        "The vision encoder takes {times_slower}x its least time, with images packed into one pass "
+        "already. Profile it to see what holds it.",
+        "视觉编码耗时为其最短时间的 {times_slower} 倍，而图像已打包处理。可做一次剖析以查明原因。",
+    ),
+    "finding_far_prefill_packed": (
+        "The prefill takes {times_slower}x its least time, with prompts packed into one pass "
+        "already. A larger prefill_chunk may come nearer.",
+        "预填充耗时为其最短时间的 {times_slower} 倍，而提示词已打包处理。"
+        "更大的 prefill_chunk 可能更接近极限。",
     ),
     "finding_far_prefill": (
         "The prefill takes {times_slower}x its least time. Larger batches and compiled layers "
@@ -300,13 +391,18 @@ PROSE: dict[str, tuple[str, str]] = {
         "{precision} was measured with the same settings, and is faster than fp32.",
         "同样配置下已实测 {precision}，比 fp32 快。",
     ),
+    "finding_fast_engine": (
+        "The fast engine was measured with the same settings, and is faster.",
+        "同样配置下已实测快速引擎，速度更快。",
+    ),
     "finding_larger_batch": (
         "Batch {more} was measured with the same settings, and is faster than batch {rows}.",
         "同样配置下已实测批大小 {more}，比 {rows} 快。",
     ),
     "finding_idle": (
-        "The driver saw a kernel running for {busy} of the time; the article holds 70-90%.",
-        "驱动统计的 GPU 利用率为 {busy}；原文保持在 70–90%。",
+        "The driver saw a kernel running for {busy} of the time; the article aims to keep it at "
+        "70-90%.",
+        "驱动统计的 GPU 利用率为 {busy}；原文的目标是保持在 70–90%。",
     ),
     "finding_throttled": (
         "The clocks were slowed for {share} of the time: {reason}.",
@@ -329,14 +425,40 @@ PROSE: dict[str, tuple[str, str]] = {
         "The article behind this project reports ¥50 (62 minutes, one by one) against ¥8 (10 "
         "minutes) for 100 images on an A10G at ¥0.8 a minute, 84% less, and gives no measurement. "
         "Measured here, other model sizes and machines apart: {today} s per 100 images today, "
-        "{best} s with the recommended setting, {percent} less. At the article's ¥0.8 a minute "
-        "these seconds would be {today_cost} and {best_cost}.",
+        "{best} s with the recommended setting ({percent}). At the article's ¥0.8 a minute these "
+        "seconds would be {today_cost} and {best_cost}.",
         "本项目所依据的文章称：A10G（每分钟 0.8 元）处理 100 张图，逐张处理要 50 元"
         "（62 分钟），优化后 8 元（10 分钟），省 84%，但没有给出测量。"
         "本次实测（模型规模与机器不同）："
-        "当前每 100 张图 {today} 秒，推荐配置 {best} 秒，少 {percent}。"
+        "当前每 100 张图 {today} 秒，推荐配置 {best} 秒（{percent}）。"
         "按文章的每分钟 0.8 元折算，分别为 {today_cost} 和 {best_cost}。",
     ),
+    "article_note_same": (
+        "The article behind this project reports ¥50 (62 minutes, one by one) against ¥8 (10 "
+        "minutes) for 100 images on an A10G at ¥0.8 a minute, 84% less, and gives no measurement. "
+        "Measured here, other model sizes and machines apart: {today} s per 100 images with "
+        "today's setting, which is the recommended one. At the article's ¥0.8 a minute these "
+        "seconds would be {today_cost}.",
+        "本项目所依据的文章称：A10G（每分钟 0.8 元）处理 100 张图，逐张处理要 50 元"
+        "（62 分钟），优化后 8 元（10 分钟），省 84%，但没有给出测量。"
+        "本次实测（模型规模与机器不同）：当前配置即推荐配置，每 100 张图 {today} 秒，"
+        "按文章的每分钟 0.8 元折算为 {today_cost}。",
+    ),
+    "article_split_note": (
+        "The article also says where the time goes. Measured are shares of all the time from "
+        "encoded image to text. What it calls fusion is taken to be the mergers, which turn four "
+        "patches into one token; it leaves out prefill, and what happens before and after.",
+        "文章还给出了时间占比。实测占比以从编码图像到输出文本的全部时间为准。"
+        "文章所说的“融合”在此理解为把四个图块合并成一个 token 的融合层（merger）；"
+        "文章没有提到预填充以及前后处理。",
+    ),
+    "column_vision": ("vision encoder", "视觉编码"),
+    "column_mergers": ("mergers (fusion)", "融合层"),
+    "column_prefill": ("prefill", "预填充"),
+    "column_decode": ("decoding", "生成"),
+    "column_rest": ("everything else", "其余"),
+    "within_vision": ("in the vision encoder", "计入视觉编码"),
+    "row_article": ("the article", "原文"),
     "table_heading": ("Settings worth considering", "值得考虑的配置"),
     "table_note": (
         "The {shown} cheapest of {total} measured settings; all of them are in settings.csv.",
@@ -377,6 +499,13 @@ PROSE: dict[str, tuple[str, str]] = {
         "today {visual} visual and {text} text tokens in, {new} out, per image",
         "当前配置每张图输入 {visual} 个视觉 token、{text} 个文本 token，输出 {new} 个",
     ),
+    "prov_pixels": ("pixels", "像素"),
+    "prov_pixels_value": (
+        "today {megapixels} megapixels an image after scaling; the files' own sizes are not on "
+        "record",
+        "当前配置缩放后每张图 {megapixels} 百万像素；原始文件的尺寸没有记录",
+    ),
+    "prov_ceilings": ("ceilings", "设备上限"),
     "prov_cache": ("feature cache", "特征缓存"),
     "prov_machine": ("machine", "机器"),
     "prov_software": ("software", "软件"),

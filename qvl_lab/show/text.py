@@ -24,6 +24,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     # settings
     "between": (" · ", "·"),  # a Chinese font draws the dot as wide as a character
     "batch": ("batch {n}", "批量 {n}"),
+    "engine_fast": ("fast engine", "快速引擎"),
     "px": ("{n} px", "{n} px"),
     "native": ("native", "原始尺寸"),
     "by_task": ("by task", "按任务"),
@@ -32,6 +33,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "field_batch_size": ("batch", "批量"),
     "field_cache_implementation": ("KV cache", "KV 缓存"),
     "field_engine": ("engine", "引擎"),
+    "field_prefix_cache": ("prefix cache", "前缀缓存"),
+    "field_prefill_chunk": ("prefill chunk", "预填充分块"),
+    "field_packing": ("packing", "打包"),
+    "field_overlap": ("overlap", "重叠执行"),
+    "field_cuda_graphs": ("CUDA graphs", "CUDA graph"),
     "field_attn_implementation": ("attention", "注意力实现"),
     "field_precision": ("precision", "精度"),
     "field_resolution": ("resolution", "分辨率"),
@@ -42,6 +48,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "field_device": ("device", "设备"),
     # quantities: panel titles and axes
     "batch_axis": ("batch size (images)", "批大小（张）"),
+    "resolution_axis": ("resolution (px)", "分辨率（px）"),
     "images_per_s": ("Throughput", "吞吐量"),
     "images_per_s_axis": ("images per second", "吞吐量（张/秒）"),
     "s_per_100_images": ("Time per 100 images", "每 100 张图耗时"),
@@ -100,14 +107,16 @@ TEXTS: dict[str, tuple[str, str]] = {
     "timeline_title": ("When each stage ran", "各阶段的运行时间线"),
     "timeline_axis": ("seconds since the start", "距开始的秒数"),
     "limits_title": ("Time by stage, and the least it takes", "各阶段耗时与最短所需时间"),
-    "limits_axis": ("seconds of one pass", "一轮耗时（秒）"),
+    "limits_axis": ("seconds of one pass over {n} images", "一轮 {n} 张图的耗时（秒）"),
     "least_time": ("least time at the device's rate", "按设备速率的最短时间"),
     "times_least": ("{times}x the least", "最短时间的 {times} 倍"),
+    "at_ceiling": ("at the ceiling", "已达上限"),
     "share_of_compute": ("{share} of compute", "算力的 {share}"),
     "share_of_memory": ("{share} of bandwidth", "带宽的 {share}"),
     # waterfall
     "today": ("today", "当前"),
     "recommended": ("recommended", "推荐"),
+    "today_recommended": ("today and recommended", "当前即推荐"),
     "waterfall_title": (
         "From today's setting to the recommended one: {change}",
         "从当前配置到推荐配置：{change}",
@@ -213,13 +222,18 @@ def resolution(value: Any, lang: str) -> str:
 
 
 def setting(row: pd.Series, lang: str) -> str:
-    """A frame's row in short: "fp32 · 1024 px · batch 1"."""
-    batch = label("batch", lang, n=row["batch_size"])
+    """A frame's row in short: "fp32 · 1024 px · batch 1"; the stock engine is not named."""
+    engine = [label("engine_fast", lang)] if row.get("engine") == "fast" else []
+    parts = [images_at(row, lang), label("batch", lang, n=row["batch_size"]), *engine]
+    return label("between", lang).join(parts)
+
+
+def images_at(row: pd.Series, lang: str) -> str:
+    """A row's precision and resolution, whatever its batch size: "fp32 · 1024 px"."""
     side = row["resolution"]
     if side == BY_TASK and is_the_articles(row.get("task_resolutions")):
         side = "by_task_article"
-    parts = [str(row["precision"]), resolution(side, lang), batch]
-    return label("between", lang).join(parts)
+    return label("between", lang).join([str(row["precision"]), resolution(side, lang)])
 
 
 def is_the_articles(table: Any) -> bool:

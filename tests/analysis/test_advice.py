@@ -76,6 +76,9 @@ def test_preparing_images_on_the_cpu_while_the_gpu_waits(case):
     assert most.gain == pytest.approx(1 / 0.8)  # preparing itself takes that long
     assert advice.preparing(case({"preprocess": 1.4})) is None
     assert advice.preparing(case({"preprocess": 5.0}, device="cpu")) is None  # one machine does all
+    for overlap, rule in ((True, "preparing_beside"), (False, "preparing")):
+        fast = case({"preprocess": 4.0}, engine="fast", overlap=overlap)
+        assert advice.preparing(fast).rule == rule  # what it does already is not advised
 
 
 def test_steps_that_take_as_long_for_more_rows_wait_for_launches(case, make_run, make_repeat):
@@ -92,6 +95,7 @@ def test_steps_that_take_as_long_for_more_rows_wait_for_launches(case, make_run,
         "least_ms": pytest.approx(10),
         "rows": 8,
         "more": 32,
+        "option": "cache_implementation=static",
     }
     assert found.gain == pytest.approx(WALL_S / (WALL_S - 5))
     for device, cache in (("cpu", None), ("cuda", "static")):  # where nothing waits for launches
@@ -102,6 +106,11 @@ def test_steps_that_take_as_long_for_more_rows_wait_for_launches(case, make_run,
     for others in ([], [other(32, 12.0)], [other(12, 6.0)], [other(32, 6.0, resolution=64)]):
         alone = advice.waiting_decode(case({"decode": 6.0}, others=others, **settings))
         assert (alone.rule, alone.gain) == ("far_decode", found.gain)  # far, but why is not known
+    for graphs, rule in ((True, "far_decode"), (False, "waiting_decode")):
+        fast = {"engine": "fast", "cuda_graphs": graphs}
+        there = case({"decode": 6.0}, others=[other(32, 6.5, **fast)], **settings, **fast)
+        assert advice.waiting_decode(there).rule == rule
+    assert advice.waiting_decode(there).evidence["option"] == "cuda_graphs=true"
     near = {"decode": {"times_slower": 1.9}}
     assert advice.waiting_decode(case({"decode": 6.0}, batch_size=8, reached=near)) is None
     assert advice.waiting_decode(case({"decode": 0.9}, **settings)) is None
@@ -127,6 +136,8 @@ def test_the_stage_far_from_its_flops_that_is_worth_most_is_named(case):
     assert found == Finding("far_vision", {"times_slower": 4.0}, pytest.approx(10 / 7))
     found = advice.far_from_limit(case({"vision": 0.9, "prefill": 2.0}, reached=reached))
     assert found.rule == "far_prefill"
+    packed = case({"vision": 4.0, "prefill": 2.0}, reached=reached, engine="fast", packing=True)
+    assert advice.far_from_limit(packed).rule == "far_vision_packed"
     assert advice.far_from_limit(case({"vision": 4.0, "prefill": 2.0})) is None
 
 
@@ -172,6 +183,18 @@ def test_fp32_where_half_precision_was_measured_faster(case, make_run, make_repe
     assert advice.fp32(case(precision="bf16", others=[faster])) is None
     elsewhere = measured(make_run, make_repeat, 6.0, precision="bf16", batch_size=16)
     assert advice.fp32(case(precision="fp32", others=[elsewhere])) is None
+
+
+def test_the_fast_engine_where_it_was_measured_faster(case, make_run, make_repeat):
+    def of(images_per_s: float, **settings: Any) -> Run:
+        settings = {"engine": "fast", "precision": "bf16"} | settings
+        return measured(make_run, make_repeat, images_per_s, **settings)
+
+    found = advice.fast_engine(case(engine="stock", others=[of(5.0)]))
+    assert found == Finding("fast_engine", {}, pytest.approx(2.5), measured=True)
+    for others in ([], [of(2.1)], [of(5.0, batch_size=16)]):
+        assert advice.fast_engine(case(engine="stock", others=others)) is None
+    assert advice.fast_engine(case(engine="fast", others=[of(5.0)])) is None
 
 
 def test_a_larger_batch_that_was_measured_faster(case, make_run, make_repeat):

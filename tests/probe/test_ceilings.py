@@ -42,6 +42,29 @@ def test_ceilings_of_this_cpu_are_within_reason():
     assert found["device"].startswith("CPU: ")
 
 
+def test_the_fastest_of_several_products_is_the_ceiling(monkeypatch):
+    rates = {(1024, 1024, 1024): 2e11, (4096, 512, 512): 3e11}
+    monkeypatch.setattr(ceilings, "_product_flops_per_s", lambda shape, *_: rates[shape])
+    monkeypatch.setattr(ceilings, "seconds_per_call", lambda *_: 0.5)
+    found = measure_ceilings("cpu")
+    assert found["flops_per_s"] == {"fp32": 3e11, "bf16": 3e11}
+    assert found["bytes_per_s"] == 2 * 2**28 / 0.5
+
+
+def test_a_product_counts_a_multiplication_and_an_addition_for_each_pair(monkeypatch):
+    import torch
+
+    seen = []
+
+    def timed(work, device):
+        seen.append(work())
+        return 0.25
+
+    monkeypatch.setattr(ceilings, "seconds_per_call", timed)
+    assert ceilings._product_flops_per_s((4, 6, 8), torch.float32, "cpu") == 2 * 4 * 6 * 8 / 0.25
+    assert seen[0].shape == (4, 6)
+
+
 FOUND = {
     "device": "NVIDIA H200",
     "flops_per_s": {"bf16": 7.9e14},

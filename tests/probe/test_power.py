@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from qvl_lab.probe import power
+from qvl_lab.probe import gpm, power
 from qvl_lab.probe.power import Sampler
 
 
@@ -99,9 +100,14 @@ def no_thread_is_left():
     assert "qvl-lab sampler" not in [thread.name for thread in threading.enumerate()]
 
 
-def sampled(monkeypatch, lib, **options):
-    """A finished sampler of GPU 1: one sample before the work and one after it."""
+def sampled(monkeypatch, lib, apart_s=1.0, **options):
+    """A finished sampler of GPU 1: one sample before the work and one after it.
+
+    The clock of GPM moves on between two looks at it.
+    """
     monkeypatch.setattr(power, "nvml", lambda: lib)
+    clock = count()
+    monkeypatch.setattr(gpm, "time", SimpleNamespace(perf_counter=lambda: next(clock) * apart_s))
     with Sampler(1, interval_s=60, **options) as sampler:
         pass
     return sampler
@@ -212,6 +218,15 @@ def test_detail_has_activity_clocks_and_what_slows_them(monkeypatch):
         "power cap, thermal, by hardware",
     ]
     assert len(lib.asked) == 3  # one to begin with, then one a reading, each against the last
+    assert lib.alive == []
+
+
+def test_activity_is_read_no_faster_than_the_driver_refreshes_it(monkeypatch):
+    lib = FakeHopper()
+    frame = sampled(monkeypatch, lib, apart_s=0.15, detail=True).frame()
+    assert frame["sm_activity"].isna().tolist() == [True, False]  # 0.15 and 0.3 s after the first
+    assert frame["sm_activity"].mean() == 0.4
+    assert len(lib.asked) == 2
     assert lib.alive == []
 
 

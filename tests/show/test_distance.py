@@ -16,6 +16,7 @@ from qvl_lab.probe.ceilings import save_ceilings
 from qvl_lab.records import Run, Work
 from qvl_lab.show.review import review
 from qvl_lab.show.review.distance import beside
+from qvl_lab.show.review.sources import facts
 from qvl_lab.sweeps.store import Runs
 
 PRICE = {"per_hour": 36.0, "currency": "CNY"}
@@ -60,7 +61,8 @@ def test_each_stage_stands_beside_its_least_time(measured, runs_file):
     save_ceilings(CPU, beside(path))
     words, cells, pictures = section(review(path, **PRICE))
     assert pictures == 2  # today's and the recommended setting
-    assert "(measured on CPU: " in words
+    assert "The device does at most 0.10 TFLOP/s in fp32 and 0.020 TB/s: measured on CPU: " in words
+    assert "runs.ceilings.json. Seconds are of one pass over 10 images." in words
     assert "Today" in words and "Recommended" in words
     assert "Batch 4 was measured with the same settings" in words
     assert "(measured: 2.0x the images per second)" in words
@@ -70,6 +72,28 @@ def test_each_stage_stands_beside_its_least_time(measured, runs_file):
     assert "– mergers" in cells and "– sampling" in cells
     chinese, cells, _ = section(review(path, lang="zh", **PRICE))
     assert "离极限多远" in chinese and "视觉编码" in cells
+    assert "上实测，见 runs.ceilings.json" in chinese and "measured on" not in chinese
+
+
+def test_a_stage_that_passes_the_ceiling_is_at_it(measured, runs_file):
+    path = runs_file(measured())
+    save_ceilings(CPU | {"flops_per_s": {"fp32": 1e3}, "bytes_per_s": 1e3}, beside(path))
+    _, cells, _ = section(review(path, **PRICE))
+    assert cells[cells.index("vision encoder") + 6] == "at the ceiling"
+    assert not any(re.fullmatch(r"\d{3,}%", cell) for cell in cells)
+
+
+def test_the_ceilings_of_each_precision_are_among_the_sources(measured, runs_file):
+    path = runs_file(
+        measured(), measured(precision="bf16", resolved={"device": "cpu", "precision": "bf16"})
+    )
+    save_ceilings(CPU, beside(path))
+    said = facts(review(path, **PRICE))
+    assert "0.10 TFLOP/s in fp32" in said["prov_ceilings"]
+    assert "at most in bf16 is not known" in said["prov_ceilings"]
+    assert said["prov_pixels"].startswith(
+        "today 0.016 megapixels an image"
+    )  # 64 patches of 16 x 16
 
 
 def test_without_ceilings_no_limit_is_made_up(measured, runs_file):
@@ -84,6 +108,7 @@ def test_the_table_of_gpus_is_used_where_nothing_was_measured(measured, runs_fil
     resolved = {"device": "cuda", "precision": "bf16"}
     run = measured(precision="bf16", resolved=resolved, environment={"gpu": "NVIDIA H200"})
     words, cells, _ = section(review(runs_file(run), **PRICE))
+    assert "989 TFLOP/s in bf16 and 4.80 TB/s: from the table of GPUs, " in words
     assert "data sheet" in words
     assert cells[cells.index("vision encoder") + 5] in ("compute", "bandwidth")
 
@@ -95,6 +120,7 @@ def test_on_a_gpu_the_largest_batch_of_each_card_is_told(measured, runs_file):
     (table,) = (part.data for part in shown if isinstance(part, HTML))
     assert re.findall(r"<th>(.*?)</th>", table) == ["setting", "24 GB", "40 GB", "80 GB"]
     sizes = [int(cell.replace(",", "")) for cell in re.findall(r"<td>(.*?)</td>", table)[1:]]
+    assert re.findall(r"<td>(.*?)</td>", table)[0] == "bf16 · 256 px"  # the batch is the answer
     assert sizes == sorted(sizes) and sizes[0] > 100  # a model of 15 MB
     uneven = measured(environment={"gpu": "NVIDIA H200"}, **gpu)
     uneven.repeats[0].work["patches_squared"] += 1

@@ -430,6 +430,60 @@ def test_tradeoff_names_todays_and_the_recommended_point(frame):
     assert "bf16" in ax.texts[1].get_text()
 
 
+def test_a_setting_that_is_todays_and_the_best_is_named_once(frame):
+    only = frame[(frame["batch_size"] == 1) & (frame["precision"] == "fp32")]
+    ax = plots.tradeoff(only, recommend(only))
+    (note,) = ax.texts
+    assert note.get_text().startswith("today and recommended: ¥")
+
+
+def test_one_setting_that_beats_all_others_has_no_front(frame):
+    ax = plots.tradeoff(frame[(frame["batch_size"] == 1) & (frame["precision"] == "fp32")])
+    assert not ax.lines and "Pareto front" not in legend_texts(ax.get_legend())
+
+
+def test_engines_have_markers_of_their_own():
+    runs = [make(1, "256", "bf16", engine=engine) for engine in ("stock", "fast")]
+    ax = plots.tradeoff(table(runs))
+    assert {"bf16 · engine=fast", "bf16 · engine=stock"} <= set(legend_texts(ax.get_legend()))
+    assert len({tuple(c.get_paths()[0].vertices.ravel()) for c in ax.collections}) == 2
+
+
+# ---- over resolution
+
+
+def test_one_batch_size_is_drawn_over_resolution(frame):
+    rows = frame[frame["batch_size"] == 2]
+    figure = plots.resolution_curves(rows)
+    assert [ax.get_title() for ax in figure.axes] == [
+        "Throughput",
+        "Peak VRAM",
+        "Cost per 100 images",
+    ]
+    speed = figure.axes[0]
+    assert [tick.get_text() for tick in speed.get_xticklabels()] == ["256", "512", "native"]
+    drawn = {c.get_label(): c[0].get_ydata(orig=False) for c in speed.containers}
+    assert list(drawn) == ["fp32", "bf16"]
+    wanted = rows[rows["precision"] == "bf16"].set_index("resolution")["images_per_s"]
+    np.testing.assert_allclose(drawn["bf16"], wanted[["256", "512", "native"]])
+
+
+# ---- limits
+
+
+def test_limits_say_how_far_each_stage_is_and_over_how_many_images():
+    rows = {"vision": (2.0, 1.0, 0.5), "prefill": (1.0, 1.02, 1.02)}
+    stages = pd.DataFrame(rows, index=["seconds", "least_s", "reached"]).T
+    stages = stages.assign(times_slower=1 / stages["reached"], bound="compute")
+    stages.attrs["images"] = 32
+    ax = plots.limits(stages)
+    assert [note.get_text() for note in ax.texts] == [
+        "2.00 s · 2.0x the least · 50% of compute",
+        "1.00 s · at the ceiling",
+    ]
+    assert ax.get_xlabel() == "seconds of one pass over 32 images"
+
+
 # ---- frames with little in them
 
 

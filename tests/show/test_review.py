@@ -18,7 +18,7 @@ from qvl_lab.config import TASK_RESOLUTIONS
 from qvl_lab.errors import ConfigError, LimitError, QvlError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.records import Run
-from qvl_lab.show import fonts, report
+from qvl_lab.show import fonts, plots, report
 from qvl_lab.show.review import Review, review
 from qvl_lab.show.review.answers import quality_sentences
 from qvl_lab.show.review.commands import report_command
@@ -103,7 +103,10 @@ def test_todays_setting_can_be_named(grid):
 
 def test_a_single_repeat_gives_no_interval(on_cpu):
     page = review(Runs([on_cpu(1, [10.0]), on_cpu(4, [4.0])]), **CENT_A_SECOND)
-    assert "60% less, from a single repeat, so without an interval" in text(page.headline())
+    said = text(page.headline())
+    assert "60% less, from a single repeat, so without an interval" in said
+    assert "one timed pass after a warm-up, over 10 items with today's setting and 10" in said
+    assert "95% intervals" not in said
 
 
 def test_a_difference_within_noise_is_called_noise(on_cpu):
@@ -115,7 +118,32 @@ def test_a_difference_within_noise_is_called_noise(on_cpu):
 
 def test_where_nothing_is_cheaper_that_is_said(on_cpu):
     page = review(Runs([on_cpu(1, 4.0), on_cpu(4, 10.0)]), **CENT_A_SECOND)
-    assert "no measured setting that keeps the limits is cheaper" in text(page.headline())
+    said = text(page.headline())
+    assert "¥0.40 per 100 images today, and no measured setting is cheaper." in said
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", said, re.DOTALL) if "<td>" in row]
+    assert [cells(row)[0] for row in rows] == ["Today and recommended"]
+    assert "At 100,000 images a month that is ¥400." in said  # once, there is no other setting
+    assert "each over 10 items." in said and "saving" not in said
+    for section in (page.waterfall, page.article):
+        assert not any(isinstance(part, Image) for part in section())
+    assert "no steps to show" in text(page.waterfall())
+    assert "today's setting, which is the recommended one" in text(page.article())
+
+
+def test_why_todays_setting_stays_is_said(on_cpu):
+    fewer_pixels = Runs([on_cpu(1, 4.0), on_cpu(1, 2.0, resolution=128)])
+    said = text(review(fewer_pixels, **CENT_A_SECOND).headline())
+    assert "at this resolution no measured setting is cheaper. Others are, but what they" in said
+    assert "At 128 px it would be ¥0.20 (−50% against today)" in said
+    large = Runs([on_cpu(1, 4.0), on_cpu(4, 2.0)])
+    said = text(review(large, max_vram_gib=2.0, **CENT_A_SECOND).headline())
+    assert "no measured setting that keeps the limits is cheaper" in said
+
+
+def test_how_today_was_chosen_is_said(grid):
+    assert "Today's setting was not named" in text(review(Runs(grid)).headline())
+    named = text(review(Runs(grid), current={"batch_size": 4}).headline())
+    assert "Today's setting is the one that was named." in named
 
 
 def test_real_weights_are_told_to_compare_answers(on_cpu):
@@ -194,6 +222,48 @@ def test_the_article_is_compared_in_its_own_price(grid):
     said = text(review(Runs(grid), **CENT_A_SECOND).article())
     assert "100 s per 100 images today, 40.0 s with" in said
     assert "would be ¥1.33 and ¥0.53" in said  # 0.8 / 60 a second
+
+
+def test_the_articles_split_stands_beside_the_measured_shares(on_cpu, make_repeat):
+    stages = {"preprocess": 1.0, "vision": 4.0, "prefill": 2.0, "decode": 2.95, "other": 0.05}
+    marked = make_repeat(10.0, stages_s=stages, parts_s={"vision/merger": 0.5})
+    whole_tower = make_repeat(5.0, stages_s={name: s / 2 for name, s in stages.items()})
+    runs = [on_cpu(1, repeats=[marked]), on_cpu(4, repeats=[whole_tower], engine="fast")]
+    (split,) = table_rows(text(review(Runs(runs), **CENT_A_SECOND).article()))
+    assert split == [
+        ["the article", "60-70%", "20-30%", "-", "10-20%", "-"],
+        ["fp32 · 256 px · batch 1", "35%", "5%", "20%", "30%", "10%"],
+        [
+            "fp32 · 256 px · batch 4 · fast engine",
+            *("40%", "in the vision encoder", "20%", "30%", "10%"),
+        ],
+    ]
+
+
+def test_one_batch_size_is_drawn_over_resolution(on_cpu):
+    sides = [on_cpu(4, 4.0), on_cpu(4, 2.0, resolution=128)]
+    shown = review(Runs(sides), **CENT_A_SECOND).curves()
+    assert "over resolution" in text(shown) and isinstance(shown[-1], Image)
+    alone = review(Runs(sides[:1]), **CENT_A_SECOND).curves()
+    assert "there is no curve to draw" in text(alone)
+    assert not any(isinstance(part, Image) for part in alone)
+
+
+def test_the_stages_of_all_settings_are_drawn_if_they_are_few(grid, on_cpu, monkeypatch):
+    drawn = []
+    stages = plots.stages
+
+    def seen(rows, **options):
+        drawn.append(list(zip(rows["resolution"], rows["batch_size"], strict=True)))
+        return stages(rows, **options)
+
+    monkeypatch.setattr(plots, "stages", seen)
+    review(Runs(grid), **CENT_A_SECOND).stages()
+    assert drawn[0] == drawn[1] == [("256", 1), ("128", 4), ("256", 1), ("256", 4)]  # bf16 first
+    many = [*grid, *(on_cpu(size, 20.0) for size in (2, 3, 5))]
+    review(Runs(many), **CENT_A_SECOND).stages()
+    assert drawn[2] == [("256", 1), ("256", 4)]  # today's and the recommended
+    assert len(review(Runs(grid[:1]), **CENT_A_SECOND).stages()) == 2  # no shares of one
 
 
 def test_the_table_lists_the_cheapest_first(grid):
@@ -610,8 +680,29 @@ def test_the_commands_in_the_report_are_accepted_by_the_command_line(grid, runs_
     assert "USD=7.1" in own
     recommended = page.command(page.recommendation.best)
     assert "--batch-size 4" in recommended
+    assert "--lang" not in own  # English is the default
     for command in (own, recommended):
         assert accepts(cli.app, shlex.split(command)[1:]) == "", command
+
+
+def test_the_report_command_names_the_file_from_here_and_no_defaults(grid, runs_file, monkeypatch):
+    path = runs_file(*grid)
+    assert report_command(review(path)) == f"qvl-lab report {path.resolve()}"
+    monkeypatch.chdir(path.parent.parent)
+    own = report_command(review(path, lang="zh", utilisation=0.5))
+    assert own == f"qvl-lab report {path.parent.name}/runs.jsonl --utilisation 0.5 --lang zh"
+
+
+def test_the_command_of_a_fast_setting_names_its_engine(on_cpu):
+    from qvl_lab import cli
+
+    fast = {"engine": "fast", "prefix_cache": True, "packing": True, "prefill_chunk": 512}
+    page = review(Runs([on_cpu(1), on_cpu(4, 4.0, **fast)]), **CENT_A_SECOND)
+    command = page.command(page.recommendation.best)
+    assert command.endswith("--set engine=fast --set prefill_chunk=512 --set prefix_cache=True")
+    assert accepts(cli.app, shlex.split(command)[1:]) == ""
+    assert "batch 4 · fast engine" in text(page.headline())
+    assert "engine" not in page.command(page.recommendation.current)
 
 
 def accepts(app: Any, arguments: list[str]) -> str:

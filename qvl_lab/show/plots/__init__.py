@@ -15,6 +15,7 @@ from qvl_lab.show.plots.gantt import timeline
 from qvl_lab.show.plots.limit_bars import limits
 from qvl_lab.show.plots.memory_map import feasible
 from qvl_lab.show.plots.over_batch import curve, curves
+from qvl_lab.show.plots.over_resolution import resolution_curves
 from qvl_lab.show.plots.shared import METRICS
 from qvl_lab.show.plots.stage_bars import STAGE_COLOURS, stages
 
@@ -28,6 +29,7 @@ __all__ = [
     "precision_loss",
     "quality",
     "quality_cost",
+    "resolution_curves",
     "stages",
     "timeline",
     "tradeoff",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from qvl_lab.analysis.recommend import Recommendation, with_quality
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import fonts, text
 from qvl_lab.show.plots import points
+from qvl_lab.show.plots.over_resolution import places, side_axis
 from qvl_lab.show.plots.shared import CELL, MARKERS, cycle, interval_handle, readings
 from qvl_lab.show.text import label
 
@@ -51,11 +52,11 @@ def quality(
     """
     rows = tradeoffs.at_each_resolution(frame, **settings)
     ax = fonts.new_axes((8.4, 4.4)) if ax is None else ax
-    at, lines = _places(rows["resolution"]), _task_lines(rows, lang)
+    at, lines = places(rows["resolution"]), _task_lines(rows, lang)
     shifts = _mean_in_the_middle(_shifts(len(lines), at))
     for shift, (column, looks) in zip(shifts, lines.items(), strict=True):
         _bars(ax, rows["resolution"].map(at) + shift, rows, column, **looks)
-    _side_axis(ax, at, lang)
+    side_axis(ax, at, lang)
     ax.set_ylim(-0.03, 1.03)
     fonts.number_axis(ax.yaxis, lang)
     ax.set_ylabel(text.quality_axis(rows, lang))
@@ -86,22 +87,6 @@ def _mean_in_the_middle(shifts: list[float]) -> list[float]:
     return [shifts[middle], *shifts[:middle], *shifts[middle + 1 :]]
 
 
-def _places(resolutions: Iterable[Any]) -> dict[str, float]:
-    """Where each resolution stands: at its doublings, "native" and "by_task" after the largest.
-
-    Those too close for their names to be read are moved apart.
-    """
-    names = sorted({str(name) for name in resolutions}, key=text.resolution_order)
-    doublings = [float(np.log2(int(name))) for name in names if name.isdigit()]
-    gap = 0.6 * (doublings[-1] - doublings[0] if doublings else 0) / max(len(names) - 1, 1) or 1.0
-    found: dict[str, float] = {}
-    last = -1.5 * gap
-    for i, name in enumerate(names):
-        wanted = doublings[i] if i < len(doublings) else last + 1.5 * gap
-        found[name] = last = max(wanted, last + gap)
-    return found
-
-
 def _shifts(count: int, at: dict[str, float]) -> list[float]:
     """Steps aside for ``count`` points at one place: no wider than bars need, nor than half the
     way to the next place.
@@ -110,14 +95,6 @@ def _shifts(count: int, at: dict[str, float]) -> list[float]:
     nearest = float(np.diff(places).min()) if len(at) > 1 else 1.0
     step = min(0.02 * (places[-1] - places[0]) or 0.1, nearest * 0.5 / count)
     return [step * (i - (count - 1) / 2) for i in range(count)]
-
-
-def _side_axis(ax: Axes, at: dict[str, float], lang: str) -> None:
-    ax.set_xticks(list(at.values()), [n if n.isdigit() else text.resolution(n, lang) for n in at])
-    first, last = min(at.values()), max(at.values())
-    room = 0.09 * (last - first) or 0.6
-    ax.set_xlim(first - room, last + room)
-    ax.set_xlabel(label("side_axis", lang))
 
 
 def _interval(lows: pd.Series, lang: str) -> list[Any]:
@@ -179,8 +156,8 @@ def quality_cost(
         ax.set(xticks=[], yticks=[])
         fonts.say(ax, label("no_quality" if data["value"].any() else "nothing_measured", lang))
     else:
-        named = _named(recommendation)
-        handles = _points(ax, known, named, cycle(text.precisions(frame), MARKERS), lang)
+        named = points.named(recommendation)
+        handles = _points(ax, known, named, points.kind_markers(frame, data), lang)
         handles += _limit(ax, min_quality, lang)
         fonts.legend_beside(ax, handles, label("size_is_batch", lang))
         _cost_axes(ax, known, named, lang)
@@ -194,12 +171,6 @@ def quality_cost(
 _SCORES = ["quality", "quality_low", "quality_high", "quality_items"]
 
 
-def _named(recommendation: Recommendation | None) -> dict[str, pd.Series]:
-    if recommendation is None:
-        return {}
-    return {"today": recommendation.current, "recommended": recommendation.best}
-
-
 def _points(
     ax: Axes,
     data: pd.DataFrame,
@@ -210,7 +181,7 @@ def _points(
     points.scatter(ax, data, "quality", markers)
     front = points.front(data, "quality", higher_is_better=True)
     handles: list[Any] = points.handles(data, markers, lang)
-    handles.append(points.front_line(ax, front, "quality", lang))
+    handles += points.front_line(ax, front, "quality", lang)
     keys = [row["key"] for row in named.values()]
     barred = data[data.index.isin(front.index) | data["key"].isin(keys)]
     looks: dict[str, Any] = {"fmt": "none", "ecolor": "#666666", "zorder": 1}
@@ -284,7 +255,7 @@ def _losses(ax: Axes, data: pd.DataFrame, precisions: Sequence[str], lang: str) 
         looks |= {"ms": 3.5 + 0.75 * np.log2(batch)} | ({} if sure else {"mfc": "white"})
         _bars(ax, rows["resolution"].map(at) + shifts[lane], rows, "difference", 100, **looks)
     ax.axhline(0, color="#222222", lw=1, zorder=1)
-    _side_axis(ax, at, lang)
+    side_axis(ax, at, lang)
     fonts.number_axis(ax.yaxis, lang, change=True)
     shown = [(n, colours[n], markers[n]) for n in precisions if n in set(data["precision"])]
     _loss_legend(ax, data, shown, lang)

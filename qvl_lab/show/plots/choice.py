@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from qvl_lab.analysis.recommend import Recommendation
 from qvl_lab.show import fonts, text
 from qvl_lab.show.plots import points
-from qvl_lab.show.plots.shared import CELL, MARKERS, cycle, memory_gib, note, readings
+from qvl_lab.show.plots.shared import CELL, memory_gib, note, readings
 from qvl_lab.show.text import label
 
 
@@ -119,10 +119,9 @@ def tradeoff(
         ax.set(xticks=[], yticks=[])
         fonts.say(ax, label("not_measured" if data["value"].any() else "nothing_measured", lang))
     else:
-        _points(ax, known, cycle(text.precisions(frame), MARKERS), lang)
-    if recommendation is not None:
-        for key, row in (("today", recommendation.current), ("recommended", recommendation.best)):
-            points.name_point(ax, key, row, memory_gib(row.to_frame().T).iloc[0], lang)
+        _points(ax, known, points.kind_markers(frame, data), lang)
+    for key, row in points.named(recommendation).items():
+        points.name_point(ax, key, row, memory_gib(row.to_frame().T).iloc[0], lang)
     ax.set_xlabel(text.axis(frame, metric, lang))
     ax.set_ylabel(text.axis(frame, "vram", lang))
     memory = text.title(frame, "vram", lang)
@@ -135,7 +134,7 @@ def _points(ax: Axes, data: pd.DataFrame, markers: dict[str, str], lang: str) ->
     points.scatter(ax, data, "memory", markers)
     best = points.front(data, "memory", higher_is_better=False)
     line = points.front_line(ax, best, "memory", lang)
-    handles = [*points.handles(data, markers, lang), line]
+    handles = [*points.handles(data, markers, lang), *line]
     fonts.legend_beside(ax, handles, label("size_is_batch", lang))
     points.cost_axis(ax, data, lang)
     ax.set_ylim(0, data["memory"].max() * 1.3)  # room for the names

@@ -30,7 +30,7 @@ def limits(table: pd.DataFrame, ax: Axes | None = None, *, lang: str = "en") -> 
     ax.plot([], [], color="black", lw=2, label=label("least_time", lang))
     ax.set_yticks(range(len(whole)), [label(f"stage_{name}", lang) for name in whole.index])
     ax.set(ylim=(len(whole) - 0.4, -0.6), xlim=(0, 1.65 * whole["seconds"].max() or 1))
-    ax.set_xlabel(label("limits_axis", lang))
+    ax.set_xlabel(label("limits_axis", lang, n=table.attrs["images"]))
     ax.set_title(label("limits_title", lang))
     fonts.number_axis(ax.xaxis, lang)
     ax.grid(axis="y", visible=False)
@@ -42,8 +42,10 @@ def limits(table: pd.DataFrame, ax: Axes | None = None, *, lang: str = "en") -> 
 def _reached(row: pd.Series, lang: str) -> str:
     """The time, and what it is beside the limit: "3.1 s · 2.4x the least · 41% of compute"."""
     words = [label("seconds", lang, value=number(row["seconds"]))]
-    if pd.notna(row["times_slower"]):
-        share = row["reached"]
+    share = row["reached"]
+    if share > 1:  # no one product is the fastest of all
+        words.append(label("at_ceiling", lang))
+    elif pd.notna(share):
         words.append(label("times_least", lang, times=f"{row['times_slower']:.1f}"))
         words.append(label(f"share_of_{row['bound']}", lang, share=f"{100 * share:.0f}%"))
     return " · ".join(words)

@@ -71,8 +71,9 @@ def curves(
     for precision, top, bottom in zip(precisions, grid[0], grid[-1], strict=True):
         top.set_title(precision)
         bottom.set_xlabel(label("batch_axis", lang))
-    title, columns = label("resolution", lang), 1 + 2 * len(precisions)
-    handles = _legend(tables[0], lang)
+    title, handles = label("resolution", lang), _legend(tables[0], lang)
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, int(figure.get_figwidth() * _LETTERS_PER_INCH / (longest + 8)))
     figure.legend(handles=handles, title=title, ncols=columns, loc="outside lower center")
     return figure
 
@@ -95,6 +96,8 @@ def _panel(ax: Axes, data: pd.DataFrame, whole: pd.DataFrame, lang: str) -> None
         fonts.say(ax, label("not_measured" if tried else "nothing_measured", lang))
 
 
+#: How many letters of a legend fit into an inch.
+_LETTERS_PER_INCH = 12
 #: Height of one mark along a panel's top, in shares of the panel.
 _PLACE = 0.065
 _MISSES = {"oom": "x", "skipped": "o", "error": "d"}

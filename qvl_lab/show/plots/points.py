@@ -1,4 +1,6 @@
-"""A point per setting: colour is resolution, marker precision, size batch size."""
+"""A point per setting: colour is resolution, marker precision (and what else tells settings
+apart), size batch size.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,28 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from qvl_lab.analysis.recommend import Recommendation
 from qvl_lab.show import fonts, text
-from qvl_lab.show.plots.shared import is_wide
+from qvl_lab.show.plots.shared import MARKERS, cycle, is_wide
 from qvl_lab.show.text import label
 
 
+def kinds(data: pd.DataFrame) -> pd.Series:
+    """What a marker stands for: "bf16", or "bf16 · engine=fast" where more differs."""
+    return data["precision"].map(str) + data["other"].map(lambda other: f" · {other}" * bool(other))
+
+
+def kind_markers(frame: pd.DataFrame, data: pd.DataFrame) -> dict[str, str]:
+    """A marker for each kind of the readings, the most exact precision first."""
+    order = text.precisions(frame)
+    named = zip(data["precision"].map(order.index), kinds(data), strict=True)
+    return cycle([kind for _, kind in sorted(named)], MARKERS)
+
+
 def scatter(ax: Axes, data: pd.DataFrame, y: str, markers: Mapping[str, str]) -> None:
-    """Readings by their ``value`` and a column; ``markers`` are those of the precisions."""
-    for (colour, precision), rows in data.groupby(["colour", "precision"]):
-        looks: dict[str, Any] = {"color": colour, "marker": markers[str(precision)], "ec": "white"}
+    """Readings by their ``value`` and a column; ``markers`` are those of :func:`kind_markers`."""
+    for (colour, kind), rows in data.groupby([data["colour"], kinds(data)]):
+        looks: dict[str, Any] = {"color": colour, "marker": markers[str(kind)], "ec": "white"}
         sizes = 22 + 26 * np.log2(rows["batch_size"].to_numpy(float))
         ax.scatter(rows["value"], rows[y], s=sizes, lw=0.5, alpha=0.85, **looks)
 
@@ -30,8 +45,13 @@ def front(data: pd.DataFrame, y: str, *, higher_is_better: bool) -> pd.DataFrame
     return ordered[good > good.cummax().shift(fill_value=-np.inf)]
 
 
-def front_line(ax: Axes, data: pd.DataFrame, y: str, lang: str) -> Line2D:
-    """Steps: a beaten point is dearer and worse than another one; nothing lies between them."""
+def front_line(ax: Axes, data: pd.DataFrame, y: str, lang: str) -> list[Line2D]:
+    """Steps: a beaten point is dearer and worse than another one; nothing lies between them.
+
+    A single point that beats all others has no line.
+    """
+    if len(data) < 2:
+        return []
     looks: dict[str, Any] = {
         "color": "#333333",
         "lw": 1,
@@ -40,11 +60,21 @@ def front_line(ax: Axes, data: pd.DataFrame, y: str, lang: str) -> Line2D:
         "drawstyle": "steps-post",
     }
     (line,) = ax.plot(data["value"], data[y], label=label("front", lang), **looks)
-    return line
+    return [line]
+
+
+def named(recommendation: Recommendation | None) -> dict[str, pd.Series]:
+    """The rows that figures name, by the name's text; one where they are the same."""
+    if recommendation is None:
+        return {}
+    today, best = recommendation.current, recommendation.best
+    if today["key"] == best["key"]:
+        return {"today_recommended": today}
+    return {"today": today, "recommended": best}
 
 
 def handles(data: pd.DataFrame, markers: Mapping[str, str], lang: str) -> list[Line2D]:
-    """For the legend: each resolution's colour, then each precision's marker."""
+    """For the legend: each resolution's colour, then each kind's marker."""
     shown = data[["resolution", "colour"]].drop_duplicates().to_numpy()
     names = [(text.resolution(name, lang), colour, "s") for name, colour in shown]
     names += [(name, "#777777", marker) for name, marker in markers.items()]
@@ -70,7 +100,7 @@ def name_point(ax: Axes, key: str, row: pd.Series, y: float, lang: str) -> None:
         "named_point", lang, who=label(key, lang), amount=text.amount(at[0], column, lang)
     )
     ax.scatter(*at, s=330, facecolors="none", edgecolors="#111111", lw=1.4)
-    x, side = (0.98, "right") if key == "today" else (0.02, "left")
+    x, side = (0.02, "left") if key == "recommended" else (0.98, "right")
     looks: dict[str, Any] = {"arrowprops": {"arrowstyle": "-", "shrinkB": 9, "color": "#111111"}}
     where: dict[str, Any] = {
         "xytext": (x, 0.98),

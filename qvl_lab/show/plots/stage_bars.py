@@ -52,7 +52,9 @@ def stages(
 
 
 def _stage_axes(ax: Axes, frame: pd.DataFrame, longest: float, lang: str) -> None:
-    rows = zip((row for _, row in frame.iterrows()), text.others(frame, CELL), strict=True)
+    rows = zip(
+        (row for _, row in frame.iterrows()), text.others(frame, (*CELL, "engine")), strict=True
+    )
     names = [" · ".join(filter(None, [text.setting(row, lang), other])) for row, other in rows]
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, longest * 1.14 or 1))  # room for the totals

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
 from qvl_lab.analysis.architecture import Architecture
+from qvl_lab.analysis.frame import part_column
 from qvl_lab.analysis.memory import batches_by_card, load_of
-from qvl_lab.analysis.recommend import measured
+from qvl_lab.analysis.recommend import Recommendation, measured
 from qvl_lab.errors import ConfigError
+from qvl_lab.records import STAGES
 from qvl_lab.show import plots
 from qvl_lab.show.review.basis import on_gpu
 from qvl_lab.show.review.findings import Findings
-from qvl_lab.show.review.parts import picture, plain, section, settings_table, table
-from qvl_lab.show.text import money, number, score
+from qvl_lab.show.review.parts import (
+    named_rows,
+    picture,
+    plain,
+    section,
+    settings_table,
+    table,
+)
+from qvl_lab.show.text import images_at, label, money, number, percent, resolution_order, score
 
 ARTICLE_CNY_PER_S = 0.8 / 60
-_MOST_ROWS, _MOST_FAILURES = 12, 50
+_ARTICLE_SPLIT = {
+    "column_vision": "60-70%",
+    "column_mergers": "20-30%",
+    "column_prefill": "-",
+    "column_decode": "10-20%",
+    "column_rest": "-",
+}
+_MOST_ROWS, _MOST_FAILURES, _FEW_ROWS = 12, 50, 6
 
 
 def waterfall(found: Findings) -> list[Any]:
@@ -26,15 +43,15 @@ def waterfall(found: Findings) -> list[Any]:
     advice = found.recommendation
     if not advice:
         return []
-    drawn = picture(plots.waterfall(advice, lang=found.lang))
-    said = [section(found, "waterfall_heading", "waterfall_note")]
+    same = advice.best["key"] == advice.current["key"]
+    said = [section(found, "waterfall_heading", "waterfall_none" if same else "waterfall_note")]
     if advice.excluded:
         limits = ", ".join(
             found.say(f"limit_{name}", n=n, limit=score(advice.min_quality))
             for name, n in advice.excluded.items()
         )
         said.append(Markdown(found.say("limits", limits=limits)))
-    return [*said, drawn]
+    return said if same else [*said, picture(plots.waterfall(advice, lang=found.lang))]
 
 
 def tradeoff(found: Findings) -> list[Any]:
@@ -44,9 +61,14 @@ def tradeoff(found: Findings) -> list[Any]:
 
 
 def curves(found: Findings) -> list[Any]:
-    """Throughput, memory and cost over batch size."""
-    figure = plots.curves(found.grid, lang=found.lang)
-    return [section(found, "curves_heading"), picture(figure)]
+    """Throughput, memory and cost over batch size, or over resolution if one batch was tried."""
+    grid = found.grid
+    if grid["batch_size"].nunique() > 1:
+        return [section(found, "curves_heading"), picture(plots.curves(grid, lang=found.lang))]
+    if grid["resolution"].nunique() == 1:
+        return [section(found, "curves_heading", "curves_none")]
+    figure = plots.resolution_curves(grid, lang=found.lang)
+    return [section(found, "resolution_curves_heading"), picture(figure)]
 
 
 def feasible(found: Findings) -> list[Any]:
@@ -70,7 +92,7 @@ def _fitting(found: Findings) -> list[Any]:
         except ConfigError:  # an older file, or images that differ in size
             continue
         fits = zip(cards["memory_gb"], cards["largest_batch"], strict=True)
-        setting = {"column_setting": found.setting(row)}
+        setting = {"column_setting": images_at(row, found.lang)}
         listed.append(setting | {f"{card:g} GB": f"{size:,}" for card, size in fits})
     if not listed:
         return []
@@ -78,32 +100,72 @@ def _fitting(found: Findings) -> list[Any]:
 
 
 def stages(found: Findings) -> list[Any]:
-    """Where the time goes, for today's and the recommended setting."""
+    """Where the time goes, for all settings if they are few: in seconds, and in shares of them."""
     if not found.recommendation:
         return []
-    rows = pd.DataFrame([found.recommendation.current, found.recommendation.best])
-    rows = rows.drop_duplicates("key")
+    rows = _few_rows(found, found.recommendation)
     pictures = [
-        picture(plots.stages(rows, normalise=share, lang=found.lang)) for share in (False, True)
+        picture(plots.stages(rows, normalise=share, lang=found.lang))
+        for share in ((False, True) if len(rows) > 1 else (False,))
     ]
     return [section(found, "stages_heading", "stages_note"), *pictures]
 
 
+def _few_rows(found: Findings, advice: Recommendation) -> pd.DataFrame:
+    """All measured settings, by resolution and batch size; of many today's and the recommended."""
+    rows = measured(found.frame)
+    if len(rows) > _FEW_ROWS:
+        return pd.DataFrame(named_rows(advice).values())
+    order = rows.assign(side=rows["resolution"].map(resolution_order))
+    return rows.loc[order.sort_values(["precision", "side", "batch_size"], kind="stable").index]
+
+
 def article(found: Findings) -> list[Any]:
-    """The article's figures beside the measured ones."""
+    """The article's figures beside the measured ones, and its split of the time."""
     advice = found.recommendation
     if not advice:
         return []
     today, best = (float(row["s_per_100_images"]) for row in (advice.current, advice.best))
+    same = advice.best["key"] == advice.current["key"]
     note = found.say(
-        "article_note",
+        "article_note_same" if same else "article_note",
         today=number(today),
         best=number(best),
-        percent=f"{100 * advice.saving.value:.0f}%",
+        percent=percent(today, best),
         today_cost=money(today * ARTICLE_CNY_PER_S, "CNY"),
         best_cost=money(best * ARTICLE_CNY_PER_S, "CNY"),
     )
-    return [section(found, "article_heading"), Markdown(plain(note))]
+    split = [Markdown(found.say("article_split_note")), _split(found, advice)]
+    return [section(found, "article_heading"), Markdown(plain(note)), *split]
+
+
+def _split(found: Findings, advice: Recommendation) -> Any:
+    """Shares of the wall time: the article's, then each setting's."""
+    rows = [row for _, row in _few_rows(found, advice).iterrows()]
+    listed = pd.DataFrame([_ARTICLE_SPLIT, *(_shares(row, found.lang) for row in rows)])
+    names = [found.say("row_article"), *map(found.setting, rows)]
+    listed.insert(0, "column_setting", names)
+    return table(found, listed)
+
+
+def _shares(row: pd.Series, lang: str) -> dict[str, str]:
+    """The vision tower without its mergers, the mergers, prefill, decoding, all else."""
+    seconds = {name: float(row[f"stage_{name}_s"]) for name in (*STAGES, "other")}
+    merger_s = float(row.get(part_column("vision/merger")) or math.nan)
+    known = {name: seconds[name] for name in ("vision", "prefill", "decode")}
+    known["rest"] = sum(seconds.values()) - sum(known.values())
+    marked = not math.isnan(merger_s)  # the fast engine does not mark it
+    known |= {"vision": known["vision"] - merger_s, "mergers": merger_s} if marked else {}
+    shares = {name: s / sum(seconds.values()) for name, s in known.items()}
+    words = {name: _share(share) for name, share in shares.items()}
+    words.setdefault("mergers", label("within_vision", lang))
+    return {column: words[column.removeprefix("column_")] for column in _ARTICLE_SPLIT}
+
+
+def _share(value: float) -> str:
+    """A share with the digits that tell it from nothing: "12%", "0.1%", "0.02%"."""
+    decimals = 0 if value >= 0.01 else 1 if value >= 0.001 else 2
+    return f"{100 * value:.{decimals}f}%"
 
 
 def cheapest(found: Findings) -> list[Any]:

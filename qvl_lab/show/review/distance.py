@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from qvl_lab.show import plots
 from qvl_lab.show.finding_text import sentences
 from qvl_lab.show.review.basis import measured_gpu
 from qvl_lab.show.review.findings import Findings
-from qvl_lab.show.review.parts import picture, plain, section, table
+from qvl_lab.show.review.parts import named_rows, picture, plain, section, table
 from qvl_lab.show.text import number
 
 
@@ -60,31 +61,32 @@ def limits(found: Findings) -> list[Any]:
     """Today's and the recommended setting beside the device's limit, with what to do first."""
     if not found.recommendation:
         return []
-    rows = {"row_today": found.recommendation.current, "row_recommended": found.recommendation.best}
     by_key = {run.key: run for run in found.runs}
-    shown: list[Any] = []
-    seen: set[str] = set()
-    for name, row in rows.items():
-        if row["key"] not in seen:
-            seen.add(row["key"])
-            heading = found.say("limits_of", name=found.say(name), setting=found.setting(row))
-            shown += [Markdown(plain(heading)), *_one(found, by_key[row["key"]])]
-    note = found.say("limits_note", source=_of(found, by_key[row["key"]]).source)
-    return [section(found, "limits_heading"), Markdown(plain(note)), *shown]
+    shown: list[Any] = [section(found, "limits_heading", "limits_note")]
+    for name, row in named_rows(found.recommendation).items():
+        heading = found.say("limits_of", name=found.say(name), setting=found.setting(row))
+        shown += [Markdown(plain(heading)), *_one(found, by_key[row["key"]])]
+    return shown
 
 
 def _one(found: Findings, run: Run) -> list[Any]:
+    if not run.architecture or not all(repeat.work for repeat in run.repeats if repeat.answered):
+        return [Markdown(found.say("limits_older"))]
     caps = _of(found, run)
     try:
         stages = roofline(run, caps)
         advice = advise(run, caps, others=found.runs)
     except ConfigError as e:
         return [Markdown(plain(found.say("limits_none", reason=e)))]
-    said = sentences(advice, found.lang)
-    shown: list[Any] = [Markdown("\n".join(f"- {plain(words)}" for words in said))]
-    if caps.flops_per_s is None:
-        shown.append(Markdown(plain(found.say("limits_unknown", source=caps.source))))
-    return [picture(plots.limits(stages, lang=found.lang)), *shown, stage_limits(found, stages)]
+    said = Markdown("\n".join(f"- {plain(words)}" for words in sentences(advice, found.lang)))
+    seconds = found.say("limits_seconds", n=stages.attrs["images"])
+    notes = [ceilings_said(found, run), seconds]
+    return [
+        picture(plots.limits(stages, lang=found.lang)),
+        said,
+        Markdown(plain(" ".join(notes))),
+        stage_limits(found, stages),
+    ]
 
 
 def _of(found: Findings, run: Run) -> Ceilings:
@@ -92,6 +94,32 @@ def _of(found: Findings, run: Run) -> Ceilings:
     if found.ceilings:
         return measured_ceilings(found.ceilings, precision)
     return ceilings(measured_gpu(found.frame), precision)
+
+
+def ceilings_said(found: Findings, run: Run) -> str:
+    """What the device does at most in a run's precision, and how that is known."""
+    caps, precision = _of(found, run), run.resolved["precision"]
+    if caps.flops_per_s is None or caps.bytes_per_s is None:
+        return found.say("ceilings_unknown", precision=precision, source=_source(found))
+    return found.say(
+        "ceilings",
+        precision=precision,
+        tflops=number(caps.flops_per_s / 1e12),
+        tb=number(caps.bytes_per_s / 1e12),
+        source=_source(found),
+    )
+
+
+def _source(found: Findings) -> str:
+    """Where the ceilings are from, in the report's language."""
+    if found.ceilings:
+        named = found.options.get("ceilings")
+        file = Path(named) if named else beside(found.runs.path or Path())
+        return found.say("ceilings_measured", device=found.ceilings["device"], file=file.name)
+    gpu = measured_gpu(found.frame)
+    if gpu is None:
+        return found.say("ceilings_no_gpu")
+    return found.say("ceilings_table", source=gpu.source)
 
 
 def stage_limits(found: Findings, stages: pd.DataFrame) -> Any:
@@ -110,13 +138,18 @@ def stage_limits(found: Findings, stages: pd.DataFrame) -> Any:
                 "column_bound": found.say(f"bound_{row['bound']}")
                 if isinstance(row["bound"], str)
                 else "",
-                "column_reached": _known(row["reached"], lambda v: f"{100 * v:.0f}%"),
+                "column_reached": _known(row["reached"], partial(_reached, found)),
                 "column_if": _known(row["images_per_s_if"], number),
             }
         )
     frame = pd.DataFrame(columns)
     frame.insert(0, "column_stage", names)
     return table(found, frame)
+
+
+def _reached(found: Findings, share: float) -> str:
+    """The share of the ceiling; no one product is the fastest, so a stage can pass it a little."""
+    return found.say("at_ceiling") if share > 1 else f"{100 * share:.0f}%"
 
 
 def _known(value: Any, words: Any) -> str:

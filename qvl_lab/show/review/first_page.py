@@ -11,7 +11,7 @@ from qvl_lab.show.review.answers import quality_sentences
 from qvl_lab.show.review.basis import measured_gpu
 from qvl_lab.show.review.commands import run_command
 from qvl_lab.show.review.findings import Findings
-from qvl_lab.show.review.parts import plain, settings_table
+from qvl_lab.show.review.parts import named_rows, plain, settings_table
 from qvl_lab.show.text import money, percent, resolution, score
 
 
@@ -53,7 +53,7 @@ def change(found: Findings, advice: Recommendation) -> str:
         "setting": found.setting(advice.best),
     }
     if advice.best["key"] == advice.current["key"]:
-        return found.say("headline_same", today=words["today"])
+        return found.say(_why_same(advice), today=words["today"])
     value, low, high = advice.saving
     if low is None or high is None:
         return found.say("headline_one_repeat", percent=f"{100 * value:.0f}%", **words)
@@ -65,9 +65,16 @@ def change(found: Findings, advice: Recommendation) -> str:
     return found.say(key, **words)
 
 
+def _why_same(advice: Recommendation) -> str:
+    """Which sentence says why today's setting stays: pixels held, limits, or nothing cheaper."""
+    if "resolution" in advice.held and advice.cheaper is not None:
+        return "headline_same_held"
+    return "headline_same_limits" if any(advice.excluded.values()) else "headline_same"
+
+
 def _summary(found: Findings, advice: Recommendation) -> str:
     """Today's, the recommended and the cheapest setting as a table."""
-    rows = {"row_today": advice.current, "row_recommended": advice.best}
+    rows = named_rows(advice)
     if advice.cheaper is not None:
         rows["row_cheaper"] = advice.cheaper
     frame = pd.DataFrame(list(rows.values()))
@@ -75,12 +82,17 @@ def _summary(found: Findings, advice: Recommendation) -> str:
 
 
 def _sentences(found: Findings, advice: Recommendation) -> list[str]:
-    """The month's money, the cheapest setting, quality, and how sure all that is."""
+    """How today was chosen, the month's money, the cheapest setting, quality, how sure that is."""
     today, best = (
         money(row[found.cost] / 100 * found.monthly_images, found.currency)
         for row in (advice.current, advice.best)
     )
-    said = [found.say("monthly", images=f"{found.monthly_images:,}", today=today, best=best)]
+    same = advice.best["key"] == advice.current["key"]
+    words = {"images": f"{found.monthly_images:,}", "today": today, "best": best}
+    said = [
+        found.say("today_named" if found.options.get("current") else "today_chosen"),
+        found.say("monthly_same" if same else "monthly", **words),
+    ]
     if advice.cheaper is not None:
         said.append(_cheaper(found, advice.current, advice.cheaper))
     said += quality_sentences(found, advice)
@@ -89,7 +101,8 @@ def _sentences(found: Findings, advice: Recommendation) -> list[str]:
         "items": advice.best["answered"],
         "repeats": advice.best["repeats"],
     }
-    return [*said, found.say("sure", **{name: int(count) for name, count in sure.items()})]
+    key = ("sure_same" if same else "sure") + ("_once" if sure["repeats"] == 1 else "")
+    return [*said, found.say(key, **{name: int(count) for name, count in sure.items()})]
 
 
 def _cheaper(found: Findings, today: pd.Series, cheaper: pd.Series) -> str:

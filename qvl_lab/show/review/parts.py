@@ -12,7 +12,7 @@ from IPython.display import HTML, Image, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qvl_lab.analysis.recommend import peak_memory_bytes
+from qvl_lab.analysis.recommend import Recommendation, peak_memory_bytes
 from qvl_lab.show.review.findings import Findings
 from qvl_lab.show.text import TEXTS, amount, number, percent
 
@@ -26,6 +26,13 @@ def section(found: Findings, heading: str, note: str | None = None) -> Markdown:
 def plain(text: str) -> str:
     """Text for Markdown in which nothing is markup: names come from files that anyone can write."""
     return html.escape(text, quote=False).replace("$", r"\$")
+
+
+def named_rows(advice: Recommendation) -> dict[str, pd.Series]:
+    """Today's and the recommended setting by their texts; one row where they are the same."""
+    if advice.best["key"] == advice.current["key"]:
+        return {"row_today_recommended": advice.current}
+    return {"row_today": advice.current, "row_recommended": advice.best}
 
 
 def table(found: Findings, data: pd.DataFrame, names: Sequence[str] = ()) -> HTML:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from qvl_lab.show.review.commands import report_command
+from qvl_lab.show.review.distance import ceilings_said
 from qvl_lab.show.review.findings import Findings
 from qvl_lab.show.review.parts import section, table
 from qvl_lab.show.text import number
@@ -65,7 +66,9 @@ def _measurement(found: Findings) -> dict[str, str]:
             images=run.workload.get("unique_images", "?"),
             fingerprint=run.workload["fingerprint"],
         ),
+        "prov_pixels": _pixels(found),
         "prov_tokens": _tokens(found),
+        "prov_ceilings": _ceilings(found),
         "prov_cache": run.cache_state,
         "prov_machine": "; ".join(machine),
         "prov_software": _listed(run.environment, _SOFTWARE),
@@ -76,6 +79,25 @@ def _measurement(found: Findings) -> dict[str, str]:
 def _hosts(found: Findings) -> str:
     hosts = {run.environment.get("host") for run in found.runs}
     return found.say("prov_hosts_value", n=len(hosts)) if len(hosts) > 1 else ""
+
+
+def _ceilings(found: Findings) -> str:
+    """Of each precision that was measured."""
+    done = {run.resolved["precision"]: run for run in found.runs if run.status == "ok"}
+    return " ".join(ceilings_said(found, run) for run in done.values())
+
+
+def _pixels(found: Findings) -> str:
+    """What the model is given of an image with today's setting; older files do not say."""
+    if not found.recommendation:
+        return ""
+    by_key = {run.key: run for run in found.runs}
+    run = by_key[found.recommendation.current["key"]]
+    work = next((repeat.work for repeat in run.repeats if repeat.work), None)
+    if not work or not work["images"] or not run.architecture:
+        return ""
+    pixels = work["patches"] * run.architecture["patch"] ** 2 / work["images"]
+    return found.say("prov_pixels_value", megapixels=number(pixels / 1e6))
 
 
 def _tokens(found: Findings) -> str:
