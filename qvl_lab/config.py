@@ -164,7 +164,7 @@ class EngineSpec:
         Fast engine: decode images in threads, and launch a step before the last one's tokens are
         looked at. Off: one thing after the other.
     cuda_graphs : bool
-        Fast engine on CUDA: replay decoding steps as CUDA graphs.
+        Fast engine on CUDA: replay decoding steps of dense models as CUDA graphs.
     """
 
     engine: str = "stock"

@@ -103,7 +103,9 @@ def block_attention(
     Tensor
         Shaped as ``q``.
     """
-    kernels = _kernels() if q.is_cuda else None
+    size = q.shape[-1]
+    fits = q.is_cuda and size >= 16 and not size & (size - 1)  # a power of two
+    kernels = _kernels() if fits else None
     if kernels is not None:
         out: Tensor = kernels.block_attention(q, k, v, table, length, scale)
         return out

@@ -87,7 +87,9 @@ class Forward:
         self._slots = Slots(
             self.network, self.cache, spec.batch_size, width, blocks, reader.stops, suppressed
         )
-        self._step = Steps(self._slots.step, spec.batch_size, spec.cuda_graphs, self.device)
+        # how experts are called depends on what was routed to them, which a graph cannot follow
+        graphs = spec.cuda_graphs and "moe" not in loaded.model.config.model_type
+        self._step = Steps(self._slots.step, spec.batch_size, graphs, self.device)
         self._sampled = Steps(self._slots.sampled_step, spec.batch_size, False, self.device)
         self.patches = Patches(loaded.image_processor, base_dtype(loaded.spec), self.device)
         self._rows: tuple[list[int], Tensor] = [], torch.empty(0)
@@ -196,7 +198,7 @@ class Forward:
             warmth.append([sampling.temperature, sampling.top_p])
         rows = self._put([_slot(sequence) for sequence, _ in ended], torch.int64)
         placed = self._put(state, torch.int64).view(len(ended), -1)
-        self._slots.put(rows, placed, torch.tensor(warmth, device=self.device))
+        self._slots.put(rows, placed, self._to_device(torch.tensor(warmth)))
         sampled = any(prompt.sampling.do_sample for _, prompt in ended)
         return self._slots.first(scores, rows, sampled)
 

@@ -134,6 +134,7 @@ class Engine:
         keyed = spec.prefix_cache or self.caches.features or self.caches.answers is not None
         self._model_key = model_key(reader.loaded.spec) if keyed else ""
         self.halve_on_oom = True
+        self._stops = frozenset(reader.stops)
         self.answer_hits = self.answer_misses = 0
         self.work = Work()
         self.events: list[dict[str, Any]] = []
@@ -267,8 +268,10 @@ class Engine:
         """Let jobs wait for a slot in the order they came, each when its image is decoded."""
         while self._incoming and len(self.scheduler.waiting) < self.spec.batch_size:
             job = self._incoming[0]
-            late = isinstance(job.picture, Future) and not job.picture.done()
-            if late and self._jobs:
+            picture, threads = job.picture, self.spec.overlap
+            late = picture is None if threads else False
+            late = late or (isinstance(picture, Future) and not picture.done())
+            if job.needs_image and late and self._jobs:
                 return  # the device has something to do meanwhile
             if job.needs_image and not self._fetch(job):
                 continue
@@ -290,7 +293,7 @@ class Engine:
 
     def _launch(self, step: Step) -> None:
         self.forward.copy(step.copies)
-        self.forward.grow([s for s in step.grown if s.slot is not None])
+        self.forward.grow(step.grown)
         if step.decodes:
             self._attempt(self._decode, step.decodes, self._undo_decodes)
         if step.chunks:
@@ -337,7 +340,13 @@ class Engine:
                 job.prompt.features = None
         if tokens is not None:
             self._take_off([j for j, c in zip(jobs, chunks, strict=True) if c.last], tokens)
+        self._no_single_reads()
         self.work += _work_of(chunks)
+
+    def _no_single_reads(self) -> None:
+        """What did not fit in one step has been dealt with alone: read more at a time again."""
+        least = min(LEAST_CHUNK, self.spec.prefill_chunk)
+        self.scheduler.prefill_chunk = max(self.scheduler.prefill_chunk, least)
 
     def _see(self, chunks: list[Chunk]) -> list[Chunk]:
         """Features for the images that these chunks show; without the chunks of bad images."""
@@ -382,13 +391,13 @@ class Engine:
     def _hear(self, job: Job, token: int, now: float) -> None:
         job.first_s = job.first_s or now
         if token == OVERFLOW:
-            self.scheduler.forget(job.sequence.prefix_key)
-            self.forward.clear(self.scheduler.own_blocks(job.sequence))
+            freed = self.scheduler.forget(job.sequence.prefix_key)
+            self.forward.clear([*freed, *self.scheduler.own_blocks(job.sequence)])
             self._end(job, error=overflow(self.reader.loaded.spec.precision))
             return
         job.tokens.append(token)
         most = job.prompt.sampling.max_new_tokens
-        if token in self.reader.stops or len(job.tokens) >= most:
+        if token in self._stops or len(job.tokens) >= most:
             self._end(job)
 
     def _end(self, job: Job, error: str | None = None) -> None:
@@ -400,7 +409,8 @@ class Engine:
                 text = tokenizer.decode(job.tokens, skip_special_tokens=True).strip()
         self.sight.drop(job)
         job.prompt.features = None
-        self._reading.discard(str(job.key))
+        if job.key is not None:
+            self._reading.discard(job.key)
         if self._jobs.pop(job.sequence, None):
             self.scheduler.finish(job.sequence)
         else:
@@ -418,9 +428,12 @@ class Engine:
         running = [s for s in sequences if s in self._jobs]
         for sequence in running:
             sequence.launched -= 1
+        if not running:
+            return
         if len(running) == 1:
             self._end(self._jobs[running[0]], error=too_large(self._jobs[running[0]].request).error)
             return
+        self.scheduler.most_running = len(running) // 2
         for sequence in reversed(running[len(running) // 2 :]):
             self._send_back(sequence)
         self._note(len(running), len(running) // 2, failure)
@@ -432,13 +445,15 @@ class Engine:
         if len(chunks) == 1 and tokens <= LEAST_CHUNK:
             job = self._jobs[chunks[0].sequence]
             self._end(job, error=too_large(job.request).error)
-            self.scheduler.prefill_chunk = self.spec.prefill_chunk
+            self._no_single_reads()
             return
         for chunk in reversed(chunks):
             chunk.sequence.launched = 0
             self._send_back(chunk.sequence)
-        first = chunks[0].stop - chunks[0].start
-        self.scheduler.prefill_chunk = tokens // 2 if tokens > LEAST_CHUNK else first
+        first = chunks[0].stop - chunks[0].start  # alone next time
+        self.scheduler.prefill_chunk = (
+            max(LEAST_CHUNK, tokens // 2) if tokens > LEAST_CHUNK else first
+        )
         self._note(len(chunks), max(1, len(chunks) // 2), failure)
 
     def _send_back(self, sequence: Scheduled) -> None:

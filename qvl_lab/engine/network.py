@@ -1,6 +1,7 @@
 """Qwen3-VL's forward pass over packed sequences, on the weights of transformers' modules.
 
-Nothing here waits for the GPU, and every shape is known on the CPU beforehand. Queries, keys and
+Nothing here waits for the GPU but the first image of a size, and every shape is known on the CPU
+beforehand. Queries, keys and
 values come from one matrix product, gate and up projection from another; the modules' own weights
 become views of the joined ones, so that transformers' forward pass still works on them.
 """
@@ -118,7 +119,7 @@ class Network:
         weight = self.tower.patch_embed.proj.weight
         # both frames of a still picture are the same, so the weights of the frames add up
         self._patch_weight = weight.sum(2).flatten(1)
-        self._plan = lru_cache(maxsize=1024)(self._plan_of)
+        self._plan = lru_cache(maxsize=64)(self._plan_of)
 
     @property
     def depth(self) -> int:
@@ -198,13 +199,14 @@ class Network:
         """
         block = table.gather(1, (length // cache.block_size)[:, None])[:, 0]
         places = block * cache.block_size + length % cache.block_size
+        known = length + 1
         x = self.text.embed_tokens(ids)
         angles = self._angles(x, position.expand(3, -1))
         for i, layer in enumerate(self._layers):
             q, k, v = layer.attend(x, angles)
             cache.write(i, places, k, v)
             keys, values = cache.keys[i], cache.values[i]
-            seen = block_attention(q, keys, values, table, length + 1, layer.scale)
+            seen = block_attention(q, keys, values, table, known, layer.scale)
             x = layer.finish(x, seen)
         return self._scores(x)
 
@@ -282,9 +284,11 @@ def joined(layers: list[nn.Module]) -> Callable[[Tensor], tuple[Tensor, ...]]:
     if not plain or any(type(w.data) is not Tensor for w in weights):
         return lambda x: tuple(layer(x) for layer in layers)
     sizes = [len(weight) for weight in weights]
-    whole = torch.cat([weight.data for weight in weights])
-    for weight, view in zip(weights, torch.split(whole, sizes), strict=True):
-        weight.data = view
+    # ordinary tensors stay ordinary: the model may be trained afterwards
+    with torch.inference_mode(weights[0].is_inference()), torch.no_grad():
+        whole = torch.cat([weight.data for weight in weights])
+        for weight, view in zip(weights, torch.split(whole, sizes), strict=True):
+            weight.data = view
     return lambda x: torch.split(functional.linear(x, whole), sizes, -1)
 
 

@@ -52,9 +52,9 @@ class Sampling:
                 "0 <= min_new_tokens <= max_new_tokens and 1 <= max_new_tokens must hold, not "
                 f"{self.min_new_tokens} and {self.max_new_tokens}"
             )
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float("inf"):
             raise ConfigError(
-                f"temperature must be over 0, not {self.temperature}; "
+                f"temperature must be over 0 and finite, not {self.temperature}; "
                 "do_sample=False takes the most likely token"
             )
         if not 0 < self.top_p <= 1:

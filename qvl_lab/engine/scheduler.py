@@ -190,6 +190,7 @@ class Scheduler:
         self.blocks, self.prefill_chunk, self._packing = blocks, prefill_chunk, packing
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.most_running = slots  # lowered where memory for a step runs out
         self.preemptions = 0
         self.stats = PrefixStats()
         self._slots = list(range(slots - 1, -1, -1))
@@ -301,7 +302,7 @@ class Scheduler:
 
     def _admissible(self) -> Sequence | None:
         """The first waiting sequence, of those whose prefix no other is reading just now."""
-        if not self._slots:
+        if len(self.running) >= self.most_running:
             return None
         if self._prefixes is None:
             return self.waiting[0] if self.waiting else None

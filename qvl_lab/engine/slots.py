@@ -79,7 +79,7 @@ class Slots:
     def _step(self, rows: Tensor, sampled: bool) -> Tensor:
         state = self._whole[rows]
         length = state[:, LENGTH]
-        table = state[:, HEAD : HEAD + self.used_width]
+        table = state[:, HEAD : HEAD + self.used_width].contiguous()
         scores = self._network.step(state[:, TOKEN], state[:, POSITION], length, table, self._cache)
         alive = (rows != self._nobody).long()
         state[:, LENGTH] += alive

@@ -222,6 +222,7 @@ def test_sampling_out_of_bounds_is_refused():
         {"min_new_tokens": 9, "max_new_tokens": 8},
         {"temperature": 0.0},
         {"temperature": float("nan")},
+        {"temperature": float("inf")},
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"top_k": -1},
@@ -329,6 +330,22 @@ def test_what_does_not_fit_even_alone_fails_with_its_size(lab, monkeypatch, meth
     assert [text is None for text in fast.texts] == [True, True]
     assert "out of memory even alone" in fast[0].error
     assert nothing_held(lab.fast._engine)
+
+
+def test_after_one_shortage_prompts_are_read_many_at_a_time_again(lab, monkeypatch, requests):
+    sizes = out_of_memory_at(monkeypatch, "read", lambda count, size: count == 1)
+    engine = engine_of(lab, overlap=False, prefill_chunk=512)
+    for index, item in enumerate(requests):
+        engine.add_request(lab.reader.request(index, item, ImagePolicy(resolution=128)))
+    assert all(job.answer.error is None for job in finish(engine))
+    assert sizes[0] > 1
+    assert engine.scheduler.prefill_chunk >= 256
+    assert max(sizes[3:]) > 1
+
+
+def test_the_model_can_be_trained_after_the_fast_engine_ran(lab):
+    lab.generate_batch([png("red")], engine="fast", **SMALL)
+    assert not any(weight.is_inference() for weight in lab.loaded.model.parameters())
 
 
 def test_without_halving_memory_running_out_is_an_error(lab, monkeypatch, requests):
