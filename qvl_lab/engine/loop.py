@@ -42,6 +42,8 @@ from qvl_lab.records import Work
 
 #: A chunk of a prompt that does not fit in memory is not tried in smaller parts than this.
 LEAST_CHUNK = 256
+#: Steps without a shortage of memory after which twice as much is tried again.
+RECOVERY_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Engine:
         self._model_key = model_key(reader.loaded.spec) if keyed else ""
         self.halve_on_oom = True
         self._stops = frozenset(reader.stops)
+        self._good_steps = 0
         self.answer_hits = self.answer_misses = 0
         self.work = Work()
         self.events: list[dict[str, Any]] = []
@@ -215,6 +218,7 @@ class Engine:
             self._take_in()
             if self.scheduler.must_preempt():
                 self._land(0)
+            self._recover()
             step = self.scheduler.next()
             for sequence in step.preempted:
                 self._jobs[sequence].read_again()
@@ -312,6 +316,7 @@ class Engine:
                 raise as_model_error(e) from e
             failure = first_line(e)
             del e
+            self._good_steps = 0
             self._land(0)
             self._open_flight()
             free(str(self.forward.device))
@@ -422,6 +427,14 @@ class Engine:
             self.caches.answers.put(key, (text, len(job.tokens)), len(text.encode()))
 
     # ---- memory ran out
+
+    def _recover(self) -> None:
+        """After a while without a shortage, try twice as much at once."""
+        self._good_steps += 1
+        if self._good_steps % RECOVERY_STEPS == 0:
+            scheduler, spec = self.scheduler, self.spec
+            scheduler.most_running = min(spec.batch_size, 2 * scheduler.most_running)
+            scheduler.prefill_chunk = min(spec.prefill_chunk, 2 * scheduler.prefill_chunk)
 
     def _undo_decodes(self, sequences: list[Scheduled], failure: str) -> None:
         """Half of the sequences, the newest, wait again."""
