@@ -19,11 +19,9 @@ from qvl_lab.engine.model import free, read_architecture
 from qvl_lab.engine.network import FAMILIES
 from qvl_lab.engine.requests import Answer, Generation, Reader, Request, Sampling
 from qvl_lab.errors import ConfigError, InputError, ModelError
-from qvl_lab.probe.stages import Recorder, stage, totals
+from qvl_lab.probe.stages import Recorder, totals
 from qvl_lab.workload import Item
 
-#: Requests that are checked together; bounds the encoded bytes held at a time.
-WINDOW = 512
 #: The share of free memory that a cache may take, if nothing else is said.
 MOST_OF_FREE = 0.6
 MOST_ANSWER_BYTES = 2**30
@@ -64,15 +62,8 @@ class Fast:
         ``max_batches`` ends it after so many times ``batch_size`` answers.
         """
         sampling = Sampling.of(spec, self.reader.loaded.random_weights)
-        for first in range(0, len(items), WINDOW):
-            requests: list[Request] = []
-            with stage("decode_image"):
-                for index in range(first, min(first + WINDOW, len(items))):
-                    request = self.reader.request(index, items[index], policy)
-                    if isinstance(request, Answer):
-                        yield index, request
-                    else:
-                        requests.append(request)
+        for requests, refused in self.reader.windows(items, policy):
+            yield from refused
             if not requests:
                 continue
             engine = self._sized(requests, spec, policy, sampling)
@@ -124,7 +115,7 @@ class Fast:
         """The engine that there is, if it has the settings and the room; otherwise a new one."""
         spec = replace(spec, max_new_tokens=1, min_new_tokens=None)  # said request by request
         new = sampling.max_new_tokens
-        lengths = sorted((len(self.reader.ids(r)[0]) + new for r in requests), reverse=True)
+        lengths = sorted((self.reader.length(r) + new for r in requests), reverse=True)
         whole = [-(-n // spec.block_size) * spec.block_size for n in lengths]
         wanted = sum(whole[: spec.batch_size]) * (2 if spec.prefix_cache else 1)
         kept = self._engine

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -272,10 +271,7 @@ class Engine:
         """Let jobs wait for a slot in the order they came, each when its image is decoded."""
         while self._incoming and len(self.scheduler.waiting) < self.spec.batch_size:
             job = self._incoming[0]
-            picture, threads = job.picture, self.spec.overlap
-            late = picture is None if threads else False
-            late = late or (isinstance(picture, Future) and not picture.done())
-            if job.needs_image and late and self._jobs:
+            if job.needs_image and self._jobs and self.sight.late(job):
                 return  # the device has something to do meanwhile
             if job.needs_image and not self._fetch(job):
                 continue

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -19,7 +20,7 @@ from qvl_lab.errors import (
     QvlError,
     UnknownNameError,
 )
-from qvl_lab.probe.stages import Total, outermost, stage_table
+from qvl_lab.probe.stages import Total, outermost, stage, stage_table
 from qvl_lab.records import Work
 from qvl_lab.workload import ImageLike, Item, image_size, read_bytes
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_PROMPT_CHARACTERS = 100_000
+#: Requests that are looked at together; bounds the encoded bytes held at a time.
+WINDOW = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,7 @@ class Reader:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
+        self._text_ids = lru_cache(maxsize=2 * WINDOW)(self._tokenize)
         added = loaded.tokenizer.added_tokens_decoder.values()
         self._reserved = [str(token) for token in added if token.special]
 
@@ -196,6 +200,22 @@ class Reader:
         except (InputError, ConfigError) as e:
             return Answer(id=item.id, error=str(e))
         return Request(index, item, image, size, size[0] * size[1] // limits.factor**2, text)
+
+    def windows(
+        self, items: Sequence[Item], policy: ImagePolicy
+    ) -> Iterator[tuple[list[Request], list[tuple[int, Answer]]]]:
+        """Requests in portions, each with the (index, answer) of the items that cannot be used."""
+        for first in range(0, len(items), WINDOW):
+            requests: list[Request] = []
+            refused: list[tuple[int, Answer]] = []
+            with stage("decode_image"):
+                for index in range(first, min(first + WINDOW, len(items))):
+                    request = self.request(index, items[index], policy)
+                    if isinstance(request, Answer):
+                        refused.append((index, request))
+                    else:
+                        requests.append(request)
+            yield requests, refused
 
     def prompt(self, question: str) -> str:
         """The question in the model's chat template, after an image.
@@ -226,11 +246,18 @@ class Reader:
 
     def ids(self, request: Request) -> tuple[list[int], range]:
         """A request's tokens, and where among them its image's are."""
-        ids: list[int] = self.loaded.tokenizer(request.text, add_special_tokens=False)["input_ids"]
+        ids = self._text_ids(request.text)
         pad = self.loaded.model.config.image_token_id
         at = ids.index(pad)
         image = range(at, at + request.visual_tokens)
-        return ids[:at] + [pad] * len(image) + ids[at + 1 :], image
+        return [*ids[:at], *[pad] * len(image), *ids[at + 1 :]], image
+
+    def length(self, request: Request) -> int:
+        """How many tokens a request has."""
+        return len(self._text_ids(request.text)) - 1 + request.visual_tokens
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def items_of(

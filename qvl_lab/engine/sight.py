@@ -48,7 +48,8 @@ class Sight:
     def __init__(
         self, forward: Forward, pictures: Pictures, spec: EngineSpec, features: TensorCache | None
     ) -> None:
-        self._forward, self._pictures, self._packing = forward, pictures, spec.packing
+        self._forward, self._pictures = forward, pictures
+        self._packing, self._threads = spec.packing, spec.overlap
         self._cache = features
         self._unbegun: deque[Job] = deque()
         self._seen: deque[list[_Seen]] = deque()  # by step, since their times are known later
@@ -74,6 +75,11 @@ class Sight:
             if job.answer is None and job.picture is None:
                 job.picture = self._pictures.start(self._picture, job)
                 self.ahead_bytes += job.pixel_bytes
+
+    def late(self, job: Job) -> bool:
+        """Whether a thread has yet to bring a job's picture."""
+        picture = job.picture
+        return not picture.done() if isinstance(picture, Future) else self._threads and not picture
 
     def fetch(self, job: Job) -> None:
         """Wait for a job's picture.

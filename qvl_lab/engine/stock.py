@@ -34,9 +34,6 @@ from qvl_lab.probe.stages import Recorder, end, stage, totals
 from qvl_lab.records import Work
 from qvl_lab.workload import Item, decode_image
 
-#: Requests that are looked at together to form batches; bounds the encoded bytes held at a time.
-WINDOW = 512
-
 
 class Stock:
     """Answers with transformers' ``generate``."""
@@ -59,15 +56,8 @@ class Stock:
         ``max_batches`` ends it after so many.
         """
         size = engine.batch_size
-        for first in range(0, len(items), WINDOW):
-            requests = []
-            with stage("decode_image"):
-                for index in range(first, min(first + WINDOW, len(items))):
-                    request = self.reader.request(index, items[index], policy)
-                    if isinstance(request, Answer):
-                        yield index, request
-                    else:
-                        requests.append(request)
+        for requests, refused in self.reader.windows(items, policy):
+            yield from refused
             requests.sort(key=lambda r: r.length, reverse=True)  # an OOM then shows early
             self._note(result, recorder)
             while requests:
