@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from qvl_lab.errors import ConfigError, UnknownNameError
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
 ENGINES = ("stock", "fast")
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "static")
 CACHE_KEYS = ("content", "path")
@@ -49,8 +49,9 @@ class ModelSpec:
         ``"tiny"``, ``"random:8b"`` (tiny, 2b, 4b, 8b, 32b, 30b-a3b, 235b-a22b), a folder, or a
         hub id.
     precision : str
-        ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"int8"`` (weights of the language model only), or
-        ``"auto"``: bf16 on a GPU that has it, fp32 on a CPU.
+        ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"int8"`` (weights of the language model only),
+        ``"fp8"`` (its weights and what is multiplied with them), or ``"auto"``: bf16 on a GPU
+        that has it, fp32 on a CPU.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     revision : str, optional
@@ -165,6 +166,9 @@ class EngineSpec:
         looked at. Off: one thing after the other.
     cuda_graphs : bool
         Fast engine on CUDA: replay decoding steps of dense models as CUDA graphs.
+    torch_compile : bool
+        Fast engine on CUDA: compile what lies between attentions, so that normalisation, rotation,
+        activation and sums are not kernels of their own.
     """
 
     engine: str = "stock"
@@ -173,7 +177,7 @@ class EngineSpec:
     min_new_tokens: int | None = None
     cache_implementation: str | None = None
     memory_limit_gib: float | None = None
-    prefill_chunk: int = 4096
+    prefill_chunk: int = 8192
     block_size: int = 16
     kv_cache_gib: float | None = None
     prefix_cache: bool = False
@@ -187,6 +191,7 @@ class EngineSpec:
     packing: bool = True
     overlap: bool = True
     cuda_graphs: bool = True
+    torch_compile: bool = True
 
     def __post_init__(self) -> None:
         _member("engine", self.engine, ENGINES)
@@ -204,7 +209,7 @@ class EngineSpec:
         if self.feature_cache_entries is not None:
             _bounded("feature_cache_entries", self.feature_cache_entries, 1, 10**7)
         _member("cache_key", self.cache_key, CACHE_KEYS)
-        for name in ("prefix_cache", "packing", "overlap", "cuda_graphs"):
+        for name in ("prefix_cache", "packing", "overlap", "cuda_graphs", "torch_compile"):
             _member(name, getattr(self, name), (True, False))
         if self.feature_cache_gib is None and (
             self.feature_cache_dir or self.feature_cache_entries is not None

@@ -16,9 +16,12 @@ from torch import Tensor
 
 
 def sizes(slots: int) -> list[int]:
-    """The sizes to record for at most ``slots`` sequences: 1, 2, 4, 8, then steps of 8 and 16."""
-    found = [n for n in (1, 2, 4, *range(8, 64, 8), *range(64, slots, 16)) if n < slots]
-    return [*found, slots]
+    """The sizes to record for at most ``slots`` sequences: 2, 4, 8, then steps of 8 and 16.
+
+    One sequence runs beside nobody's row: a batch of one would be compiled for itself.
+    """
+    found = [n for n in (2, 4, *range(8, 64, 8), *range(64, slots, 16)) if n < slots]
+    return [*found, max(slots, 2)]
 
 
 class Steps:

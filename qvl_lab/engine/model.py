@@ -20,6 +20,7 @@ from qvl_lab.analysis.architecture import Architecture
 from qvl_lab.assets import asset
 from qvl_lab.config import ModelSpec
 from qvl_lab.engine.images import PixelLimits
+from qvl_lab.engine.matrices import fp8_layers
 from qvl_lab.errors import ConfigError, ModelError, PrecisionError, UnknownNameError
 
 for noisy in ("torchao", "torch.utils._pytree"):  # they warn when transformers imports them
@@ -183,13 +184,18 @@ def resolve(spec: ModelSpec) -> ModelSpec:
     precision = spec.precision
     if precision == "auto":
         precision = "fp32" if kind == "cpu" else ("bf16" if has_bf16 else "fp16")
-    if precision in ("bf16", "int8") and not has_bf16:
+    if precision in ("bf16", "int8", "fp8") and not has_bf16:
         raise PrecisionError(
             f"{torch.cuda.get_device_name()} has no bf16, which {precision} needs "
             "(compute capability 8.0); use precision='fp16' or 'fp32'"
         )
     if precision == "int8":
         _torchao()
+    if precision == "fp8" and kind == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        raise PrecisionError(
+            f"{torch.cuda.get_device_name()} has no 8-bit floats (compute capability 8.9); use "
+            "precision='int8' or 'bf16'"
+        )
     return replace(spec, device=device, precision=precision)
 
 
@@ -199,8 +205,8 @@ def parameter_count(model: Any) -> int:
 
 
 def base_dtype(spec: ModelSpec) -> torch.dtype:
-    """The dtype of activations; int8 keeps only the language model's weights in 8 bits."""
-    if spec.precision == "int8":
+    """The dtype of activations; int8 and fp8 are of the language model's weights alone."""
+    if spec.precision in ("int8", "fp8"):
         return torch.float32 if spec.device == "cpu" else torch.bfloat16
     return DTYPES[spec.precision]
 
@@ -351,13 +357,16 @@ def _quiet(wanted: bool) -> Iterator[None]:
 
 
 def _quantised(model: Any, spec: ModelSpec) -> Any:
-    if spec.precision != "int8":
+    if spec.precision not in ("int8", "fp8"):
         return model
     if "moe" in model.config.model_type:
         raise PrecisionError(
-            "int8 does not reach the experts of a mixture-of-experts model yet, which are most of "
-            "it; use precision='bf16'"
+            f"{spec.precision} does not reach the experts of a mixture-of-experts model yet, which "
+            "are most of it; use precision='bf16'"
         )
+    if spec.precision == "fp8":
+        fp8_layers(model.model.language_model)
+        return model
     quantization = _torchao()
 
     def in_language_model(module: torch.nn.Module, name: str) -> bool:

@@ -1,9 +1,9 @@
 """Qwen3-VL's forward pass over packed sequences, on the weights of transformers' modules.
 
 Nothing here waits for the GPU but the first image of a size, and every shape is known on the CPU
-beforehand. Queries, keys and
-values come from one matrix product, gate and up projection from another; the modules' own weights
-become views of the joined ones, so that transformers' forward pass still works on them.
+beforehand. Queries, keys and values come from one matrix product, gate and up projection from
+another; the modules' own weights become views of the joined ones, so that transformers' forward
+pass still works on them.
 """
 
 from __future__ import annotations
@@ -15,23 +15,30 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    apply_rotary_pos_emb,
-    apply_rotary_pos_emb_vision,
-)
 from transformers.vision_utils import (
     get_vision_interpolation_indices_and_weights,
     get_vision_position_ids,
 )
 
 from qvl_lab.engine.attention import Lengths, block_attention, packed_attention
+from qvl_lab.engine.layers import (
+    Angles,
+    Functions,
+    Norm,
+    attend_weights,
+    finish_weights,
+    look_weights,
+    normed,
+)
 from qvl_lab.errors import ConfigError
 from qvl_lab.probe.stages import stage
 
 #: Model types that it runs.
 FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
+#: Activations of text layers and vision blocks, as config files name them.
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 Put = Callable[[list[int], torch.dtype], Tensor]
 
 
@@ -80,14 +87,9 @@ class KeyValues:
     def block_size(self) -> int:
         return self.keys.shape[2]
 
-    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys and values, (tokens, key-value heads, size), at places of the flat cache."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, places, k)
-        self.values[layer].flatten(0, 1).index_copy_(0, places, v)
-
-    def read(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values at places of the flat cache."""
-        return self.keys[layer].flatten(0, 1)[places], self.values[layer].flatten(0, 1)[places]
+    def flat(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each (places, key-value heads, size)."""
+        return self.keys[layer].flatten(0, 1), self.values[layer].flatten(0, 1)
 
 
 class Network:
@@ -98,6 +100,8 @@ class Network:
     model : Qwen3VLForConditionalGeneration or Qwen3VLMoeForConditionalGeneration
     put : callable
         Brings a list of int to the model's device.
+    compiled : bool
+        On CUDA, compile what lies between attentions.
 
     Raises
     ------
@@ -105,7 +109,7 @@ class Network:
         For a model of another family.
     """
 
-    def __init__(self, model: Any, put: Put) -> None:
+    def __init__(self, model: Any, put: Put, compiled: bool = False) -> None:
         family = model.config.model_type
         if family not in FAMILIES:
             raise ConfigError(
@@ -115,7 +119,21 @@ class Network:
         self.lm_head = model.lm_head
         self.device, self.dtype = model.device, self.tower.pos_embed.weight.dtype
         self._put = None if self.device.type == "cpu" else put
-        self._layers = [_Layer(layer) for layer in self.text.layers]
+        acts = self.text.config.hidden_act, self.tower.config.hidden_act
+        if acts != ACTIVATIONS:
+            raise ConfigError(
+                f"the fast engine knows the activations {' and '.join(ACTIVATIONS)}, not "
+                f"{' and '.join(acts)}; use engine='stock'"
+            )
+        norm, cuda = self.text.norm, self.device.type == "cuda"
+        self.compiled = compiled and cuda
+        self._do = Functions(norm.variance_epsilon, self.tower.blocks[0].norm1.eps, self.compiled)
+        self._layers = [
+            (attend_weights(layer), finish_weights(layer), layer) for layer in self.text.layers
+        ]
+        self._blocks = [look_weights(block) for block in self.tower.blocks]
+        self._scale = self.text.layers[0].self_attn.scaling
+        self._last = Norm(norm.weight), norm.variance_epsilon
         weight = self.tower.patch_embed.proj.weight
         # both frames of a still picture are the same, so the weights of the frames add up
         self._patch_weight = weight.sum(2).flatten(1)
@@ -125,6 +143,25 @@ class Network:
     def depth(self) -> int:
         """Feature tensors of an image: one, and one for each DeepStack layer."""
         return 1 + len(self.tower.deepstack_visual_indexes)
+
+    def warm_up(self, cache: KeyValues, place: int) -> None:
+        """Compile what will be needed, by reading a small image; writes at ``place``."""
+        side = 2 * self.tower.spatial_merge_size
+        patches = torch.zeros(side * side, self._patch_weight.shape[1], dtype=self.dtype)
+        features = self.see(patches.to(self.device), [(side, side)])
+        tokens = features.shape[1]
+        count = torch.arange(tokens, device=self.device)
+        prompts = Prompts(
+            ids=torch.zeros_like(count),
+            positions=count.expand(3, -1),
+            places=torch.full_like(count, place),
+            image_places=count,
+            features=features,
+            lengths=Lengths.of([tokens], causal=True, put=self._put),
+            context=None,
+            last=count[:1],
+        )
+        self.read(prompts, cache)
 
     def key_values(self, blocks: int, block_size: int) -> KeyValues:
         """An empty cache. Raises torch's out-of-memory error."""
@@ -150,10 +187,10 @@ class Network:
         x = x + (tower.pos_embed(corners) * shares[:, :, None]).sum(1).to(x.dtype)
         angles = tower.rotary_pos_emb(x, positions)
         lengths = Lengths.of([h * w for h, w in grids], causal=False, put=self._put)
-        deep = []
-        for i, block in enumerate(tower.blocks):
-            x = x + self._look(block.attn, block.norm1(x), angles, lengths)
-            x = x + block.mlp(block.norm2(x))
+        scale, deep = tower.blocks[0].attn.scaling, []
+        for i, block in enumerate(self._blocks):
+            q, k, v = self._do.look(x, block, angles)
+            x = self._do.see(x, packed_attention(q, k, v, lengths, scale), block)
             if i in tower.deepstack_visual_indexes:
                 merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(i)]
                 with stage("merger", gpu=True):
@@ -174,16 +211,33 @@ class Network:
         if len(prompts.image_places):
             x = x.index_copy(0, prompts.image_places, prompts.features[0])
         angles = self._angles(x, prompts.positions)
-        for i, layer in enumerate(self._layers):
-            q, k, v = layer.attend(x, angles)
-            cache.write(i, prompts.places, k, v)
+        for i in range(len(self._layers)):
+            keys, values = cache.flat(i)
+            q, k, v = self._attend(i, x, angles, keys, values, prompts.places)
             if prompts.context is not None:
-                k, v = cache.read(i, prompts.context)
-            x = layer.finish(x, packed_attention(q, k, v, prompts.lengths, layer.scale))
-            if i + 1 < len(prompts.features) and len(prompts.image_places):
+                k, v = keys[prompts.context], values[prompts.context]
+            attended = packed_attention(q, k, v, prompts.lengths, self._scale)
+            deep = i + 1 < len(prompts.features) and len(prompts.image_places)
+            if i + 1 == len(self._layers) and not deep:  # only those asked for go on
+                return self._finish(i, x[prompts.last], attended[prompts.last])
+            x = self._finish(i, x, attended)
+            if deep:
                 x = x.index_add(0, prompts.image_places, prompts.features[i + 1])
         last: Tensor = x[prompts.last]
         return last
+
+    def _attend(self, i: int, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = self._do.attend(x, self._layers[i][0], *rest)
+        return found
+
+    def _finish(self, i: int, x: Tensor, attended: Tensor) -> Tensor:
+        _, weights, layer = self._layers[i]
+        if weights.down is not None:
+            out: Tensor = self._do.finish(x, attended, weights)
+            return out
+        x, y = self._do.settle(x, attended, weights)
+        mixed: Tensor = layer.mlp(y[None])
+        return x + mixed[0]
 
     def step(
         self, ids: Tensor, position: Tensor, length: Tensor, table: Tensor, cache: KeyValues
@@ -202,30 +256,19 @@ class Network:
         known = length + 1
         x = self.text.embed_tokens(ids)
         angles = self._angles(x, position.expand(3, -1))
-        for i, layer in enumerate(self._layers):
-            q, k, v = layer.attend(x, angles)
-            cache.write(i, places, k, v)
+        for i in range(len(self._layers)):
+            q, _, _ = self._attend(i, x, angles, *cache.flat(i), places)
             keys, values = cache.keys[i], cache.values[i]
-            seen = block_attention(q, keys, values, table, known, layer.scale)
-            x = layer.finish(x, seen)
+            x = self._finish(i, x, block_attention(q, keys, values, table, known, self._scale))
         return self._scores(x)
 
     def _scores(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.lm_head(_norm(self.text.norm, x)).float()
+        scores: Tensor = self.lm_head(normed(x, *self._last)).float()
         return scores
 
-    def _angles(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _angles(self, x: Tensor, positions: Tensor) -> Angles:
         cos, sin = self.text.rotary_emb(x[None], positions[:, None])
         return cos[0], sin[0]
-
-    def _look(
-        self, attention: Any, x: Tensor, angles: tuple[Tensor, Tensor], lengths: Lengths
-    ) -> Tensor:
-        q, k, v = attention.qkv(x).view(len(x), 3, attention.num_heads, -1).unbind(1)
-        q, k = apply_rotary_pos_emb_vision(q, k, *angles)
-        found = packed_attention(q, k, v, lengths, attention.scaling)
-        out: Tensor = attention.proj(found.flatten(1))
-        return out
 
     def _plan_of(self, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a grid: learned positions to mix, shares of each, rows and columns."""
@@ -239,58 +282,3 @@ class Network:
         )
         positions = get_vision_position_ids(grid, tower.spatial_merge_size)
         return corners.to(self.device), shares.to(self.device), positions.to(self.device)
-
-
-class _Layer:
-    """A decoder layer on both sides of its attention."""
-
-    def __init__(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self._attention, self._mlp = attention, mlp
-        self._before, self._after = layer.input_layernorm, layer.post_attention_layernorm
-        self.scale = attention.scaling
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self._project = joined(projections)
-        self._gate_up = joined([mlp.gate_proj, mlp.up_proj]) if hasattr(mlp, "gate_proj") else None
-
-    def attend(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of tokens, each (tokens, heads, size)."""
-        attention = self._attention
-        projected = self._project(_norm(self._before, x))
-        heads = [t.reshape(len(x), -1, attention.head_dim) for t in projected]
-        q, k = _norm(attention.q_norm, heads[0]), _norm(attention.k_norm, heads[1])
-        q, k = apply_rotary_pos_emb(q, k, *angles)
-        return q, k, heads[2]
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output, from its input and what its attention found."""
-        x = x + self._attention.o_proj(attended.flatten(1))
-        y = _norm(self._after, x)
-        if self._gate_up is None:  # a mixture of experts
-            mixed: Tensor = self._mlp(y[None])
-            return x + mixed[0]
-        gate, up = self._gate_up(y)
-        out: Tensor = x + self._mlp.down_proj(self._mlp.act_fn(gate) * up)
-        return out
-
-
-def joined(layers: list[nn.Module]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Linear layers of one input as one matrix product; their weights become views of it.
-
-    Layers that are quantised or have a bias stay apart.
-    """
-    plain = all(type(m) is nn.Linear and m.bias is None for m in layers)
-    weights: list[Any] = [m.weight for m in layers]
-    if not plain or any(type(w.data) is not Tensor for w in weights):
-        return lambda x: tuple(layer(x) for layer in layers)
-    sizes = [len(weight) for weight in weights]
-    # ordinary tensors stay ordinary: the model may be trained afterwards
-    with torch.inference_mode(weights[0].is_inference()), torch.no_grad():
-        whole = torch.cat([weight.data for weight in weights])
-        for weight, view in zip(weights, torch.split(whole, sizes), strict=True):
-            weight.data = view
-    return lambda x: torch.split(functional.linear(x, whole), sizes, -1)
-
-
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)

@@ -302,8 +302,8 @@ def test_asking_for_cuda_where_there_is_none_is_an_error(device):
 def test_unknown_devices_and_precisions_list_the_known_ones():
     with pytest.raises(UnknownNameError, match=r"unknown device 'tpu'.*cuda"):
         ql.load("tiny", device="tpu")
-    with pytest.raises(UnknownNameError, match=r"unknown precision 'fp8'.*int8"):
-        ql.load("tiny", precision="fp8")
+    with pytest.raises(UnknownNameError, match=r"unknown precision 'fp4'.*int8"):
+        ql.load("tiny", precision="fp4")
 
 
 def test_an_attention_that_is_not_installed_is_a_model_error():

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen3VLMoeConfig
 
 from qvl_lab.engine.attention import Lengths
 from qvl_lab.engine.model import build
-from qvl_lab.engine.network import KeyValues, Network, Prompts, joined
+from qvl_lab.engine.network import KeyValues, Network, Prompts
 from qvl_lab.engine.requests import Request
 from qvl_lab.errors import ConfigError
 from qvl_lab.workload import Item
@@ -273,38 +273,3 @@ def test_other_families_are_refused():
     other = SimpleNamespace(config=SimpleNamespace(model_type="qwen2_vl"))
     with pytest.raises(ConfigError, match="not qwen2_vl; use engine='stock'"):
         Network(other, put=None)
-
-
-# ---- joined layers
-
-
-def test_joined_layers_are_one_product_whose_parts_are_their_weights():
-    layers = [nn.Linear(6, n, bias=False) for n in (3, 5)]
-    x = torch.randn(4, 6)
-    expected = [layer(x) for layer in layers]
-    weights = [layer.weight.clone() for layer in layers]
-    both = joined(layers)
-    for found, alone in zip(both(x), expected, strict=True):
-        torch.testing.assert_close(found, alone)
-    assert all(torch.equal(layer.weight, w) for layer, w in zip(layers, weights, strict=True))
-    storages = {layer.weight.untyped_storage().data_ptr() for layer in layers}
-    assert len(storages) == 1  # nothing is kept twice
-
-
-class Scaled(nn.Linear):
-    """Stands for a layer that is more than a product with its weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: nn.Linear(6, 3), lambda: Scaled(6, 3, bias=False)], ids=["bias", "other"]
-)
-def test_layers_that_are_no_plain_product_stay_apart(make):
-    layers = [nn.Linear(6, 5, bias=False), make()]
-    x = torch.randn(4, 6)
-    expected = [layer(x) for layer in layers]
-    for found, alone in zip(joined(layers)(x), expected, strict=True):
-        assert torch.equal(found, alone)
-    assert len({layer.weight.untyped_storage().data_ptr() for layer in layers}) == 2

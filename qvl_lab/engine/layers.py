@@ -1,0 +1,214 @@
+"""What lies between two attentions: functions of tensors alone.
+
+On CUDA they are compiled, which fuses all that is not a matrix product: normalisation, rotation,
+activation, residual sums and the writing of the cache. Compiled once, a function serves all layers
+and any number of tokens but one.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qvl_lab.engine.matrices import Matrix, joined, matrix_of, product, products
+
+Angles = tuple[Tensor, Tensor]
+
+
+class Norm(NamedTuple):
+    """Weights of a normalisation; without ``bias`` it is by the root of the mean square."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class Attend(NamedTuple):
+    """A decoder layer before its attention."""
+
+    norm: Norm
+    projections: tuple[Matrix, ...]
+    sizes: tuple[int, ...]
+    q_norm: Norm
+    k_norm: Norm
+
+
+class Finish(NamedTuple):
+    """A decoder layer after its attention; a mixture of experts has neither of the last two."""
+
+    out: Matrix
+    norm: Norm
+    gate_up: tuple[tuple[Matrix, ...], tuple[int, ...]] | None
+    down: Matrix | None
+
+
+class Look(NamedTuple):
+    """A block of the vision tower."""
+
+    before: Norm
+    qkv: Matrix
+    out: Matrix
+    after: Norm
+    up: Matrix
+    down: Matrix
+
+
+class Functions:
+    """The functions, compiled or not.
+
+    Each instance compiles copies of its own, since what is compiled belongs to the shapes of one
+    model.
+
+    Parameters
+    ----------
+    eps, tower_eps : float
+        Of the language model's and of the tower's normalisation.
+    compiled : bool
+    """
+
+    def __init__(self, eps: float, tower_eps: float, compiled: bool) -> None:
+        wrap = _compiled if compiled else _plain
+        self.attend = wrap(attend, eps)
+        self.finish = wrap(finish, eps)
+        self.settle = wrap(settle, eps)
+        self.look = wrap(look, tower_eps)
+        self.see = wrap(see, tower_eps)
+
+
+def attend(
+    x: Tensor,
+    layer: Attend,
+    angles: Angles,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+    *,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of tokens, each (tokens, heads, size).
+
+    Keys and values are put at ``places`` of a layer's flat cache, (places, key-value heads, size).
+    """
+    size = keys.shape[-1]
+    found = products(normed(x, layer.norm, eps), layer.projections, layer.sizes)
+    q, k, v = (part.reshape(len(x), -1, size) for part in found)
+    q, k = normed(q, layer.q_norm, eps), normed(k, layer.k_norm, eps)
+    q, k = rotated(q, angles), rotated(k, angles)
+    keys.index_copy_(0, places, k)
+    values.index_copy_(0, places, v)
+    return q, k, v
+
+
+def finish(x: Tensor, attended: Tensor, layer: Finish, *, eps: float) -> Tensor:
+    """The output of a dense layer, from its input and what its attention found."""
+    assert layer.gate_up is not None
+    assert layer.down is not None
+    x, y = settle(x, attended, layer, eps=eps)
+    gate, up = products(y, *layer.gate_up)
+    return x + product(functional.silu(gate) * up, layer.down)
+
+
+def settle(x: Tensor, attended: Tensor, layer: Finish, *, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum after attention, and what the experts or the dense half get."""
+    x = x + product(attended.flatten(1), layer.out)
+    return x, normed(x, layer.norm, eps)
+
+
+def look(x: Tensor, block: Look, angles: Angles, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of patches, each (patches, heads, size)."""
+    size = angles[0].shape[-1]
+    qkv = product(normed(x, block.before, eps), block.qkv)
+    q, k, v = qkv.view(len(x), 3, -1, size).unbind(1)
+    return rotated(q, angles), rotated(k, angles), v
+
+
+def see(x: Tensor, attended: Tensor, block: Look, *, eps: float) -> Tensor:
+    """The output of a block, from its input and what its attention found."""
+    x = x + product(attended.flatten(1), block.out)
+    y = product(normed(x, block.after, eps), block.up)
+    return x + product(functional.gelu(y, approximate="tanh"), block.down)
+
+
+def normed(x: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Normalised over the last dimension."""
+    if norm.bias is None:
+        return functional.rms_norm(x, norm.weight.shape, norm.weight, eps)
+    return functional.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, eps)
+
+
+def rotated(x: Tensor, angles: Angles) -> Tensor:
+    """Rotary position embedding (Su et al., 2021) of (tokens, heads, size); computed in fp32."""
+    cos, sin = (part[:, None].float() for part in angles)
+    first, second = x.float().chunk(2, -1)
+    turned = torch.cat([-second, first], -1)
+    return (x.float() * cos + turned * sin).to(x.dtype)
+
+
+def attend_weights(layer: Any) -> Attend:
+    """Of a decoder layer of transformers; its projections become views of one matrix."""
+    attention = layer.self_attn
+    projections, sizes = joined([attention.q_proj, attention.k_proj, attention.v_proj])
+    return Attend(
+        Norm(layer.input_layernorm.weight),
+        projections,
+        sizes,
+        Norm(attention.q_norm.weight),
+        Norm(attention.k_norm.weight),
+    )
+
+
+def finish_weights(layer: Any) -> Finish:
+    """Of a decoder layer of transformers; gate and up projection become views of one matrix."""
+    out, norm = matrix_of(layer.self_attn.o_proj), Norm(layer.post_attention_layernorm.weight)
+    if not hasattr(layer.mlp, "gate_proj"):
+        return Finish(out, norm, None, None)
+    gate_up = joined([layer.mlp.gate_proj, layer.mlp.up_proj])
+    return Finish(out, norm, gate_up, matrix_of(layer.mlp.down_proj))
+
+
+def look_weights(block: Any) -> Look:
+    """Of a block of transformers' vision tower."""
+    return Look(
+        Norm(block.norm1.weight, block.norm1.bias),
+        matrix_of(block.attn.qkv),
+        matrix_of(block.attn.proj),
+        Norm(block.norm2.weight, block.norm2.bias),
+        matrix_of(block.mlp.linear_fc1),
+        matrix_of(block.mlp.linear_fc2),
+    )
+
+
+def _plain(function: Callable[..., Any], eps: float) -> Callable[..., Any]:
+    return lambda *arguments: function(*arguments, eps=eps)
+
+
+def _compiled(function: Callable[..., Any], eps: float) -> Callable[..., Any]:
+    """Compiled for any number of tokens, the first dimension of the first arguments.
+
+    A single token would be compiled for itself; it goes uncompiled.
+    """
+    own = types.FunctionType(function.__code__.replace(), function.__globals__)
+    own.__kwdefaults__ = {"eps": eps}
+    compiled = torch.compile(own)
+
+    def call(x: Tensor, *arguments: Any) -> Any:
+        if len(x) == 1:
+            return function(x, *arguments, eps=eps)
+        for tensor in _tensors(x, arguments):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(x, *arguments)
+
+    return call
+
+
+def _tensors(x: Tensor, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Those that have a row for each token."""
+    flat = [x]
+    for argument in arguments:
+        parts = argument if type(argument) is tuple else (argument,)
+        flat += [p for p in parts if isinstance(p, Tensor) and len(p) == len(x)]
+    return flat

@@ -1,0 +1,128 @@
+"""Products with a model's weight matrices: several of one input as one, and in 8 bits.
+
+``precision="fp8"`` keeps the language model's matrices as 8-bit floats (e4m3: 4 bits of exponent,
+3 of fraction, up to 448), each row of outputs with a scale of its own. Inputs are brought to the
+same range token by token as they come. The formats are those of Micikevicius et al., "FP8 formats
+for deep learning", 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qvl_lab.errors import ConfigError
+
+FP8 = torch.float8_e4m3fn
+_MOST = torch.finfo(FP8).max
+#: Both sides of an 8-bit product have to be multiples of this.
+FP8_MULTIPLE = 16
+
+
+class Matrix(NamedTuple):
+    """Weights, (outputs, inputs), their bias, and in 8 bits a scale for each row, (1, outputs)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+
+
+def product(x: Tensor, matrix: Matrix) -> Tensor:
+    """Tokens, (tokens, inputs), to (tokens, outputs)."""
+    if matrix.scale is None:
+        return functional.linear(x, matrix.weight, matrix.bias)
+    values, scale = to_fp8(x)
+    out = torch._scaled_mm(
+        values, matrix.weight.t(), scale, matrix.scale, out_dtype=x.dtype, use_fast_accum=x.is_cuda
+    )
+    return out if matrix.bias is None else out + matrix.bias
+
+
+def products(x: Tensor, matrices: tuple[Matrix, ...], sizes: tuple[int, ...]) -> Sequence[Tensor]:
+    """Outputs of matrices that :func:`joined` put together, each of its size."""
+    if len(matrices) == 1:
+        return torch.split(product(x, matrices[0]), list(sizes), -1)
+    return [product(x, matrix) for matrix in matrices]
+
+
+def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in 8 bits, and the scale of each, (rows, 1), that brings them back."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / _MOST
+    return (x.float() / scale).clamp(-_MOST, _MOST).to(FP8), scale
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer in 8 bits, with the interface of the one that it replaces."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight, scale = to_fp8(linear.weight.data)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = nn.Parameter(scale.t().contiguous(), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) to (..., outputs)."""
+        flat = product(x.flatten(0, -2), matrix_of(self))
+        return flat.view(*x.shape[:-1], self.out_features)
+
+
+def fp8_layers(model: nn.Module) -> int:
+    """Replace the linear layers inside ``model`` whose sizes 8-bit products take; how many."""
+    found = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and not any(n % FP8_MULTIPLE for n in child.weight.shape):
+                setattr(parent, name, Fp8Linear(child))
+                found += 1
+    return found
+
+
+def matrix_of(layer: Any) -> Matrix:
+    """A linear layer's matrix, not copied.
+
+    Raises
+    ------
+    ConfigError
+        If the layer may be more than a product with its matrix.
+    """
+    if type(layer) not in (nn.Linear, Fp8Linear):
+        raise ConfigError(
+            f"the fast engine runs plain linear layers, not {type(layer).__name__}; merge adapters "
+            "into the weights, or use engine='stock'"
+        )
+    return Matrix(layer.weight, layer.bias, getattr(layer, "scale", None))
+
+
+def joined(layers: Sequence[Any]) -> tuple[tuple[Matrix, ...], tuple[int, ...]]:
+    """Linear layers of one input as one matrix, and how many outputs each has.
+
+    The layers' own weights become views of it, so that nothing is held twice. Layers that are
+    quantised by a library, that have a bias or that differ in kind stay apart.
+    """
+    matrices = tuple(matrix_of(layer) for layer in layers)
+    sizes = tuple(layer.out_features for layer in layers)
+    alike = len({type(layer) for layer in layers}) == 1
+    ordinary = all(type(m.weight.data) is Tensor and m.bias is None for m in matrices)
+    if not (alike and ordinary):
+        return matrices, sizes
+    weight = _one([layer.weight for layer in layers], sizes, 0)
+    scale = None
+    if matrices[0].scale is not None:
+        scale = _one([layer.scale for layer in layers], sizes, 1)
+    return (Matrix(weight, None, scale),), sizes
+
+
+def _one(parts: list[nn.Parameter], sizes: tuple[int, ...], dim: int) -> nn.Parameter:
+    """Parameters side by side; they become views of the whole."""
+    # ordinary tensors stay ordinary: the model may be trained afterwards
+    with torch.inference_mode(parts[0].is_inference()), torch.no_grad():
+        whole = torch.cat([part.data for part in parts], dim)
+        for part, view in zip(parts, torch.split(whole, list(sizes), dim), strict=True):
+            part.data = view
+        return nn.Parameter(whole, requires_grad=False)
