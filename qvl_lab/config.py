@@ -166,9 +166,9 @@ class EngineSpec:
         looked at. Off: one thing after the other.
     cuda_graphs : bool
         Fast engine on CUDA: replay decoding steps of dense models as CUDA graphs.
-    torch_compile : bool
-        Fast engine on CUDA: compile what lies between attentions, so that normalisation, rotation,
-        activation and sums are not kernels of their own.
+    fused_kernels : bool
+        Fast engine on CUDA: normalisation, rotation, activation and sums are not operations of
+        their own, but compiled together (language model) or Triton kernels (vision tower).
     """
 
     engine: str = "stock"
@@ -191,7 +191,7 @@ class EngineSpec:
     packing: bool = True
     overlap: bool = True
     cuda_graphs: bool = True
-    torch_compile: bool = True
+    fused_kernels: bool = True
 
     def __post_init__(self) -> None:
         _member("engine", self.engine, ENGINES)
@@ -209,7 +209,7 @@ class EngineSpec:
         if self.feature_cache_entries is not None:
             _bounded("feature_cache_entries", self.feature_cache_entries, 1, 10**7)
         _member("cache_key", self.cache_key, CACHE_KEYS)
-        for name in ("prefix_cache", "packing", "overlap", "cuda_graphs", "torch_compile"):
+        for name in ("prefix_cache", "packing", "overlap", "cuda_graphs", "fused_kernels"):
             _member(name, getattr(self, name), (True, False))
         if self.feature_cache_gib is None and (
             self.feature_cache_dir or self.feature_cache_entries is not None

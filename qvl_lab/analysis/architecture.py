@@ -13,7 +13,7 @@ from qvl_lab.errors import ConfigError, UnknownNameError
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 #: Bytes of a value of the text layers' matrices, and of any other value.
-VALUE_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "int8": (1, 2)}
+VALUE_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "int8": (1, 2), "fp8": (1, 2)}
 
 
 def value_bytes(precision: str, device: str = "cuda") -> tuple[int, int]:
@@ -30,7 +30,7 @@ def value_bytes(precision: str, device: str = "cuda") -> tuple[int, int]:
     if precision not in VALUE_BYTES:
         raise UnknownNameError("precision", precision, VALUE_BYTES)
     matrix, other = VALUE_BYTES[precision]
-    return matrix, (4 if precision == "int8" and device.startswith("cpu") else other)
+    return matrix, (4 if precision in ("int8", "fp8") and device.startswith("cpu") else other)
 
 
 @dataclass(frozen=True, kw_only=True)

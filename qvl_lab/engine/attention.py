@@ -1,8 +1,10 @@
 """Attention over packed sequences and over a key-value cache in blocks.
 
 Sequences of any lengths lie one after another, without padding. On a GPU in half precision torch's
-variable-length flash attention takes them in one call; elsewhere runs of equal lengths do, each
-in one call of scaled dot product attention.
+variable-length flash attention takes them in one call, or, if all are of one length, cuDNN's
+attention, which is faster but prepares itself anew for each shape (on one H200, eight images of
+4096 patches: 1.6 ms a layer against 2.7). Elsewhere each run of equal lengths is one call of
+scaled dot product attention.
 """
 
 from __future__ import annotations
@@ -11,16 +13,24 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 varlen_attn: Any = None
 with suppress(ImportError):  # before torch 2.10
     from torch.nn.attention.varlen import varlen_attn  # type: ignore[no-redef]
+
+#: The fastest first; what takes neither shape nor type is passed over.
+_BACKENDS = [
+    *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
+    *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,12 @@ class Lengths:
     keys: tuple[int, ...]
     causal: bool
     starts: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether there are several sequences, all of one length, and nothing before them."""
+        lengths = {*self.queries, *self.keys}
+        return len(self.queries) > 1 and len(lengths) == 1
 
     @classmethod
     def of(
@@ -74,7 +90,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: f
         Shaped as ``q``.
     """
     if lengths.starts is not None and varlen_attn is not None and q.dtype != torch.float32:
-        return _flash(q, k, v, lengths, scale)
+        return (_equal if lengths.equal else _flash)(q, k, v, lengths, scale)
     out = torch.empty_like(q)
     for queries, keys, n_q, n_k in _runs(lengths):
         rows = _rows(q[queries], n_q), _rows(k[keys], n_k), _rows(v[keys], n_k)
@@ -144,11 +160,21 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float) -> T
     options: dict[str, Any] = {"scale": scale}
     if lengths.causal:
         options["window_size"] = (-1, 0)
-    if k.shape[1] != q.shape[1]:
-        options["enable_gqa"] = True
+    if k.shape[1] != q.shape[1] and "enable_gqa" in signature(varlen_attn).parameters:
+        options["enable_gqa"] = True  # before torch 2.12 nobody asked
     longest = max(lengths.queries), max(lengths.keys)
     out: Tensor = varlen_attn(q, k, v, *lengths.starts, *longest, **options)
     return out
+
+
+def _equal(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float) -> Tensor:
+    length, grouped = lengths.queries[0], k.shape[1] != q.shape[1]
+    q, k, v = (_rows(t, length).transpose(1, 2) for t in (q, k, v))
+    with sdpa_kernel(_BACKENDS, set_priority=True):
+        out = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=lengths.causal, scale=scale, enable_gqa=grouped
+        )
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def _runs(lengths: Lengths) -> Iterator[tuple[slice, slice, int, int]]:

@@ -75,6 +75,15 @@ class Fast:
             if max_batches:
                 return
 
+    def forget(self) -> None:
+        """Empty the caches in memory; a folder of features keeps its files."""
+        if self._engine is not None:
+            self._engine.scheduler.forget_prefixes()
+        caches = self._caches[1] if self._caches else Caches()
+        for cache in (caches.features, caches.answers):
+            if cache is not None:
+                cache.clear()
+
     def close(self) -> None:
         """Give back the cache's memory."""
         if self._engine is not None:

@@ -81,7 +81,7 @@ class Forward:
         loaded = reader.loaded
         self.device, self._block_size, self._width = loaded.device, spec.block_size, width
         self._merge, self._nowhere = loaded.image_processor.merge_size, blocks
-        self.network = Network(loaded.model, self._put, spec.torch_compile)
+        self.network = Network(loaded.model, self._put, spec.fused_kernels)
         self.cache = self.network.key_values(blocks + 1, spec.block_size)
         suppressed = list(loaded.model.generation_config.suppress_tokens or [])
         self._slots = Slots(
@@ -96,7 +96,7 @@ class Forward:
 
     def record(self) -> None:
         """Compile, and record CUDA graphs, where that is done; before the first request."""
-        if self.network.compiled:
+        if self.network.fused:
             self.network.warm_up(self.cache, self._nowhere * self._block_size)
         self._step.record()
 

@@ -135,6 +135,10 @@ class Lab:
             self.heard(call | {"halve_on_oom": halve_on_oom, "max_batches": max_batches}, result)
         return result
 
+    def forget(self) -> None:
+        """Empty the fast engine's caches in memory; a folder of features keeps its files."""
+        self.fast.forget()
+
     def _engine(self, name: str) -> Stock | Fast:
         if name == "fast":
             return self.fast

@@ -1,14 +1,18 @@
 """What lies between two attentions: functions of tensors alone.
 
-On CUDA they are compiled, which fuses all that is not a matrix product: normalisation, rotation,
-activation, residual sums and the writing of the cache. Compiled once, a function serves all layers
-and any number of tokens but one.
+On CUDA all that is not a matrix product is fused: normalisation, rotation, activation, residual
+sums and the writing of the cache. The language model's functions are compiled, and serve all
+layers and any number of tokens but one; the vision tower has kernels of its own.
+
+A layer hands on its output as two summands, so that the sum is taken where it is read anyway.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +22,7 @@ from torch.nn import functional
 from qvl_lab.engine.matrices import Matrix, joined, matrix_of, product, products
 
 Angles = tuple[Tensor, Tensor]
+Summands = tuple[Tensor, Tensor]
 
 
 class Norm(NamedTuple):
@@ -58,7 +63,7 @@ class Look(NamedTuple):
 
 
 class Functions:
-    """The functions, compiled or not.
+    """The functions, fused or not.
 
     Each instance compiles copies of its own, since what is compiled belongs to the shapes of one
     model.
@@ -67,20 +72,22 @@ class Functions:
     ----------
     eps, tower_eps : float
         Of the language model's and of the tower's normalisation.
-    compiled : bool
+    fused : bool
     """
 
-    def __init__(self, eps: float, tower_eps: float, compiled: bool) -> None:
-        wrap = _compiled if compiled else _plain
+    def __init__(self, eps: float, tower_eps: float, fused: bool) -> None:
+        wrap = _compiled if fused else _plain
         self.attend = wrap(attend, eps)
         self.finish = wrap(finish, eps)
         self.settle = wrap(settle, eps)
-        self.look = wrap(look, tower_eps)
-        self.see = wrap(see, tower_eps)
+        quick = fused and _kernels() is not None
+        self.look = _plain(quick_look if quick else look, tower_eps)
+        self.see = _plain(quick_see if quick else see, tower_eps)
 
 
 def attend(
     x: Tensor,
+    more: Tensor,
     layer: Attend,
     angles: Angles,
     keys: Tensor,
@@ -88,49 +95,69 @@ def attend(
     places: Tensor,
     *,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of tokens, each (tokens, heads, size).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A layer's input, and queries, keys and values of tokens, each (tokens, heads, size).
 
     Keys and values are put at ``places`` of a layer's flat cache, (places, key-value heads, size).
     """
-    size = keys.shape[-1]
+    size, x = keys.shape[-1], x + more
     found = products(normed(x, layer.norm, eps), layer.projections, layer.sizes)
     q, k, v = (part.reshape(len(x), -1, size) for part in found)
     q, k = normed(q, layer.q_norm, eps), normed(k, layer.k_norm, eps)
     q, k = rotated(q, angles), rotated(k, angles)
     keys.index_copy_(0, places, k)
     values.index_copy_(0, places, v)
-    return q, k, v
+    return x, q, k, v
 
 
-def finish(x: Tensor, attended: Tensor, layer: Finish, *, eps: float) -> Tensor:
+def finish(x: Tensor, attended: Tensor, layer: Finish, *, eps: float) -> Summands:
     """The output of a dense layer, from its input and what its attention found."""
     assert layer.gate_up is not None
     assert layer.down is not None
     x, y = settle(x, attended, layer, eps=eps)
     gate, up = products(y, *layer.gate_up)
-    return x + product(functional.silu(gate) * up, layer.down)
+    return x, product(functional.silu(gate) * up, layer.down)
 
 
-def settle(x: Tensor, attended: Tensor, layer: Finish, *, eps: float) -> tuple[Tensor, Tensor]:
+def settle(x: Tensor, attended: Tensor, layer: Finish, *, eps: float) -> Summands:
     """The sum after attention, and what the experts or the dense half get."""
-    x = x + product(attended.flatten(1), layer.out)
+    x = _sum(x, product(attended.flatten(1), layer.out))
     return x, normed(x, layer.norm, eps)
 
 
-def look(x: Tensor, block: Look, angles: Angles, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of patches, each (patches, heads, size)."""
-    size = angles[0].shape[-1]
+def look(
+    x: Tensor, more: Tensor | None, block: Look, angles: Angles, *, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A block's input, and queries, keys and values of patches, each (patches, heads, size)."""
+    size, x = angles[0].shape[-1], x if more is None else x + more
     qkv = product(normed(x, block.before, eps), block.qkv)
     q, k, v = qkv.view(len(x), 3, -1, size).unbind(1)
-    return rotated(q, angles), rotated(k, angles), v
+    return x, rotated(q, angles), rotated(k, angles), v
 
 
-def see(x: Tensor, attended: Tensor, block: Look, *, eps: float) -> Tensor:
+def see(x: Tensor, attended: Tensor, block: Look, *, eps: float) -> Summands:
     """The output of a block, from its input and what its attention found."""
     x = x + product(attended.flatten(1), block.out)
     y = product(normed(x, block.after, eps), block.up)
-    return x + product(functional.gelu(y, approximate="tanh"), block.down)
+    return x, product(functional.gelu(y, approximate="tanh"), block.down)
+
+
+def quick_look(
+    x: Tensor, more: Tensor | None, block: Look, angles: Angles, *, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`look`."""
+    x, y = _kernels().add_norm(x, more, *block.before, eps)
+    qkv, size = product(y, block.qkv), angles[0].shape[-1]
+    heads = qkv.shape[1] // size // 3
+    q, k = _kernels().rotated(qkv, *angles, heads).unbind(1)
+    return x, q, k, qkv.view(len(x), 3, heads, size)[:, 2]
+
+
+def quick_see(x: Tensor, attended: Tensor, block: Look, *, eps: float) -> Summands:
+    """As :func:`see`."""
+    out = product(attended.flatten(1), block.out)
+    x, y = _kernels().add_norm(x, out, *block.after, eps)
+    return x, product(_kernels().gelu(product(y, block.up)), block.down)
 
 
 def normed(x: Tensor, norm: Norm, eps: float) -> Tensor:
@@ -180,6 +207,24 @@ def look_weights(block: Any) -> Look:
         matrix_of(block.mlp.linear_fc1),
         matrix_of(block.mlp.linear_fc2),
     )
+
+
+def _sum(x: Tensor, y: Tensor) -> Tensor:
+    """Of the same numbers as ``x + y``.
+
+    The compiler would let a matrix product add ``x``, which has to be copied first.
+    """
+    return (x.float() + y.float()).to(x.dtype) if torch.compiler.is_compiling() else x + y
+
+
+@cache
+def _kernels() -> Any:
+    """The tower's Triton kernels, None where there is no Triton."""
+    with suppress(ImportError):
+        from qvl_lab.engine import tower_kernels
+
+        return tower_kernels
+    return None
 
 
 def _plain(function: Callable[..., Any], eps: float) -> Callable[..., Any]:

@@ -448,7 +448,7 @@ class Engine:
         self._note(len(running), len(running) // 2, failure)
 
     def _undo_chunks(self, chunks: list[Chunk], failure: str) -> None:
-        """The prompts wait again, to be read in smaller parts."""
+        """The prompts are read from where they were, in smaller parts."""
         chunks = [chunk for chunk in chunks if chunk.sequence in self._jobs]
         tokens = sum(chunk.stop - chunk.start for chunk in chunks)
         if len(chunks) == 1 and tokens <= LEAST_CHUNK:
@@ -456,9 +456,8 @@ class Engine:
             self._end(job, error=too_large(job.request).error)
             self._no_single_reads()
             return
-        for chunk in reversed(chunks):
-            chunk.sequence.launched = 0
-            self._send_back(chunk.sequence)
+        for chunk in chunks:
+            chunk.sequence.read, chunk.sequence.launched = chunk.start, 0
         first = chunks[0].stop - chunks[0].start  # alone next time
         self.scheduler.prefill_chunk = (
             max(LEAST_CHUNK, tokens // 2) if tokens > LEAST_CHUNK else first

@@ -19,16 +19,23 @@ from qvl_lab.errors import ConfigError
 
 FP8 = torch.float8_e4m3fn
 _MOST = torch.finfo(FP8).max
+#: Up to so many tokens a product is faster without scales, which then multiply what comes out. On
+#: one H200, 96 tokens by (4096, 12288): 18 us against 34; 8448 tokens: 652 us against 616.
+FEW_ROWS = 256
 #: Both sides of an 8-bit product have to be multiples of this.
 FP8_MULTIPLE = 16
 
 
 class Matrix(NamedTuple):
-    """Weights, (outputs, inputs), their bias, and in 8 bits a scale for each row, (1, outputs)."""
+    """Weights, (outputs, inputs), and their bias; in 8 bits a scale for each row, and the number 1.
+
+    ``scale`` is (1, outputs), ``one`` has no dimension and stays where the weights are.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: Tensor | None = None
+    one: Tensor | None = None
 
 
 def product(x: Tensor, matrix: Matrix) -> Tensor:
@@ -36,10 +43,16 @@ def product(x: Tensor, matrix: Matrix) -> Tensor:
     if matrix.scale is None:
         return functional.linear(x, matrix.weight, matrix.bias)
     values, scale = to_fp8(x)
-    out = torch._scaled_mm(
-        values, matrix.weight.t(), scale, matrix.scale, out_dtype=x.dtype, use_fast_accum=x.is_cuda
-    )
+    if len(x) > FEW_ROWS or not x.is_cuda:
+        out = _product8(values, matrix.weight, scale, matrix.scale, x.dtype)
+    else:
+        out = _product8(values, matrix.weight, matrix.one, matrix.one, x.dtype)
+        out = (out.float() * scale * matrix.scale).to(x.dtype)
     return out if matrix.bias is None else out + matrix.bias
+
+
+def _product8(x: Tensor, weight: Tensor, s: Any, t: Any, dtype: torch.dtype) -> Tensor:
+    return torch._scaled_mm(x, weight.t(), s, t, out_dtype=dtype, use_fast_accum=x.is_cuda)
 
 
 def products(x: Tensor, matrices: tuple[Matrix, ...], sizes: tuple[int, ...]) -> Sequence[Tensor]:
@@ -64,6 +77,7 @@ class Fp8Linear(nn.Module):
         weight, scale = to_fp8(linear.weight.data)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scale = nn.Parameter(scale.t().contiguous(), requires_grad=False)
+        self.one = nn.Parameter(torch.ones((), device=weight.device), requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +110,9 @@ def matrix_of(layer: Any) -> Matrix:
             f"the fast engine runs plain linear layers, not {type(layer).__name__}; merge adapters "
             "into the weights, or use engine='stock'"
         )
-    return Matrix(layer.weight, layer.bias, getattr(layer, "scale", None))
+    if type(layer) is Fp8Linear:
+        return Matrix(layer.weight, layer.bias, layer.scale, layer.one)
+    return Matrix(layer.weight, layer.bias)
 
 
 def joined(layers: Sequence[Any]) -> tuple[tuple[Matrix, ...], tuple[int, ...]]:
@@ -111,14 +127,14 @@ def joined(layers: Sequence[Any]) -> tuple[tuple[Matrix, ...], tuple[int, ...]]:
     ordinary = all(type(m.weight.data) is Tensor and m.bias is None for m in matrices)
     if not (alike and ordinary):
         return matrices, sizes
-    weight = _one([layer.weight for layer in layers], sizes, 0)
-    scale = None
-    if matrices[0].scale is not None:
-        scale = _one([layer.scale for layer in layers], sizes, 1)
-    return (Matrix(weight, None, scale),), sizes
+    weight = _whole([layer.weight for layer in layers], sizes, 0)
+    if matrices[0].scale is None:
+        return (Matrix(weight),), sizes
+    scale = _whole([layer.scale for layer in layers], sizes, 1)
+    return (Matrix(weight, None, scale, matrices[0].one),), sizes
 
 
-def _one(parts: list[nn.Parameter], sizes: tuple[int, ...], dim: int) -> nn.Parameter:
+def _whole(parts: list[nn.Parameter], sizes: tuple[int, ...], dim: int) -> nn.Parameter:
     """Parameters side by side; they become views of the whole."""
     # ordinary tensors stay ordinary: the model may be trained afterwards
     with torch.inference_mode(parts[0].is_inference()), torch.no_grad():

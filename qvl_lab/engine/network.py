@@ -27,6 +27,7 @@ from qvl_lab.engine.layers import (
     Angles,
     Functions,
     Norm,
+    Summands,
     attend_weights,
     finish_weights,
     look_weights,
@@ -100,8 +101,8 @@ class Network:
     model : Qwen3VLForConditionalGeneration or Qwen3VLMoeForConditionalGeneration
     put : callable
         Brings a list of int to the model's device.
-    compiled : bool
-        On CUDA, compile what lies between attentions.
+    fused : bool
+        On CUDA, fuse what lies between matrix products.
 
     Raises
     ------
@@ -109,7 +110,7 @@ class Network:
         For a model of another family.
     """
 
-    def __init__(self, model: Any, put: Put, compiled: bool = False) -> None:
+    def __init__(self, model: Any, put: Put, fused: bool = False) -> None:
         family = model.config.model_type
         if family not in FAMILIES:
             raise ConfigError(
@@ -126,8 +127,8 @@ class Network:
                 f"{' and '.join(acts)}; use engine='stock'"
             )
         norm, cuda = self.text.norm, self.device.type == "cuda"
-        self.compiled = compiled and cuda
-        self._do = Functions(norm.variance_epsilon, self.tower.blocks[0].norm1.eps, self.compiled)
+        self.fused = fused and cuda
+        self._do = Functions(norm.variance_epsilon, self.tower.blocks[0].norm1.eps, self.fused)
         self._layers = [
             (attend_weights(layer), finish_weights(layer), layer) for layer in self.text.layers
         ]
@@ -187,15 +188,17 @@ class Network:
         x = x + (tower.pos_embed(corners) * shares[:, :, None]).sum(1).to(x.dtype)
         angles = tower.rotary_pos_emb(x, positions)
         lengths = Lengths.of([h * w for h, w in grids], causal=False, put=self._put)
-        scale, deep = tower.blocks[0].attn.scaling, []
+        scale, deep, more = tower.blocks[0].attn.scaling, [], None
         for i, block in enumerate(self._blocks):
-            q, k, v = self._do.look(x, block, angles)
-            x = self._do.see(x, packed_attention(q, k, v, lengths, scale), block)
+            x, q, k, v = self._do.look(x, more, block, angles)
+            x, more = self._do.see(x, packed_attention(q, k, v, lengths, scale), block)
             if i in tower.deepstack_visual_indexes:
+                x, more = x + more, None
                 merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(i)]
                 with stage("merger", gpu=True):
                     deep.append(merger(x))
         with stage("merger", gpu=True):
+            x = x if more is None else x + more
             return torch.stack([tower.merger(x), *deep])
 
     def read(self, prompts: Prompts, cache: KeyValues) -> Tensor:
@@ -210,34 +213,34 @@ class Network:
         x = self.text.embed_tokens(prompts.ids)
         if len(prompts.image_places):
             x = x.index_copy(0, prompts.image_places, prompts.features[0])
-        angles = self._angles(x, prompts.positions)
+        angles, more = self._angles(x, prompts.positions), torch.zeros_like(x)
         for i in range(len(self._layers)):
             keys, values = cache.flat(i)
-            q, k, v = self._attend(i, x, angles, keys, values, prompts.places)
+            x, q, k, v = self._attend(i, x, more, angles, keys, values, prompts.places)
             if prompts.context is not None:
                 k, v = keys[prompts.context], values[prompts.context]
             attended = packed_attention(q, k, v, prompts.lengths, self._scale)
             deep = i + 1 < len(prompts.features) and len(prompts.image_places)
             if i + 1 == len(self._layers) and not deep:  # only those asked for go on
-                return self._finish(i, x[prompts.last], attended[prompts.last])
-            x = self._finish(i, x, attended)
+                x, more = self._finish(i, x[prompts.last], attended[prompts.last])
+                return x + more
+            x, more = self._finish(i, x, attended)
             if deep:
                 x = x.index_add(0, prompts.image_places, prompts.features[i + 1])
-        last: Tensor = x[prompts.last]
+        last: Tensor = (x + more)[prompts.last]
         return last
 
-    def _attend(self, i: int, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        found: tuple[Tensor, Tensor, Tensor] = self._do.attend(x, self._layers[i][0], *rest)
+    def _attend(self, i: int, x: Tensor, more: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self._do.attend(x, more, self._layers[i][0], *rest)
         return found
 
-    def _finish(self, i: int, x: Tensor, attended: Tensor) -> Tensor:
+    def _finish(self, i: int, x: Tensor, attended: Tensor) -> Summands:
         _, weights, layer = self._layers[i]
         if weights.down is not None:
-            out: Tensor = self._do.finish(x, attended, weights)
-            return out
+            found: Summands = self._do.finish(x, attended, weights)
+            return found
         x, y = self._do.settle(x, attended, weights)
-        mixed: Tensor = layer.mlp(y[None])
-        return x + mixed[0]
+        return x, layer.mlp(y[None])[0]
 
     def step(
         self, ids: Tensor, position: Tensor, length: Tensor, table: Tensor, cache: KeyValues
@@ -255,12 +258,12 @@ class Network:
         places = block * cache.block_size + length % cache.block_size
         known = length + 1
         x = self.text.embed_tokens(ids)
-        angles = self._angles(x, position.expand(3, -1))
+        angles, more = self._angles(x, position.expand(3, -1)), torch.zeros_like(x)
         for i in range(len(self._layers)):
-            q, _, _ = self._attend(i, x, angles, *cache.flat(i), places)
-            keys, values = cache.keys[i], cache.values[i]
-            x = self._finish(i, x, block_attention(q, keys, values, table, known, self._scale))
-        return self._scores(x)
+            x, q, _, _ = self._attend(i, x, more, angles, *cache.flat(i), places)
+            found = block_attention(q, cache.keys[i], cache.values[i], table, known, self._scale)
+            x, more = self._finish(i, x, found)
+        return self._scores(x + more)
 
     def _scores(self, x: Tensor) -> Tensor:
         scores: Tensor = self.lm_head(normed(x, *self._last)).float()

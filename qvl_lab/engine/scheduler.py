@@ -285,7 +285,10 @@ class Scheduler:
         copies: list[Copy] = []
         budget = self.prefill_chunk
         for sequence in self._readers(copies):
-            stop = min(sequence.prompt, sequence.read + budget)
+            rest = sequence.prompt - sequence.read
+            if budget < rest <= self.prefill_chunk:
+                break  # a prompt is not cut that fits into a step whole
+            stop = sequence.read + min(rest, budget)
             chunks.append(Chunk(sequence, sequence.read, stop))
             budget -= stop - sequence.read
             if not budget or not self._packing:

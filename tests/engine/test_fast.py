@@ -468,6 +468,23 @@ def test_answers_are_the_same_with_a_cache_cold_and_warm(lab, ids_of, requests, 
     assert nothing_held(lab.fast._engine)
 
 
+@pytest.mark.parametrize("settings", CACHES.values(), ids=CACHES.keys())
+def test_what_is_forgotten_is_not_found(lab, ids_of, requests, settings):
+    ids_of(lab)
+    lab.forget()  # with nothing to forget
+    options = {"resolution": 160, "max_new_tokens": 7, "batch_size": 4, "overlap": False} | settings
+    first = lab.generate_batch(requests, engine="fast", **options)
+    engine = lab.fast._engine
+    lab.forget()
+    again = lab.generate_batch(requests, engine="fast", **options)
+    assert lab.fast._engine is engine
+    assert again.texts == first.texts
+    assert again.work.images == first.work.images > 0
+    lab.forget()
+    assert lab.fast._engine.scheduler.blocks.free == lab.fast._engine.scheduler.blocks.count
+    assert lab.fast._engine.counts().get("feature_bytes", 0) == 0
+
+
 def test_features_on_disk_serve_the_next_run(lab, ids_of, requests, tmp_path):
     ids_of(lab)
     options = {"engine": "fast", "feature_cache_gib": 0.1, "feature_cache_dir": str(tmp_path)}

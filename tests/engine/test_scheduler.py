@@ -319,11 +319,22 @@ def test_no_more_run_than_there_are_slots():
 def test_prompts_share_a_budget_of_tokens():
     engine = Engine(chunk=10, prefix_cache=True)
     for _ in range(3):
-        engine.add(7, prefix=5)  # without a key it is shared with nobody
-    steps = [pieces(engine.step()) for _ in range(3)]
-    assert steps[0] == [(0, 0, 7), (1, 0, 3)]
-    assert steps[1] == [(1, 3, 7), (2, 0, 6)]
-    assert steps[2] == [(2, 6, 7)]
+        engine.add(17, prefix=15)  # without a key it is shared with nobody
+    steps = [pieces(engine.step()) for _ in range(6)]
+    assert steps[0] == [(0, 0, 10)]
+    assert steps[1] == [(0, 10, 17), (1, 0, 3)]
+    assert steps[2] == [(1, 3, 13)]
+    assert steps[3] == [(1, 13, 17), (2, 0, 6)]
+    assert steps[4] == [(2, 6, 16)]
+    assert steps[5] == [(2, 16, 17)]
+
+
+def test_prompts_that_fit_into_a_step_are_not_cut():
+    engine = Engine(slots=8, blocks=40, chunk=10)
+    for tokens in (7, 3, 4, 8, 12):
+        engine.add(tokens)
+    steps = [pieces(engine.step()) for _ in range(4)]
+    assert steps == [[(0, 0, 7), (1, 0, 3)], [(2, 0, 4)], [(3, 0, 8), (4, 0, 2)], [(4, 2, 12)]]
 
 
 def test_without_packing_one_prompt_is_read_at_a_time():
