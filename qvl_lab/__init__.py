@@ -19,6 +19,8 @@ _HOME = {
     "Run": "qvl_lab.records",
     "Runs": "qvl_lab.sweeps.store",
     "SweepSpec": "qvl_lab.config",
+    "ablate": "qvl_lab.sweeps.variants",
+    "hit_rates": "qvl_lab.sweeps.hit_rates",
     "load": "qvl_lab.engine.lab",
     "load_workload": "qvl_lab.workload",
     "propose_resolutions": "qvl_lab.analysis.tradeoffs",
@@ -42,6 +44,8 @@ __all__ = [
     "Runs",
     "SweepSpec",
     "__version__",
+    "ablate",
+    "hit_rates",
     "load",
     "load_workload",
     "plots",
@@ -69,7 +73,9 @@ if TYPE_CHECKING:
     from qvl_lab.show.live import watch
     from qvl_lab.show.report import report
     from qvl_lab.sweeps import sweep
+    from qvl_lab.sweeps.hit_rates import hit_rates
     from qvl_lab.sweeps.store import Runs
+    from qvl_lab.sweeps.variants import ablate
     from qvl_lab.workload import load_workload
 
 

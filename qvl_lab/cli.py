@@ -24,6 +24,7 @@ from qvl_lab.config import BY_TASK, PRECISIONS, Config, SweepSpec
 from qvl_lab.errors import ConfigError, InputError, QvlError, ReportError
 
 if TYPE_CHECKING:
+    from qvl_lab.sweeps.store import Runs
     from qvl_lab.workload import Workload
 
 SOME_FAILED, BAD_INPUT, CANNOT_RUN, PARTIAL_REPORT, INTERRUPTED = 1, 2, 3, 4, 130
@@ -79,6 +80,20 @@ MetricOption = Annotated[
     list[str] | None,
     typer.Option("--metric", help="TASK=METRIC for tasks of your own, invoice=anls (repeatable)."),
 ]
+Items = Annotated[int | None, typer.Option(help="Use a sample of so many items.")]
+TimedItems = Annotated[int | None, typer.Option(help="Time only so many of them; all are scored.")]
+Batches = Annotated[int | None, typer.Option(help="At most so many batches a pass.")]
+Quality = Annotated[bool, typer.Option(help="Score answers where the true one is known.")]
+Repeats = Annotated[int, typer.Option(help="Timed passes.")]
+Warmup = Annotated[int, typer.Option(help="Untimed batches before them.")]
+Timeout = Annotated[float, typer.Option(help="Give a setting up after so long.")]
+Isolation = Annotated[
+    str, typer.Option(help="process: each setting in its own; none: all in this one.")
+]
+OnOtherEnvironment = Annotated[
+    str, typer.Option(help="Rows of another machine or version: refuse, keep, fresh.")
+]
+RetryErrors = Annotated[bool, typer.Option(help="Measure failed settings again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -262,25 +277,17 @@ def sweep(
     max_new_tokens: Tokens = 16,
     set_: SetOption = None,
     question: Question = None,
-    items: Annotated[int | None, typer.Option(help="Use a sample of so many items.")] = None,
-    timed_items: Annotated[
-        int | None, typer.Option(help="Time only so many of them; all are scored.")
-    ] = None,
-    batches: Annotated[int | None, typer.Option(help="At most so many batches a pass.")] = None,
-    quality: Annotated[
-        bool, typer.Option(help="Score answers where the true one is known.")
-    ] = True,
+    items: Items = None,
+    timed_items: TimedItems = None,
+    batches: Batches = None,
+    quality: Quality = True,
     metric: MetricOption = None,
-    repeats: Annotated[int, typer.Option(help="Timed passes.")] = 3,
-    warmup: Annotated[int, typer.Option(help="Untimed batches before them.")] = 1,
-    timeout_s: Annotated[float, typer.Option(help="Give a setting up after so long.")] = 3600.0,
-    isolation: Annotated[
-        str, typer.Option(help="process: each setting in its own; none: all in this one.")
-    ] = "process",
-    on_other_environment: Annotated[
-        str, typer.Option(help="Rows of another machine or version: refuse, keep, fresh.")
-    ] = "refuse",
-    retry_errors: Annotated[bool, typer.Option(help="Measure failed settings again.")] = False,
+    repeats: Repeats = 3,
+    warmup: Warmup = 1,
+    timeout_s: Timeout = 3600.0,
+    isolation: Isolation = "process",
+    on_other_environment: OnOtherEnvironment = "refuse",
+    retry_errors: RetryErrors = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -311,13 +318,199 @@ def sweep(
         retry_errors=retry_errors,
         progress=not quiet,
     )
+    _measured_settings(runs, out, as_json)
+
+
+@app.command(
+    epilog="Example: qvl-lab ablate --model random:8b --precision bf16 --workload photos/ "
+    "--batch-size 32 --batches 2 --out ablation.jsonl"
+)
+def ablate(
+    out: Annotated[Path, typer.Option(help="Run file; the same command resumes it.")] = Path(
+        "ablation.jsonl"
+    ),
+    levers: Annotated[
+        str | None,
+        typer.Option(help="Fields to switch off, separated by commas. Left out: all that are on."),
+    ] = None,
+    model: Model = "tiny",
+    workload: Annotated[
+        str, typer.Option(help="evaluation, mixed, a folder, a CSV or a JSONL file.")
+    ] = "mixed",
+    batch_size: BatchSize = 8,
+    resolution: Resolution = "native",
+    task_resolution: TaskSide = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    max_new_tokens: Tokens = 16,
+    set_: SetOption = None,
+    question: Question = None,
+    items: Items = None,
+    timed_items: TimedItems = None,
+    batches: Batches = None,
+    quality: Quality = True,
+    metric: MetricOption = None,
+    repeats: Repeats = 3,
+    warmup: Warmup = 1,
+    timeout_s: Timeout = 3600.0,
+    isolation: Isolation = "process",
+    on_other_environment: OnOtherEnvironment = "refuse",
+    retry_errors: RetryErrors = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what each lever of the fast engine is worth; run it again to resume.
+
+    The stock engine stands beside the fast one with no lever, each lever alone, all but each, and
+    all of them; 'qvl-lab report' draws them. Exit codes as of sweep.
+    """
+    from qvl_lab.sweeps.variants import ablate as run_ablation
+
+    settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
+    settings |= {"batch_size": batch_size, "resolution": resolution}
+    settings |= {"max_new_tokens": max_new_tokens}
+    spec = SweepSpec(
+        axes={},
+        base=_config(settings, set_, task_resolution),
+        workload=workload,
+        question=question,
+        items=items,
+        timed_items=timed_items,
+        batches=batches,
+        repeats=repeats,
+        warmup=warmup,
+        timeout_s=timeout_s,
+        quality=quality,
+        metrics=_pairs("--metric", metric),
+        isolation=isolation,
+    )
+    runs = run_ablation(
+        spec,
+        out=out,
+        levers=None if levers is None else [name.strip() for name in levers.split(",")],
+        on_other_environment=on_other_environment,
+        retry_errors=retry_errors,
+        progress=not quiet,
+    )
+    _measured_settings(runs, out, as_json)
+
+
+@app.command(
+    name="hit-rates",
+    epilog="Example: qvl-lab hit-rates --model random:8b --precision bf16 --workload photos/ "
+    "--rates 0,0.3,0.6,0.9 --cache-gib 24 --gpu H100 --out hits.jsonl",
+)
+def hit_rates(
+    out: Annotated[Path, typer.Option(help="Run file; the same command resumes it.")] = Path(
+        "hits.jsonl"
+    ),
+    rates: Annotated[
+        str, typer.Option(help="Shares of requests that repeat, separated by commas.")
+    ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    caches: Annotated[
+        str, typer.Option(help="Caches to measure, separated by commas.")
+    ] = "off,features,prefix,features+prefix,answers",
+    cache_gib: Annotated[
+        float, typer.Option(help="Memory of the features, and of the KV cache that keeps prefixes.")
+    ] = 1.0,
+    same_question: Annotated[
+        bool, typer.Option(help="Repeat the question too, or ask another one about the image.")
+    ] = True,
+    model: Model = "tiny",
+    workload: Annotated[
+        str, typer.Option(help="evaluation, mixed, a folder, a CSV or a JSONL file.")
+    ] = "evaluation",
+    batch_size: BatchSize = 8,
+    resolution: Resolution = "native",
+    task_resolution: TaskSide = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    max_new_tokens: Tokens = 16,
+    set_: SetOption = None,
+    question: Question = None,
+    items: Items = None,
+    repeats: Repeats = 3,
+    warmup: Warmup = 1,
+    timeout_s: Timeout = 3600.0,
+    isolation: Isolation = "process",
+    on_other_environment: OnOtherEnvironment = "refuse",
+    retry_errors: RetryErrors = False,
+    images_held: Annotated[
+        int, typer.Option(min=1, help="Images whose memory a cache has to pay for.")
+    ] = 100,
+    gpu: Gpu = None,
+    provider: Provider = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what each cache saves at chosen hit rates; run it again to resume.
+
+    Requests repeat earlier ones as often as each rate says. What was really hit is measured; a
+    table says what it saved, and the hit rate from which each cache pays for its memory: a share
+    of the priced GPU's, or else of the measured one's. Exit codes as of sweep.
+    """
+    from qvl_lab.sweeps.hit_rates import hit_rates as run_hit_rates
+
+    settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
+    settings |= {"batch_size": batch_size, "resolution": resolution}
+    settings |= {"max_new_tokens": max_new_tokens}
+    chosen, default = _config(settings, set_, task_resolution).flat(), Config().flat()
+    price = _price(gpu, provider) if gpu else None
+    runs = run_hit_rates(
+        out=out,
+        rates=[_number("--rates", rate) for rate in rates.split(",")],
+        caches=[name.strip() for name in caches.split(",")],
+        workload=workload,
+        question=question,
+        items=items,
+        same_question=same_question,
+        cache_gib=cache_gib,
+        on_other_environment=on_other_environment,
+        retry_errors=retry_errors,
+        progress=not quiet,
+        repeats=repeats,
+        warmup=warmup,
+        timeout_s=timeout_s,
+        isolation=isolation,
+        **{name: value for name, value in chosen.items() if value != default[name]},
+    )
+    if not as_json:
+        _show_hits(runs, price, images_held)
+    _measured_settings(runs, out, as_json)
+
+
+def _show_hits(runs: Runs, price: Any, images: int) -> None:
+    """What caches saved, and from which hit rate they pay, as a table."""
+    from qvl_lab.analysis.cost import price as priced
+    from qvl_lab.analysis.hits import break_even
+
+    frame, column = runs.frame(), "s_per_100_images"
+    if price:
+        frame = priced(frame, price.gpu, price.provider, price.kind)
+        column = f"cost_{price.currency.lower()}_per_100_images"
+    try:
+        table = break_even(frame, column=column, images=images)
+    except ConfigError as e:
+        _note(f"not compared: {e}")
+        return
+    print(f"{column} without a cache: {table.attrs['reference']:.4g}")
+    names = ["cache", "highest_hit_rate", "highest_saving", "held_bytes", "memory_share"]
+    print(table[[*names, "break_even", "claim_from"]].round(4).to_string(index=False))
+
+
+def _measured_settings(runs: Runs, out: Path, as_json: bool) -> None:
+    """Say what became of the settings and which items failed; leave with their exit code."""
+    from qvl_lab.sweeps import engine_words
+
     counts = Counter(run.status for run in runs)
     if as_json:
         print(json.dumps({"out": str(out), "settings": len(runs), "statuses": counts}))
     else:
         print(f"{len(runs)} settings in {out}: {_counts(counts)}")
     for bad in (r for r in runs if r.status == "error"):
-        _note(f"failed: {bad.config['precision']}, {bad.config['resolution']}: {bad.reason}")
+        c = bad.config
+        named = ", ".join(filter(None, [c["precision"], str(c["resolution"]), engine_words(c)]))
+        _note(f"failed: {named}: {bad.reason}")
     failures = {(f["id"], f["error"]) for run in runs for f in run.failures}
     for name, error in sorted(failures):
         _note(f"failed: {_one_line(name)}: {_one_line(error)}")

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +51,9 @@ DECODERS = (
 )
 FORMATS = tuple(decoder.format for decoder in DECODERS)
 MAX_ITEMS = 1_000_000
+
+#: How the names of :meth:`Workload.repeating` end.
+REPEATED = re.compile(r", \d+% repeated")
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -109,6 +113,71 @@ class Workload:
         chosen = sorted(i for indices, share in drawn for i in rng.sample(indices, share))
         return replace(self, items=tuple(self.items[i] for i in chosen))
 
+    def distinct(self) -> Self:
+        """The first item of every different image, in order."""
+        first = {content: i for i, content in reversed(list(enumerate(self.contents)))}
+        return replace(self, items=tuple(self.items[i] for i in sorted(first.values())))
+
+    def repeating(self, hit_rate: float, *, same_question: bool = False, seed: int = 0) -> Self:
+        """As many requests, a share of which repeats the image of an earlier one.
+
+        All images are asked about equally often, as far as whole requests allow, in a shuffled
+        order; the first request about an image is one of this workload. Answers to another
+        question are not known. The name says the share: "mixed, 30% repeated".
+
+        Parameters
+        ----------
+        hit_rate : float
+            The share of requests that repeat, from 0 to under 1; what caches of unlimited size
+            could hit.
+        same_question : bool
+            Repeat the question too; otherwise another one of the workload's is asked, numbered
+            where those run out.
+        seed : int
+            Draws images and order.
+
+        Raises
+        ------
+        WorkloadError
+            If the share is out of bounds, too small or too large for so few requests, or there
+            are too few different images.
+        """
+        repeats, images = self._split(hit_rate)
+        rng = random.Random(seed)
+        originals = rng.sample(images, len(self.items) - repeats)
+        order = list(range(len(originals)))
+        order += [i % len(originals) for i in range(repeats)]
+        rng.shuffle(order)
+        pool = list(dict.fromkeys(item.question for item in self.items))
+        asked = [0] * len(originals)
+        items = []
+        for i in order:
+            items.append(_again(originals[i], asked[i], pool, same_question))
+            asked[i] += 1
+        name = f"{self.name}, {100 * hit_rate:.0f}% repeated"
+        return replace(self, name=name, items=tuple(items))
+
+    def _split(self, hit_rate: float) -> tuple[int, tuple[Item, ...]]:
+        """How many requests repeat at a hit rate, and the items to draw the others from."""
+        number = isinstance(hit_rate, int | float) and not isinstance(hit_rate, bool)
+        if not number or not 0 <= hit_rate < 1:
+            raise WorkloadError(f"a hit rate must be from 0 to under 1, not {hit_rate!r}")
+        count = len(self.items)
+        repeats = round(hit_rate * count)
+        if repeats == count or (hit_rate and not repeats):
+            raise WorkloadError(
+                f"a hit rate of {hit_rate:g} cannot be made of {count} requests, of which one or "
+                "more must repeat and one or more must not; use more items"
+            )
+        images = self.distinct().items
+        if len(images) < count - repeats:
+            raise WorkloadError(
+                f"a hit rate of {hit_rate:g} in {count} requests needs {count - repeats} different "
+                f"images, and workload {self.name!r} has {len(images)}; use distinct(), or fewer "
+                "items, or more images"
+            )
+        return repeats, images
+
     def info(self) -> dict[str, Any]:
         """Name, fingerprint and counts, as a run records them."""
         tasks: dict[str, int] = {}
@@ -163,6 +232,18 @@ def load_workload(
     if path.parent == Path() and not path.suffix:
         raise UnknownNameError("workload, folder or file", str(source), PACKAGED)
     raise WorkloadError(f"{path} does not exist; give a folder, a .csv, a .jsonl or an image")
+
+
+def _again(original: Item, nth: int, pool: Sequence[str], same_question: bool) -> Item:
+    """The item that asks about an image for the ``nth`` time, counted from 0."""
+    if not nth:
+        return original
+    name = f"{original.id} again {nth}"
+    if same_question:
+        return replace(original, id=name)
+    others = [question for question in pool if question != original.question]
+    question = others[nth - 1] if nth <= len(others) else f"{original.question} ({nth + 1})"
+    return replace(original, id=name, question=question, answer=None)
 
 
 def _shares(sizes: Sequence[int], count: int) -> list[int]:

@@ -204,6 +204,13 @@ def test_a_price_gives_a_cost(qvl, photos):
         ("sweep --metric nonsense", "--metric takes NAME=VALUE"),
         ("sweep --workload evaluation --metric colour=anl", "Did you mean 'anls'"),
         ("sweep none.toml", "cannot read none.toml"),
+        ("ablate --levers pakcing", "Did you mean 'packing'"),
+        ("ablate --set cache_implementation=static", "the fast engine has its own cache"),
+        ("ablate --batch-size 1 --levers batch_size", "lever batch_size is off"),
+        ("hit-rates --rates 0,half", "--rates takes a number, not 'half'"),
+        ("hit-rates --rates 1", "a hit rate must be from 0 to under 1"),
+        ("hit-rates --caches off,feature", "Did you mean 'features'"),
+        ("hit-rates --set prefix_cache=true", "prefix_cache is not a setting of hit_rates"),
         ("sweep --on-other-environment replace", "unknown choice"),
         ("report --gpu A10G none.jsonl --model tiny", "not both"),
         ("report --items 0 --model tiny", "items must be"),
@@ -393,6 +400,76 @@ def test_a_run_file_of_another_environment_exits_3_and_names_the_choices(qvl, ph
         assert choice in result.err
     assert qvl(f"{SWEEP} --on-other-environment fresh").code == 1
     assert Path("runs.1.jsonl").exists()
+
+
+# ---- ablate
+
+
+ABLATE = (
+    "ablate --workload photos --batch-size 3 --resolution 64 --precision fp32 --max-new-tokens 2 "
+    "--repeats 2 --isolation none --quiet --device cpu"
+)
+
+
+def test_an_ablation_writes_its_rows_and_the_report_shows_it(qvl, photos):
+    result = qvl(f"{ABLATE} --levers packing,overlap")
+    assert result.code == 1  # photos holds four files that cannot be used
+    assert result.out == "6 settings in ablation.jsonl: 6 ok\n"
+    named = re.findall(r"^failed: (\S+):", result.err, re.MULTILINE)
+    assert named == ["bomb.png", "cut.jpg", "empty.png", "text.png"]
+    page = review("ablation.jsonl", per_hour=36.0).ablation()
+    command = re.search("```\n(.*)\n```", page[-1].data)[1]
+    again = qvl(command.removeprefix("qvl-lab ") + " --json")
+    # the same settings: nothing is measured again
+    assert strict(again.out) == {"out": "ablation.jsonl", "settings": 6, "statuses": {"ok": 6}}
+    assert len(Path("ablation.jsonl").read_text().splitlines()) == 6
+    more = qvl(f"{ABLATE} --levers batch_size --out ablation.jsonl")
+    assert more.out == "4 settings in ablation.jsonl: 4 ok\n"
+    assert len(Runs.load("ablation.jsonl")) == 7
+
+
+def test_failed_variants_are_named_by_what_they_do_without(qvl, photos):
+    result = qvl(f"{ABLATE} --levers packing --model /no/such/model")
+    assert result.code == 3
+    assert "failed: fp32, 64, fast without packing: model folder /no/such/model" in result.err
+
+
+# ---- hit-rates
+
+
+HITS = (
+    "hit-rates --workload album --rates 0,0.5 --caches off,features,prefix --resolution 64 "
+    "--batch-size 1 --precision fp32 --max-new-tokens 2 --cache-gib 0.1 --repeats 2 "
+    "--isolation none --quiet --device cpu"
+)
+
+
+@pytest.fixture
+def album(tmp_path) -> Path:
+    """Four different pictures."""
+    (tmp_path / "album").mkdir()
+    for i in range(4):
+        Image.new("RGB", (96, 64), (60 * i, 0, 90)).save(tmp_path / "album" / f"{i}.png")
+    return tmp_path / "album"
+
+
+def test_hit_rates_are_measured_and_shown_with_what_they_save(qvl, album):
+    result = qvl(f"{HITS} --gpu A10G --provider article")
+    assert result.code == 0
+    first, head, *rows, last = result.out.splitlines()
+    assert first.startswith("cost_cny_per_100_images without a cache: 0.")
+    assert head.split()[:3] == ["cache", "highest_hit_rate", "highest_saving"]
+    assert [row.split()[:2] for row in rows] == [["features", "0.5"], ["prefix", "0.5"]]
+    assert last == "6 settings in hits.jsonl: 6 ok"
+    again = qvl(f"{HITS} --json")
+    assert strict(again.out) == {"out": "hits.jsonl", "settings": 6, "statuses": {"ok": 6}}
+    assert len(Path("hits.jsonl").read_text().splitlines()) == 6
+
+
+def test_hit_rates_without_uncached_rows_are_measured_and_not_compared(qvl, album):
+    result = qvl(f"{HITS} --rates 0.5 --caches features")
+    assert (result.code, result.out) == (0, "1 settings in hits.jsonl: 1 ok\n")
+    assert "not compared: nothing was measured without a cache" in result.err
 
 
 # ---- report

@@ -140,3 +140,29 @@ def test_the_notebook_of_where_the_time_goes_runs_and_keeps_its_tables(execute, 
     assert len(outputs(notebook, "image/png")) == 2
     assert len(list((tmp_path / "traces").glob("notebook.*.pt.trace.json.gz"))) == 1
     assert any("2048 x 2048" in html for html in tables)
+
+
+@pytest.mark.slow
+def test_the_notebook_of_batching_and_caching_runs_and_finds_what_it_says(execute, tmp_path):
+    notebook = execute(
+        "05_batching_and_caching.ipynb",
+        items=4,
+        resolution=128,
+        max_new_tokens=4,
+        batch_size=[1, 2],
+        levers=["packing"],
+        rates=[0, 0.5],
+        hit_items=6,
+        hit_batch_size=1,
+        cache_gib=0.05,
+        repeats=2,
+    )
+    folder = tmp_path / "batching-and-caching"
+    counts = {path.stem: len(Runs.load(path)) for path in folder.glob("*.jsonl")}
+    assert counts == {"batching": 4, "ablation": 4, "hits": 10}
+    assert len(outputs(notebook, "image/png")) == 3
+    (flaw,) = (html for html in outputs(notebook, "text/html") if "truth after" in html)
+    path, content = (row.split("</td>") for row in flaw.split("<tbody>")[1].split("</tr>")[:2])
+    before, now, after, said = (cell.split(">")[-1].strip() for cell in content[1:5])
+    assert (before, after) == (now, said)  # told by their bytes, both are answered rightly
+    assert path[4].split(">")[-1].strip() != after  # by its path, the picture that is gone is

@@ -14,8 +14,8 @@ import qvl_lab
 ROOT = Path(qvl_lab.__file__).parent
 NAMES = """
     Config EngineSpec ImagePolicy ModelSpec QvlError Run Runs SweepSpec __version__
-    load load_workload plots price profile propose_resolutions recommend report sweep visual_tokens
-    watch
+    ablate hit_rates load load_workload plots price profile propose_resolutions recommend report
+    sweep visual_tokens watch
 """.split()
 #: A unit may import itself and units of lower layers.
 LAYERS = {"cli": 5, "show": 4, "sweeps": 3, "engine": 2, "probe": 1, "analysis": 1}

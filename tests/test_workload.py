@@ -20,6 +20,7 @@ from qvl_lab.config import ImagePolicy
 from qvl_lab.errors import ImageError, UnknownNameError, WorkloadError
 from qvl_lab.workload import (
     DEFAULT_QUESTION,
+    REPEATED,
     Item,
     Workload,
     decode_image,
@@ -444,6 +445,93 @@ def test_a_sample_of_tasks_is_seeded_and_keeps_the_order(mixture):
 def test_sample_of_everything_is_the_workload(count):
     workload = three()
     assert workload.sample(count) is workload
+
+
+# ---- requests that repeat ----
+
+
+def album(images=20, each=1):
+    """Different images, asked about once or more; every question is another one."""
+    return Workload(
+        "album",
+        tuple(
+            Item(f"{i}.{n}", bytes([i]), f"Q{i}.{n}", answer="a", task=f"t{i}")
+            for i in range(images)
+            for n in range(each)
+        ),
+    )
+
+
+def repeats(workload):
+    """Whether each request's image came before."""
+    return [item.image in {i.image for i in workload.items[:n]} for n, item in
+            enumerate(workload.items)]  # fmt: skip
+
+
+def test_distinct_keeps_the_first_item_of_every_image():
+    assert [item.id for item in album(3, each=2).distinct().items] == ["0.0", "1.0", "2.0"]
+
+
+@pytest.mark.parametrize("rate", [0, 0.1, 0.3, 0.5, 0.9, 0.95])
+@pytest.mark.parametrize("same_question", [False, True])
+def test_so_many_requests_repeat_an_earlier_image(rate, same_question):
+    repeated = album().repeating(rate, same_question=same_question)
+    assert len(repeated) == 20
+    assert sum(repeats(repeated)) == round(20 * rate)
+    assert repeated.info()["unique_images"] == 20 - round(20 * rate)
+    assert len({item.id for item in repeated.items}) == 20
+    asked = Counter((item.image, item.question) for item in repeated.items)
+    assert len(asked) == (20 - round(20 * rate) if same_question else 20)
+    images = Counter(item.image for item in repeated.items)
+    assert max(images.values()) - min(images.values()) <= 1
+    assert repeated.name == f"album, {100 * rate:.0f}% repeated"
+    assert REPEATED.search(repeated.name)
+
+
+def test_a_repeated_question_keeps_its_answer_and_another_one_has_none():
+    whole, another = (album().repeating(0.5, same_question=same) for same in (True, False))
+    known = {item.image: item for item in album().items}
+    for item, again in zip(whole.items, repeats(whole), strict=True):
+        first = known[item.image]
+        assert (item.question, item.answer, item.task) == (first.question, "a", first.task)
+        assert (" again " in item.id) == again
+    for item, again in zip(another.items, repeats(another), strict=True):
+        assert (item.answer is None) == again  # the question was asked of another image
+        assert (item.question == known[item.image].question) != again
+        assert item.task == known[item.image].task  # resolution and cache key go by the task
+
+
+def test_where_questions_run_out_they_are_numbered():
+    items = tuple(Item(str(i), bytes([i]), "Q") for i in range(4))
+    questions = {item.question for item in Workload("w", items).repeating(0.75).items}
+    assert questions == {"Q", "Q (2)", "Q (3)", "Q (4)"}
+
+
+def test_repeats_are_seeded_and_shuffled():
+    workload = album()
+    assert workload.repeating(0.5, seed=1) == workload.repeating(0.5, seed=1)
+    assert workload.repeating(0.5, seed=1) != workload.repeating(0.5, seed=2)
+    apart = repeats(workload.repeating(0.5))
+    assert apart != sorted(apart)  # not all first ones before all repeats
+
+
+@pytest.mark.parametrize(
+    ("images", "each", "rate", "message"),
+    [
+        (20, 1, 1.0, "from 0 to under 1, not 1.0"),
+        (20, 1, -0.1, "from 0 to under 1, not -0.1"),
+        (20, 1, float("nan"), "from 0 to under 1, not nan"),
+        (20, 1, True, "from 0 to under 1, not True"),
+        (20, 1, "half", "from 0 to under 1, not 'half'"),
+        (4, 1, 0.1, "0.1 cannot be made of 4 requests"),
+        (4, 1, 0.9, "0.9 cannot be made of 4 requests"),
+        (1, 1, 0.5, "0.5 cannot be made of 1 requests"),
+        (4, 2, 0.25, "in 8 requests needs 6 different images, and workload 'album' has 4"),
+    ],
+)
+def test_a_hit_rate_that_cannot_be_made_is_refused(images, each, rate, message):
+    with pytest.raises(WorkloadError, match=message):
+        album(images, each).repeating(rate)
 
 
 def test_info_counts_items_images_answers_and_tasks():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from qvl_lab.analysis.hits import cache_columns
 from qvl_lab.analysis.intervals import interval
 from qvl_lab.analysis.quality import TaskScores
 from qvl_lab.analysis.stats import Estimate, estimate
@@ -42,6 +43,7 @@ SETTINGS = (
     "packing",
     "overlap",
     "cuda_graphs",
+    "fused_kernels",
     "max_image_pixels",
     "max_image_bytes",
     "revision",
@@ -62,8 +64,9 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         stage within a stage as :func:`part_column`; peak bytes as ``peak_NAME_bytes``;
         ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``; ``load_s``,
         ``warmup_s``; ``feature_hit_rate``, ``prefix_hit_rate``, ``answer_hit_rate`` (0-1) of the
-        caches that were on; workload and environment columns; ``environment`` names the
-        environment as a whole; the columns of :func:`quality_columns`. Unknown is NaN or None.
+        caches that were on, and the columns of :func:`~qvl_lab.analysis.hits.cache_columns`;
+        workload and environment columns; ``environment`` names the environment as a whole; the
+        columns of :func:`quality_columns`. Unknown is NaN or None.
     """
     return pd.DataFrame([_row(run) for run in runs])
 
@@ -115,7 +118,7 @@ def _row(run: Run) -> dict[str, Any]:
     row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}
     row["energy_j_per_100_images"] = _energy(run)
     row |= {"load_s": run.cold.get("load_s"), "warmup_s": run.cold.get("warmup_s")}
-    row |= _hit_rates(run)
+    row |= _hit_rates(run) | cache_columns(run)
     row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
     row["started_at"] = run.started_at
     scores = {task: TaskScores.from_dict(values) for task, values in run.scores.items()}

@@ -420,6 +420,89 @@ PROSE: dict[str, tuple[str, str]] = {
         "在剖析器下，{stage}期间 GPU 有 {share} 的时间空闲：共 {kernels} 个 kernel，"
         "平均 {mean_us} 微秒，受限于启动。可使用 CUDA graph、融合 kernel 或更大的批。",
     ),
+    # the ablation
+    "ablation_heading": (
+        "What each lever of the fast engine is worth",
+        "快速引擎各优化项分别值多少",
+    ),
+    "ablation_note": (
+        "Measured one lever at a time: alone, with all others off, and missing, with all others "
+        "on. Where a lever gains more alone than is lost without it, others do part of its work; "
+        "where it is the other way round, it needs the others. The factors cannot simply be "
+        "multiplied.",
+        "每次只动一项：单独开启（其余全关），以及单独关闭（其余全开）。"
+        "若某项单开的收益大于单关的损失，说明其他优化项能替代它的一部分；"
+        "反之说明它要靠其他优化项才能发挥。各倍数不能直接相乘。",
+    ),
+    "ablation_summary": (
+        "100 images cost {nothing} with none of these levers and {all} with all of them: {factor} "
+        "times as fast ({low} to {high}).",
+        "优化项全部关闭时每 100 张图 {nothing}，全部开启时 {all}：速度为 {factor} 倍"
+        "（{low} 至 {high}）。",
+    ),
+    "ablation_summary_once": (
+        "100 images cost {nothing} with none of these levers and {all} with all of them: {factor} "
+        "times as fast, from a single repeat, so without an interval.",
+        "优化项全部关闭时每 100 张图 {nothing}，全部开启时 {all}：速度为 {factor} 倍"
+        "（只测了一次，没有区间）。",
+    ),
+    "ablation_meaning": ("{lever}: {meaning}", "{lever}：{meaning}"),
+    "lever_batch_size": (
+        "so many requests run at once; off, one after the other.",
+        "同时处理这么多请求；关闭时逐个处理。",
+    ),
+    "lever_prefix_cache": (
+        "another question about an image does not read the image again.",
+        "对同一张图再次提问时，不必重新读图。",
+    ),
+    "lever_packing": (
+        "several images and prompts go through the model in one pass, without padding.",
+        "多张图和多条提示词不加填充，一起通过模型。",
+    ),
+    "lever_overlap": (
+        "the CPU decodes images and prepares the next step while the GPU computes.",
+        "GPU 计算时，CPU 同时解码图片、准备下一步。",
+    ),
+    "lever_cuda_graphs": (
+        "a decoding step is launched as a whole instead of kernel by kernel; on a GPU only.",
+        "生成的每一步整体启动，而不是逐个启动 kernel；仅在 GPU 上有效。",
+    ),
+    "lever_fused_kernels": (
+        "what lies between the large products (normalisation, rotation, activation, sums) is "
+        "compiled into few kernels; on a GPU only.",
+        "大矩阵乘法之间的运算（归一化、旋转、激活、求和）编译成少量 kernel；仅在 GPU 上有效。",
+    ),
+    "column_lever": ("lever", "优化项"),
+    "column_alone_speed": ("alone: images per second", "单开：张/秒"),
+    "column_alone_cost": ("alone: cost per 100 images", "单开：每 100 张图成本"),
+    "column_gained": ("times as fast as with none", "速度为全关时的倍数"),
+    "column_all_but_speed": ("without it: images per second", "单关：张/秒"),
+    "column_all_but_cost": ("without it: cost per 100 images", "单关：每 100 张图成本"),
+    "column_lost": ("times the time of all", "耗时为全开时的倍数"),
+    "run_ablation": ("To measure this again:", "重新测量："),
+    # caches over hit rate
+    "hits_heading": ("What caches save, by hit rate", "各缓存在不同命中率下能省多少"),
+    "hits_note": (
+        "Requests repeated earlier ones at chosen rates. Every timed pass began with empty caches, "
+        "and the hit rates are those measured: the share of requests whose image was not seen "
+        "anew. Cost is taken to fall along a line. Holding {n} images takes a share of the card's "
+        "memory and is charged that share of the card's hour, whole answers too, although they "
+        "lie in host memory; a cache pays from the hit rate at which it costs, with that, what no "
+        "cache costs. The article says that caching saves {claim}, and names no hit rate.",
+        "请求按设定比例重复先前的请求。每遍计时都从空缓存开始，命中率为实测值，"
+        "即无需重新编码图像的请求占比。成本按随命中率线性下降处理。"
+        "保存 {n} 张图会占用一部分显存，按占比分摊该卡的每小时费用"
+        "（完整答案存放在主机内存中，也按此计）；计入后与无缓存成本相等的命中率即为回本点。"
+        "原文称缓存可省 {claim}，但没有给出命中率。",
+    ),
+    "column_cache": ("cache", "缓存"),
+    "column_hits_saving": ("saves, at the highest hit rate measured", "最高实测命中率下的节省"),
+    "column_hits_memory": ("its memory, and share of the card", "占用内存及占显存的比例"),
+    "column_hits_pays": ("pays from a hit rate of", "回本命中率"),
+    "column_hits_claim": ("saves what the article says from", "达到原文所说节省的命中率"),
+    "hits_saving": ("{saving} at {rate}", "命中率 {rate} 时 {saving}"),
+    "hits_never": ("never", "无法回本"),
+    "hits_not_reached": ("not reached up to {rate}", "至 {rate} 仍未达到"),
     "article_heading": ("Beside the article", "与原文对照"),
     "article_note": (
         "The article behind this project reports ¥50 (62 minutes, one by one) against ¥8 (10 "

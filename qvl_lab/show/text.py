@@ -38,6 +38,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "field_packing": ("packing", "打包"),
     "field_overlap": ("overlap", "重叠执行"),
     "field_cuda_graphs": ("CUDA graphs", "CUDA graph"),
+    "field_fused_kernels": ("fused kernels", "算子融合"),
     "field_attn_implementation": ("attention", "注意力实现"),
     "field_precision": ("precision", "精度"),
     "field_resolution": ("resolution", "分辨率"),
@@ -113,6 +114,37 @@ TEXTS: dict[str, tuple[str, str]] = {
     "at_ceiling": ("at the ceiling", "已达上限"),
     "share_of_compute": ("{share} of compute", "算力的 {share}"),
     "share_of_memory": ("{share} of bandwidth", "带宽的 {share}"),
+    # ablation
+    "ablation_title": (
+        "What each lever of the fast engine is worth · {images}",
+        "快速引擎各优化项的效果·{images}",
+    ),
+    "ablation_stock_serial": ("stock engine, one at a time", "原生引擎，逐张处理"),
+    "ablation_stock": ("stock engine, batch {n}", "原生引擎，批量 {n}"),
+    "ablation_nothing": ("fast engine, none of these", "快速引擎，全部关闭"),
+    "ablation_alone": ("only {lever}", "仅开：{lever}"),
+    "ablation_all_but": ("all but {lever}", "仅关：{lever}"),
+    "ablation_all": ("fast engine, all of these", "快速引擎，全部开启"),
+    "times_as_fast": ("{times}x as fast as none", "速度为全关时的 {times} 倍"),
+    "times_the_time": ("{times}x the time of all", "耗时为全开时的 {times} 倍"),
+    "log_axis": ("{axis}, logarithmic", "{axis}，对数坐标"),
+    # caches over hit rate
+    "hits_title": ("{cost} and hit rate", "{cost}与缓存命中率"),
+    "hits_axis": (
+        "requests whose image was not seen anew, as measured (%)",
+        "无需重新编码图像的请求占比，实测（%）",
+    ),
+    "cache": ("cache", "缓存"),
+    "cache_off": ("none: mean, 95% interval", "无缓存：均值与 95% 区间"),
+    "cache_features": ("vision features", "视觉特征"),
+    "cache_prefix": ("prefix (KV of the image)", "前缀（图像的 KV）"),
+    "cache_features+prefix": ("features and prefix", "特征与前缀"),
+    "cache_answers": ("whole answers", "完整答案"),
+    "hits_claim": ("the article's claim: {percent}", "原文的说法：{percent}"),
+    "hits_break_even": (
+        "pays for {n} images' memory from here",
+        "从此处起抵得上 {n} 张图的缓存成本",
+    ),
     # waterfall
     "today": ("today", "当前"),
     "recommended": ("recommended", "推荐"),
@@ -261,6 +293,14 @@ def changed(name: str, before: Any, after: Any, lang: str) -> str:
         return arrow
     key = f"field_{name}"
     return f"{label(key, lang) if key in TEXTS else name} {arrow}"
+
+
+def lever(name: str, batch: int, lang: str) -> str:
+    """A lever of the fast engine that is on: "batch 8", "packing"."""
+    if name == "batch_size":
+        return label("batch", lang, n=batch)
+    key = f"field_{name}"
+    return label(key, lang) if key in TEXTS else name
 
 
 def _value(name: str, value: Any, lang: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from qvl_lab.analysis.quality import own_metrics, score_items
-from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, SweepSpec
+from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, EngineSpec, SweepSpec
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.records import Run, environment_key
@@ -63,18 +63,38 @@ def sweep(
     ConfigError, WorkloadError, StoreError
         Before anything is measured.
     """
+    spec = chosen_spec(spec, settings)
+    return measure_each(
+        spec.configurations(),
+        spec,
+        out=out,
+        on_other_environment=on_other_environment,
+        retry_errors=retry_errors,
+        progress=progress,
+    )
+
+
+def measure_each(
+    configs: Sequence[Config],
+    spec: SweepSpec,
+    *,
+    out: str | Path,
+    on_other_environment: str,
+    retry_errors: bool,
+    progress: bool,
+) -> Runs:
+    """Measure configurations that ``out`` does not hold yet; options as of :func:`sweep`.
+
+    Workload, plan and isolation are those of ``spec``; its axes and its base are not looked at.
+    """
     from qvl_lab.sweeps.measure import Job, Plan
 
-    if spec is None:
-        spec = spec_from(settings)
-    elif settings:
-        raise ConfigError(f"give a spec or settings, not both: {', '.join(settings)}")
     if on_other_environment not in ON_OTHER_ENVIRONMENT:
         raise UnknownNameError("choice", on_other_environment, ON_OTHER_ENVIRONMENT)
     workload = load_workload(spec.workload, question=spec.question).sample(spec.items, spec.seed)
-    _check(spec, workload)
+    _check(configs, spec, workload)
     plan = Plan(**{f.name: getattr(spec, f.name) for f in fields(Plan)})
-    jobs = [Job(config=c, workload=workload, plan=plan) for c in smallest_first(spec)]
+    jobs = [Job(config=c, workload=workload, plan=plan) for c in smallest_first(configs)]
     with Store(out) as store:
         for note in store.runs.notes:
             log.warning("%s", note)
@@ -83,6 +103,21 @@ def sweep(
         keys = {job.key for job in jobs}
         mine = [run for run in _here(store.runs) if run.key in keys]
         return Runs(mine, path=store.path, notes=store.runs.notes)
+
+
+def chosen_spec(spec: SweepSpec | None, settings: dict[str, Any]) -> SweepSpec:
+    """The spec that was given, or one from keyword settings.
+
+    Raises
+    ------
+    ConfigError
+        If both were given.
+    """
+    if spec is None:
+        return spec_from(settings)
+    if settings:
+        raise ConfigError(f"give a spec or settings, not both: {', '.join(settings)}")
+    return spec
 
 
 def spec_from(settings: dict[str, Any]) -> SweepSpec:
@@ -103,9 +138,8 @@ def spec_from(settings: dict[str, Any]) -> SweepSpec:
     return SweepSpec(axes=axes, base=Config().replace(**fixed), **chosen)
 
 
-def smallest_first(spec: SweepSpec) -> list[Config]:
-    """The grid model by model, from small to large, so that an OOM spares the larger ones."""
-    configs = spec.configurations()
+def smallest_first(configs: Sequence[Config]) -> list[Config]:
+    """Model by model, from small to large, so that an OOM spares the larger ones."""
     models = list(dict.fromkeys(c.model for c in configs))
     return sorted(
         configs,
@@ -185,13 +219,22 @@ def _because(cause: Run) -> str:
 
 def _title(run: Run) -> str:
     c = run.config
-    return f"{c['precision']}, {c['resolution']} px, batch {c['batch_size']}"
+    parts = [c["precision"], f"{c['resolution']} px", f"batch {c['batch_size']}", engine_words(c)]
+    return ", ".join(filter(None, parts))
 
 
-def _check(spec: SweepSpec, workload: Workload) -> None:
+def engine_words(config: Mapping[str, Any]) -> str:
+    """The fast engine and what it does without, "fast without packing"; "" for the stock one."""
+    if config["engine"] != "fast":
+        return ""
+    off = [f.name for f in fields(EngineSpec) if f.default is True and config.get(f.name) is False]
+    return f"fast without {', '.join(off)}" if off else "fast"
+
+
+def _check(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> None:
     from qvl_lab.engine.images import resolution_for
 
-    for config in spec.configurations():
+    for config in configs:
         for item in workload.items:
             resolution_for(config.images, item.task)
         timed = min(len(workload), spec.timed_items or len(workload))
@@ -201,13 +244,13 @@ def _check(spec: SweepSpec, workload: Workload) -> None:
                 f"workload {workload.name!r}; use more items or smaller batches"
             )
     if spec.quality:
-        _check_metrics(spec, workload)
+        _check_metrics(configs, spec, workload)
 
 
-def _check_metrics(spec: SweepSpec, workload: Workload) -> None:
+def _check_metrics(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> None:
     """Score the true answers: whatever keeps answers from being scored shows before the work."""
     expected = [item.answer for item in workload.items]
-    models = {config.model.model for config in spec.configurations()}
+    models = {config.model.model for config in configs}
     try:
         own_metrics(spec.metrics)
         if not all(model.startswith("random:") for model in models):  # those are never scored

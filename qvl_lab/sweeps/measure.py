@@ -140,11 +140,12 @@ def _measure(
     reset_peak(device)
     with Sampler(gpu_index(device)) as sampler:
         for _ in range(job.plan.repeats):
+            lab.forget()  # hits are those that the items themselves bring
             generation = once()
             repeats.append(_repeat(generation))
             parts["failures"] = _failures(job, generation)
     if generation.caches:
-        parts["cache_state"] = "warm" if job.plan.warmup or job.plan.repeats > 1 else "cold"
+        parts["cache_state"] = "warm" if config.engine.feature_cache_dir else "cold"
     readings = sampler.summary()
     parts["memory"] = peak_bytes(device) | {
         kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")

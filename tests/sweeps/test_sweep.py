@@ -99,7 +99,7 @@ def test_repeated_values_are_one_configuration(sweep, measured):
 
 def test_models_follow_one_another_so_that_each_is_loaded_once():
     spec = spec_from({"precision": ["fp32", "bf16"], "batch_size": [1, 2], "resolution": [64, 96]})
-    order = [c.model.precision for c in smallest_first(spec)]
+    order = [c.model.precision for c in smallest_first(spec.configurations())]
     assert order == ["fp32"] * 4 + ["bf16"] * 4
 
 

@@ -9,12 +9,14 @@ Legends lie outside the axes: give axes of a figure with ``layout="constrained"`
 No module here has the name of a function: the function would hide it.
 """
 
+from qvl_lab.show.plots.ablation_bars import ablation
 from qvl_lab.show.plots.answers import precision_loss, quality, quality_cost
 from qvl_lab.show.plots.choice import tradeoff, waterfall
 from qvl_lab.show.plots.gantt import timeline
 from qvl_lab.show.plots.limit_bars import limits
 from qvl_lab.show.plots.memory_map import feasible
 from qvl_lab.show.plots.over_batch import curve, curves
+from qvl_lab.show.plots.over_hits import hit_rates
 from qvl_lab.show.plots.over_resolution import resolution_curves
 from qvl_lab.show.plots.shared import METRICS
 from qvl_lab.show.plots.stage_bars import STAGE_COLOURS, stages
@@ -22,9 +24,11 @@ from qvl_lab.show.plots.stage_bars import STAGE_COLOURS, stages
 __all__ = [
     "METRICS",
     "STAGE_COLOURS",
+    "ablation",
     "curve",
     "curves",
     "feasible",
+    "hit_rates",
     "limits",
     "precision_loss",
     "quality",

@@ -2,7 +2,7 @@
 
 The report notebook calls a review's sections in order; each returns something that Jupyter
 displays. Imports go one way: ``basis``; ``findings``; ``parts``, ``commands``; ``answers``,
-``costs``, ``distance``, ``sources``; ``first_page``.
+``costs``, ``distance``, ``hits``, ``levers``, ``sources``; ``first_page``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from typing import Any
 from qvl_lab.analysis.cost import price
 from qvl_lab.records import environment_key
 from qvl_lab.show.fonts import figure_language
-from qvl_lab.show.review import answers, basis, commands, costs, distance, first_page, sources
+from qvl_lab.show.review import (
+    answers,
+    basis,
+    commands,
+    costs,
+    distance,
+    first_page,
+    hits,
+    levers,
+    sources,
+)
 from qvl_lab.show.review.findings import Findings
 from qvl_lab.sweeps.store import Runs
 
@@ -32,6 +42,8 @@ class Review(Findings):
     feasible = costs.feasible
     stages = costs.stages
     limits = distance.limits
+    ablation = levers.ablation
+    hit_rates = hits.hit_rates
     article = costs.article
     table = costs.cheapest
     provenance = sources.provenance

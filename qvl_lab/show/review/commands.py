@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from qvl_lab.config import Config, EngineSpec
+from qvl_lab.config import Config, EngineSpec, SweepSpec
 from qvl_lab.show.review.findings import Findings
 
 #: What the command line takes where an option is left out.
@@ -30,19 +31,50 @@ _SET = (
 
 def run_command(row: pd.Series) -> str:
     """The command that runs a row's setting on a folder of images."""
+    return shlex.join(["qvl-lab", "run", "IMAGES", *_setting_of(row, _SET)])
+
+
+def ablate_command(found: Findings, row: pd.Series, levers: Sequence[str]) -> str:
+    """The command that measures an ablation again, of which ``row`` has all levers.
+
+    What images that bring no question were asked is not on record.
+    """
+    run = next(run for run in found.runs if run.key == row["key"])
+    asked = row.copy()
+    asked["precision"] = run.config["precision"]  # "auto" itself: only that goes on with its rows
+    own = [name for name in _SET if name not in ("engine", *levers)]
+    parts = ["qvl-lab", "ablate", "--workload", run.workload["name"], *_setting_of(asked, own)]
+    parts += [] if run.config["device"] == "auto" else ["--device", run.config["device"]]
+    parts += ["--levers", ",".join(levers), "--items", str(run.workload["items"])]
+    plain = {f.name: f.default for f in fields(SweepSpec)}
+    for name in ("timed_items", "batches", "repeats", "warmup"):
+        if run.plan.get(name, plain[name]) != plain[name]:
+            parts += [_flag(name), str(run.plan[name])]
+    parts += [] if run.plan.get("quality", True) else ["--no-quality"]
+    for task, metric in run.plan.get("metrics", {}).items():
+        parts += ["--metric", f"{task}={metric}"]
+    return shlex.join([*parts, "--out", _from_here(found.runs.path or Path("ablation.jsonl"))])
+
+
+def _setting_of(row: pd.Series, others: Sequence[str]) -> list[str]:
+    """A row's model and setting as options; ``others`` as far as they are not the default."""
     tables = row["task_resolutions"]
-    parts = ["qvl-lab", "run", "IMAGES", "--model", str(row["model"])]
+    parts = ["--model", str(row["model"])]
     for name in _OPTIONS:
-        parts += [_flag(name), str(row[name])]
+        parts += [_flag(name), _spelled(row[name])]
     defaults = Config().flat()
-    for name in _SET:
+    for name in others:
         value = row.get(name)
         if not pd.isna(value) and value != defaults[name]:
-            whole = isinstance(value, float) and value.is_integer()  # a column with gaps has floats
-            parts += ["--set", f"{name}={int(value) if whole else value}"]
+            parts += ["--set", f"{name}={_spelled(value)}"]
     for task, side in (json.loads(tables) if isinstance(tables, str) else {}).items():
         parts += ["--task-resolution", f"{task}={side}"]
-    return shlex.join(parts)
+    return parts
+
+
+def _spelled(value: Any) -> str:
+    whole = isinstance(value, float) and value.is_integer()  # a column with gaps has floats
+    return str(int(value) if whole else value)
 
 
 def report_command(found: Findings) -> str:
