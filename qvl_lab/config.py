@@ -224,6 +224,10 @@ class EngineSpec:
             )
 
 
+_ENGINE_FIELDS = tuple(f.name for f in fields(EngineSpec))
+#: Fields that the stock engine does not look at.
+FAST_ONLY = _ENGINE_FIELDS[_ENGINE_FIELDS.index("prefill_chunk") :]
+
 _PARTS: dict[str, type] = {"model": ModelSpec, "images": ImagePolicy, "engine": EngineSpec}
 #: Every field a sweep can vary, and the part that it belongs to.
 FIELDS: dict[str, str] = {f.name: part for part, cls in _PARTS.items() for f in fields(cls)}

@@ -19,8 +19,8 @@ VALUE_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "int8": (1, 2), "
 def value_bytes(precision: str, device: str = "cuda") -> tuple[int, int]:
     """Bytes of a value of the text layers' matrices, and of any other weight or activation.
 
-    int8 quantises the text layers' matrices and nothing else; what it leaves is bf16 on a GPU and
-    fp32 on a CPU (see :func:`qvl_lab.engine.model.base_dtype`).
+    int8 and fp8 quantise the text layers' matrices and nothing else; what they leave is bf16 on a
+    GPU and fp32 on a CPU (see :func:`qvl_lab.engine.model.base_dtype`).
 
     Raises
     ------

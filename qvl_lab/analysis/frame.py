@@ -51,6 +51,9 @@ SETTINGS = (
     "seed",
 )
 
+#: Fields of a plan that say how often something was timed, not what.
+_HOW_OFTEN = ("repeats", "warmup")
+
 
 def frame(runs: Iterable[Run]) -> pd.DataFrame:
     """A table of runs.
@@ -112,7 +115,7 @@ def _row(run: Run) -> dict[str, Any]:
     row["resolution"] = str(config.get("resolution"))
     by_task = config.get("task_resolutions") if row["resolution"] == BY_TASK else None
     row["task_resolutions"] = by_task and json.dumps(by_task, ensure_ascii=False)
-    row["plan"] = digest(run.plan)
+    row["plan"] = digest({k: v for k, v in run.plan.items() if k not in _HOW_OFTEN})
     row |= _speed(run) | _stages(run)
     row |= {f"peak_{kind}_bytes": run.memory.get(kind) for kind in _MEMORY}
     row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}

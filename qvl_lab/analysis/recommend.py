@@ -15,7 +15,7 @@ from qvl_lab.analysis.stats import Estimate
 from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
 
 #: From the most to the least exact; the default baseline is the first that was measured.
-PRECISION_ORDER = ("fp32", "bf16", "fp16", "int8")
+PRECISION_ORDER = ("fp32", "bf16", "fp16", "int8", "fp8")
 #: The order in which levers are pulled from today's setting to the recommended one.
 LEVERS = (
     *("batch_size", "cache_implementation", "engine", "prefix_cache"),

@@ -43,7 +43,8 @@ def ceilings(gpu: Gpu | None, precision: str) -> Ceilings:
 
     bf16 and fp16 run at the table's bf16 rate, which is the same on these GPUs. int8 quantises
     weights only and computes in bf16. fp32 is unknown: torch does not use TF32 unless told to, and
-    the table has no rate for it.
+    the table has no rate for it. fp8 has no one rate: the text layers' matrices run at that of 8
+    bits, the rest at that of 16.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def ceilings(gpu: Gpu | None, precision: str) -> Ceilings:
     if gpu is None:
         source = f"a device that is not in the table of GPUs; {HOW_TO_MEASURE}"
         return Ceilings(flops_per_s=None, bytes_per_s=None, source=source)
-    rate = None if precision == "fp32" else gpu.bf16_tflops * 1e12
+    rate = None if precision in ("fp32", "fp8") else gpu.bf16_tflops * 1e12
     source = gpu.source if rate else f"{gpu.source}; no rate for {precision}, {HOW_TO_MEASURE}"
     return Ceilings(flops_per_s=rate, bytes_per_s=gpu.bandwidth_gb_s * 1e9, source=source)
 

@@ -151,6 +151,13 @@ PROSE: dict[str, tuple[str, str]] = {
         "可信度：预热后只计时一遍，当前配置 {today_items} 个请求、推荐配置 {items} 个，"
         "因此没有区间。",
     ),
+    "sure_uneven": (
+        "How sure: timed passes after a warm-up, {today_repeats} over {today_items} items with "
+        "today's setting, {repeats} over {items} with the recommended one; several give a median "
+        "and an interval, one gives neither.",
+        "可信度：预热后计时，当前配置 {today_repeats} 遍、每遍 {today_items} 个请求，"
+        "推荐配置 {repeats} 遍、每遍 {items} 个；多遍取中位数并给出区间，只有一遍则没有。",
+    ),
     "sure_same": (
         "How sure: medians of {repeats} timed passes after a warm-up, each over {items} items.",
         "可信度：预热后计时 {repeats} 遍取中位数，每遍 {items} 个请求。",

@@ -13,7 +13,7 @@ from qvl_lab.analysis.cost import cost_column, symbol
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.quality import OTHER_NAMES
 from qvl_lab.analysis.recommend import PRECISION_ORDER, peak_memory_bytes
-from qvl_lab.config import BY_TASK, TASK_RESOLUTIONS
+from qvl_lab.config import BY_TASK, FAST_ONLY, TASK_RESOLUTIONS
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.show.prose import PROSE
 
@@ -255,9 +255,14 @@ def resolution(value: Any, lang: str) -> str:
 
 def setting(row: pd.Series, lang: str) -> str:
     """A frame's row in short: "fp32 · 1024 px · batch 1"; the stock engine is not named."""
+    return label("between", lang).join(setting_lines(row, lang))
+
+
+def setting_lines(row: pd.Series, lang: str) -> list[str]:
+    """The same in two lines, images and engine."""
     engine = [label("engine_fast", lang)] if row.get("engine") == "fast" else []
-    parts = [images_at(row, lang), label("batch", lang, n=row["batch_size"]), *engine]
-    return label("between", lang).join(parts)
+    batch = label("between", lang).join([label("batch", lang, n=row["batch_size"]), *engine])
+    return [images_at(row, lang), batch]
 
 
 def images_at(row: pd.Series, lang: str) -> str:
@@ -429,13 +434,27 @@ def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
     names = [n for n in (*SETTINGS, "workload", "environment") if n not in drawn and n in frame]
     tables = ["task_resolutions"] if "resolution" in drawn else []
     compared = {n: frame[n].dropna() if n in tables else frame[n] for n in names}
+    fast = frame["engine"] == "fast" if "engine" in frame else slice(None)
+    compared |= {n: compared[n][fast] for n in FAST_ONLY if n in compared}
     return [name for name, values in compared.items() if values.map(str).nunique() > 1]
 
 
 def others(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
-    """For each row what :func:`differing` finds, "bf16 · engine=stock"; "" if nothing."""
+    """For each row what :func:`differing` finds, "bf16 · engine=stock"; "" if nothing.
+
+    What a row leaves to its default, or its engine does not look at, is left out.
+    """
     names = differing(frame, drawn)
-    columns = [
-        frame[n].map(str) if n == "precision" else f"{n}=" + _in_short(frame[n]) for n in names
+    words = {
+        n: frame[n].map(str) if n == "precision" else f"{n}=" + _in_short(frame[n]) for n in names
+    }
+    rows = [row for _, row in frame.iterrows()]
+    return [
+        " · ".join(words[n].iloc[i] for n in names if is_told(row, n)) for i, row in enumerate(rows)
     ]
-    return [" · ".join(row) for row in zip(*columns, strict=True)] if names else [""] * len(frame)
+
+
+def is_told(row: pd.Series, name: str) -> bool:
+    """Whether a row's setting is worth a word: it is not the default, and its engine sees it."""
+    stock = row.get("engine") == "stock"
+    return not pd.isna(row[name]) and not (stock and name in FAST_ONLY)

@@ -172,7 +172,7 @@ def test_other_rows_do_not_disturb(runs, on_cpu, fast):
         *(on_cpu(size, 7.0) for size in (2, 8)),
         *(fast(1.0, ON | {"batch_size": size}) for size in (2, 16)),  # a sweep over batches
         *(fast(1.0, levers, resolution=512) for levers in (ON, ON | {"packing": False})),
-        *(fast(1.0, levers, plan={"repeats": 9}) for levers in (NONE, ON)),
+        *(fast(1.0, levers, plan={"timed_items": 9}) for levers in (NONE, ON)),
         fast(1.0, ON, environment={"torch": "1.0"}),
         on_cpu(4, 1.0, cache_implementation="static"),
     ]

@@ -319,7 +319,7 @@ def test_quality_cost_names_todays_and_the_recommended_point(measure):
     rows = [advice.current, advice.best]
     assert [note.xy for note in ax.texts] == [(r[COST], r["quality"]) for r in rows]
     today, best = shown(ax)
-    assert today.startswith("today: ¥") and "fp32 · native · batch 1" in today
+    assert today.startswith("today: ¥") and "fp32 · native\nbatch 1" in today
     assert best.startswith("recommended: ¥")
     ax.figure.canvas.draw()
     highest = ax.transData.transform((0, 1))[1]

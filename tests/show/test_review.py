@@ -781,7 +781,7 @@ def test_names_from_a_run_file_are_text_and_not_markup(runs_file, on_cpu):
 
 
 def test_rows_measured_another_way_are_left_out_and_counted(runs_file, on_cpu):
-    other = on_cpu(2, 30.0, plan={"repeats": 1}, started_at="2020-01-01T00:00:00+00:00")
+    other = on_cpu(2, 30.0, plan={"timed_items": 1}, started_at="2020-01-01T00:00:00+00:00")
     page = review(runs_file(other, on_cpu(1), on_cpu(4, 4.0)), **CENT_A_SECOND)
     assert len(page.frame) == 2
     assert "1 rows of another workload, model or way of measuring" in text(page.provenance())
@@ -793,3 +793,10 @@ def test_the_first_row_need_not_have_loaded_to_name_the_device(runs_file, make_r
     page = review(runs_file(lost, make_run(batch_size=2, **gpu), make_run(batch_size=4, **gpu)))
     assert page.device == "NVIDIA H200"
     assert page.frame.attrs["price"]["gpu"] == "H200"
+
+
+def test_settings_timed_a_different_number_of_times_are_told_apart(on_cpu):
+    page = review(Runs([on_cpu(1, [10.0]), on_cpu(4, [2.0, 2.1])]), **CENT_A_SECOND)
+    said = text(page.headline())
+    assert "1 over 10 items with today's setting, 2 over 10 with the recommended one" in said
+    assert "medians of" not in said

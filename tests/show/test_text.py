@@ -204,3 +204,19 @@ def test_style_is_undone_after_the_block():
         assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
         assert matplotlib.rcParams["figure.constrained_layout.use"]
     assert matplotlib.rcParams["font.family"] == before
+
+
+def test_what_an_engine_does_not_look_at_is_not_said():
+    frame = pd.DataFrame(
+        {
+            "engine": ["stock", "stock", "fast", "fast"],
+            "cache_implementation": [None, "static", None, None],
+            "prefill_chunk": [8192, 4096, 8192, 32768],
+            "packing": [False, True, True, True],  # differs between engines alone
+        }
+    )
+    assert text.differing(frame, ["engine"]) == ["cache_implementation", "prefill_chunk"]
+    assert text.others(frame, ["engine"]) == [
+        *("", "cache_implementation=static"),
+        *("prefill_chunk=8192", "prefill_chunk=32768"),
+    ]

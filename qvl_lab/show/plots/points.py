@@ -108,4 +108,5 @@ def name_point(ax: Axes, key: str, row: pd.Series, y: float, lang: str) -> None:
         "va": "top",
         "linespacing": 1.35,
     }
-    ax.annotate(f"{named}\n{text.setting(row, lang)}", at, ha=side, fontsize=9, **looks, **where)
+    words = "\n".join([named, *text.setting_lines(row, lang)])
+    ax.annotate(words, at, ha=side, fontsize=9, **looks, **where)

@@ -55,7 +55,7 @@ def _stage_axes(ax: Axes, frame: pd.DataFrame, longest: float, lang: str) -> Non
     rows = zip(
         (row for _, row in frame.iterrows()), text.others(frame, (*CELL, "engine")), strict=True
     )
-    names = [" · ".join(filter(None, [text.setting(row, lang), other])) for row, other in rows]
+    names = ["\n".join(filter(None, [text.setting(row, lang), other])) for row, other in rows]
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, longest * 1.14 or 1))  # room for the totals
     fonts.number_axis(ax.xaxis, lang)

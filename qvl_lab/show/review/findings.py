@@ -13,7 +13,7 @@ from qvl_lab.config import BY_TASK
 from qvl_lab.probe.ceilings import MeasuredCeilings
 from qvl_lab.show.plots.shared import CELL
 from qvl_lab.show.review.basis import environment, on_gpu
-from qvl_lab.show.text import differing, label, money, score, setting
+from qvl_lab.show.text import differing, is_told, label, money, score, setting
 from qvl_lab.sweeps.store import Runs
 
 
@@ -81,7 +81,7 @@ class Findings:
     def setting(self, row: pd.Series) -> str:
         """A row's setting, with what else tells it from the other rows."""
         names = differing(self.frame, [*CELL, "engine", "task_resolutions"])
-        more = [f"{n}={row[n]}" for n in names if not pd.isna(row[n])]
+        more = [f"{n}={row[n]}" for n in names if is_told(row, n)]
         return " · ".join([setting(row, self.lang), *more])
 
     def cost_of(self, row: pd.Series) -> str:

@@ -99,9 +99,12 @@ def _sentences(found: Findings, advice: Recommendation) -> list[str]:
     sure = {
         "today_items": advice.current["answered"],
         "items": advice.best["answered"],
+        "today_repeats": advice.current["repeats"],
         "repeats": advice.best["repeats"],
     }
-    key = ("sure_same" if same else "sure") + ("_once" if sure["repeats"] == 1 else "")
+    once = "_once" if sure["repeats"] == 1 else ""
+    key = "sure_same" + once if same else "sure" + once
+    key = key if sure["repeats"] == sure["today_repeats"] else "sure_uneven"
     return [*said, found.say(key, **{name: int(count) for name, count in sure.items()})]
 
 
