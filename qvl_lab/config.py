@@ -159,6 +159,9 @@ class EngineSpec:
         alone, as the article does, and gives the old picture's features when a file changes.
     answer_cache_entries : int
         Fast engine: whole answers to keep, for the same question about the same image.
+    max_queue_size : int
+        Fast engine: most requests that wait for a slot; one more is refused with a
+        QueueFullError.
     packing : bool
         Fast engine: several images and prompts in one pass. Off: one at a time.
     overlap : bool
@@ -188,6 +191,7 @@ class EngineSpec:
     feature_cache_max_age_s: float | None = None
     cache_key: str = "content"
     answer_cache_entries: int = 0
+    max_queue_size: int = 65_536
     packing: bool = True
     overlap: bool = True
     cuda_graphs: bool = True
@@ -205,6 +209,7 @@ class EngineSpec:
                 _positive(name, getattr(self, name))
         _bounded("prefill_chunk", self.prefill_chunk, 16, 2**20)
         _bounded("block_size", self.block_size, 1, 1024)
+        _bounded("max_queue_size", self.max_queue_size, 1, 10**7)
         _bounded("answer_cache_entries", self.answer_cache_entries, 0, 10**7)
         if self.feature_cache_entries is not None:
             _bounded("feature_cache_entries", self.feature_cache_entries, 1, 10**7)

@@ -68,6 +68,10 @@ class ImageError(InputError):
     """One image that cannot be decoded or is over the limits."""
 
 
+class QueueFullError(QvlError):
+    """More requests wait for an answer than the engine was told to hold."""
+
+
 class WorkloadError(InputError):
     """A workload that cannot be read as a whole."""
 

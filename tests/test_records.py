@@ -43,6 +43,8 @@ OTHER = {
     "packing": False,
     "overlap": False,
     "cuda_graphs": False,
+    "fused_kernels": False,
+    "max_queue_size": 5,
 }
 #: A field that asks for another one.
 WITH = {name: {"feature_cache_gib": 2.0} for name in ("feature_cache_entries", "feature_cache_dir")}

@@ -40,6 +40,7 @@ SETTINGS = (
     "feature_cache_max_age_s",
     "cache_key",
     "answer_cache_entries",
+    "max_queue_size",
     "packing",
     "overlap",
     "cuda_graphs",

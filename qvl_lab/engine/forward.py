@@ -113,9 +113,9 @@ class Forward:
             half.index_fill_(1, at, 0)
 
     def see(self, pixels: Sequence[Tensor], prompts: Sequence[Prompt]) -> None:
-        """Give prompts the features of their images, (height, width, 3) uint8 each."""
+        """Give prompts the features of their images, (height, width, 3 or 4) uint8 each."""
         with stage("preprocess", gpu=True, bytes=sum(p.nbytes for p in pixels)):
-            patches = torch.cat([self.patches(image) for image in pixels])
+            patches = self.patches(pixels)
         grids = [prompt.grid for prompt in prompts]
         counts = [len(prompt.image) for prompt in prompts]
         with stage("vision", gpu=True, tokens=sum(counts)):

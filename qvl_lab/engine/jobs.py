@@ -15,7 +15,7 @@ from qvl_lab.engine.scheduler import Sequence
 
 @dataclass(frozen=True)
 class Picture:
-    """An image on its way: ``pixels``, (height, width, 3) uint8, or ``features`` from a cache."""
+    """An image on its way: ``pixels``, (height, width, 3 or 4), or ``features`` from a cache."""
 
     pixels: Tensor | None = None
     features: Tensor | None = None
@@ -56,7 +56,7 @@ class Job:
     def pixel_bytes(self) -> int:
         """Size of its decoded image."""
         width, height = self.request.size
-        return width * height * 3
+        return width * height * 4
 
     def read_again(self) -> None:
         """Its sequence was preempted: what it generated is now part of its prompt."""

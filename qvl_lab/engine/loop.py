@@ -35,7 +35,7 @@ from qvl_lab.engine.scheduler import Blocks, Chunk, Scheduler, Step
 from qvl_lab.engine.scheduler import Sequence as Scheduled
 from qvl_lab.engine.sight import Sight
 from qvl_lab.engine.slots import OVERFLOW
-from qvl_lab.errors import DeviceMemoryError, InputError
+from qvl_lab.errors import DeviceMemoryError, InputError, QueueFullError
 from qvl_lab.probe.stages import stage
 from qvl_lab.records import Work
 
@@ -158,6 +158,8 @@ class Engine:
         ------
         InputError
             If it could never fit into the cache.
+        QueueFullError
+            If as many as ``max_queue_size`` wait already.
         """
         sampling = sampling or Sampling.of(self.spec, self.reader.loaded.random_weights)
         ids, image = self.reader.ids(request)
@@ -174,6 +176,11 @@ class Engine:
         job = Job(request, prompt, sequence, key)
         if self._answered_before(job):
             return job
+        if self.queued >= self.spec.max_queue_size:
+            raise QueueFullError(
+                f"{self.queued:,} requests wait already, as many as max_queue_size allows; step "
+                "until some have a slot, or raise it"
+            )
         if key is not None:
             job.needs_image = key not in self._reading and not self.scheduler.has_prefix(
                 sequence.prefix_key

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from qvl_lab.config import ImagePolicy
+from qvl_lab.engine import pillow
 from qvl_lab.engine.images import resize
 from qvl_lab.engine.requests import Request
 from qvl_lab.workload import decode_image
@@ -59,7 +60,7 @@ class Pictures:
         return self._pool.submit(work, *given)
 
     def pixels(self, request: Request) -> Tensor:
-        """An image's pixels, (height, width, 3) uint8.
+        """An image's pixels, (height, width, 3 or 4) uint8, red, green and blue first.
 
         Raises
         ------
@@ -67,8 +68,7 @@ class Pictures:
             If it cannot be used.
         """
         picture = resize(decode_image(request.image, self._policy), request.size)
-        pixels = torch.from_numpy(np.array(picture))
-        return pixels.pin_memory() if self._pinned else pixels
+        return pillow.pixels(picture, pinned=self._pinned)
 
 
 class Patches:
@@ -96,11 +96,21 @@ class Patches:
         """Rows and columns of patches of an image of (width, height)."""
         return size[1] // self._side, size[0] // self._side
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """(height, width, 3) uint8 to (patches, 3 * side * side), four of a token together."""
-        rows, columns = (n // self._side // self._merge for n in pixels.shape[:2])
-        x = pixels.to(self._device, non_blocking=True).float() * self._scale - self._shift
-        x = x.view(rows, self._merge, self._side, columns, self._merge, self._side, 3)
-        # (token row, token column, row and column in the token, channel, y, x)
-        patches: Tensor = x.permute(0, 3, 1, 4, 6, 2, 5).flatten(4).flatten(0, 3).to(self._dtype)
+    def __call__(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pixels of images to (patches, 3 * side * side), four of a token together.
+
+        Each image is (height, width, 3 or 4) uint8. Neighbours of one size are cut together.
+        """
+        runs = [list(run) for _, run in groupby(pictures, lambda pixels: pixels.shape)]
+        return torch.cat([self._cut(run) for run in runs])
+
+    def _cut(self, pictures: list[Tensor]) -> Tensor:
+        """Of images of one size."""
+        rows, columns = (n // self._side // self._merge for n in pictures[0].shape[:2])
+        here = [pixels.to(self._device, non_blocking=True) for pixels in pictures]
+        x = torch.stack(here)[..., :3].float() * self._scale - self._shift
+        x = x.view(-1, rows, self._merge, self._side, columns, self._merge, self._side, 3)
+        # (image, token row, token column, row and column in the token, channel, y, x)
+        x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)
+        patches: Tensor = x.flatten(5).flatten(0, 4).to(self._dtype)
         return patches

@@ -18,7 +18,7 @@ from qvl_lab.engine.lab import Lab
 from qvl_lab.engine.loop import Engine
 from qvl_lab.engine.model import build, resolve
 from qvl_lab.engine.requests import Sampling
-from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError
+from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, QueueFullError
 from qvl_lab.records import Work
 from qvl_lab.workload import Item, load_workload
 
@@ -203,6 +203,30 @@ def test_a_broken_image_that_others_wait_for_fails_all_that_show_it(lab):
     )
     assert [text is None for text in fast.texts] == [True, True, False, True]
     assert nothing_held(lab.fast._engine)
+
+
+def test_a_full_queue_refuses_one_more_and_loses_nothing(lab):
+    engine = engine_of(lab, batch_size=1, max_queue_size=2, overlap=False, max_new_tokens=3)
+
+    def add(index: int) -> Any:
+        item = Item(str(index), png("red"), "What?")
+        return engine.add_request(lab.reader.request(index, item, engine.policy))
+
+    jobs = [add(0), add(1)]
+    with pytest.raises(QueueFullError, match="2 requests wait already, as many as max_queue_size"):
+        add(2)
+    engine.step()  # the first has a slot now
+    jobs.append(add(2))
+    finish(engine)
+    assert [job.answer.error for job in jobs] == [None] * 3
+    assert nothing_held(engine)
+
+
+def test_a_short_queue_serves_any_number(lab):
+    fast = lab.generate_batch(
+        [png("red")] * 7, "What?", engine="fast", batch_size=4, max_queue_size=1, max_new_tokens=3
+    )
+    assert [answer.error for answer in fast] == [None] * 7
 
 
 def test_a_prompt_too_long_for_the_cache_is_refused_by_name_before_any_work(lab):

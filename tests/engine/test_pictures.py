@@ -70,7 +70,7 @@ def test_patches_are_those_of_the_stock_processor(lab, size, factor):
     frames = expected["pixel_values"].view(-1, 3, 2, 16, 16)
     assert torch.equal(frames[:, :, 0], frames[:, :, 1])
     patches = Patches(processor, torch.float32, torch.device("cpu"))
-    found = patches(torch.from_numpy(np.array(picture)))
+    found = patches([torch.from_numpy(np.array(picture))])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, frames[:, :, 0].flatten(1), atol=1e-6, rtol=0)
     assert [(1, *patches.grid(size))] == [tuple(row) for row in expected["image_grid_thw"].tolist()]
@@ -79,7 +79,7 @@ def test_patches_are_those_of_the_stock_processor(lab, size, factor):
 def test_patches_have_the_dtype_that_the_tower_takes(lab):
     pixels = torch.from_numpy(np.array(noise((64, 32))))
     exact, half = (
-        Patches(lab.loaded.image_processor, dtype, torch.device("cpu"))(pixels)
+        Patches(lab.loaded.image_processor, dtype, torch.device("cpu"))([pixels])
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert torch.equal(half, exact.bfloat16())
@@ -95,8 +95,8 @@ def test_pixels_are_those_of_the_stock_engine_with_and_without_threads(pictures,
     maker = pictures(threads)
     request = request_for(encoded(image), size)
     pixels = maker.start(maker.pixels, request).result() if threads else maker.pixels(request)
-    assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (size[1], size[0], 3))
-    assert np.array_equal(pixels.numpy(), np.array(resize(image, size)))
+    assert (pixels.dtype, tuple(pixels.shape[:2])) == (torch.uint8, (size[1], size[0]))
+    assert np.array_equal(pixels[..., :3].numpy(), np.array(resize(image, size)))
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
@@ -113,7 +113,7 @@ def test_pixels_are_those_of_the_stock_engine_with_and_without_threads(pictures,
 def test_pixels_are_rgb_whatever_the_image_has(pictures, image, colour, as_bytes):
     request = request_for(encoded(image) if as_bytes else image, (96, 64))
     pixels = pictures(False).pixels(request)
-    assert torch.equal(pixels, torch.tensor(colour, dtype=torch.uint8).expand(64, 96, 3))
+    assert torch.equal(pixels[..., :3], torch.tensor(colour, dtype=torch.uint8).expand(64, 96, 3))
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image", encoded(noise((64, 64)))[:200]])
@@ -157,7 +157,17 @@ def test_pinned_pixels_reach_the_gpu_as_the_same_patches(lab):
     maker.close()
     assert pixels.is_pinned()
     here, there = (
-        Patches(lab.loaded.image_processor, torch.float32, torch.device(device))(pixels)
+        Patches(lab.loaded.image_processor, torch.float32, torch.device(device))([pixels])
         for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(there.cpu(), here, atol=1e-6, rtol=0)
+
+
+def test_images_of_any_sizes_are_cut_one_after_another(lab):
+    sizes = [(64, 32), (64, 32), (32, 96), (64, 32)]
+    pixels = [torch.from_numpy(np.array(noise(size))) for size in sizes]
+    filled = [torch.cat([p, torch.full_like(p[..., :1], 77)], -1) for p in pixels]
+    patches = Patches(lab.loaded.image_processor, torch.float32, torch.device("cpu"))
+    expected = torch.cat([patches([p]) for p in pixels])
+    assert torch.equal(patches(pixels), expected)
+    assert torch.equal(patches(filled), expected)  # the fourth channel says nothing
