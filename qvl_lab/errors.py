@@ -9,6 +9,7 @@
     ├── InputError              data from outside that cannot be used
     │   ├── ImageError          one image: empty, truncated, too large, not an image
     │   └── WorkloadError       a workload file or folder as a whole
+    ├── QueueFullError          more requests wait than the engine was told to hold
     ├── ModelError              a model that cannot be loaded or run
     │   ├── PrecisionError      the device lacks the precision that was asked for
     │   ├── NumericalError      inf or NaN came out of the model
