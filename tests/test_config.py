@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
 from qvl_lab.config import (
+    FAST_ONLY,
     FIELDS,
     Config,
     EngineSpec,
@@ -258,3 +260,12 @@ def test_digest_is_the_same_in_every_process(hash_seed):
     command = [sys.executable, "-c", code]
     out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == digest(Config().replace(batch_size=3).flat())
+
+
+def test_fields_of_the_fast_engine_alone_are_those_described_so():
+    described = dict(
+        re.findall(r"^    (\w+) : [^\n]*\n +([^\n]*)", EngineSpec.__doc__, re.MULTILINE)
+    )
+    fast = {name for name, words in described.items() if words.startswith("Fast engine")}
+    assert set(described) == {f.name for f in fields(EngineSpec)}
+    assert fast == set(FAST_ONLY)

@@ -20,7 +20,7 @@ from qvl_lab.analysis.cost import cost_column
 from qvl_lab.analysis.lines import Line
 from qvl_lab.errors import ConfigError
 from qvl_lab.hardware import find_gpu, gpu_table
-from qvl_lab.records import Run
+from qvl_lab.records import Repeat, Run
 
 CACHES = ("off", "features", "prefix", "features+prefix", "answers")
 #: The article's claim for caching, and how many images its ``lru_cache`` holds.
@@ -48,16 +48,17 @@ def cache_columns(run: Run) -> dict[str, float | None]:
     if done:
         seen = sum(repeat.work["images"] for repeat in done)
         row["image_hit_rate"] = max(0.0, 1 - seen / sum(repeat.answered for repeat in done))
-    sizes = [_bytes_per_image(run, repeat.caches, repeat) for repeat in done]
+    sizes = [_bytes_per_image(run, repeat) for repeat in done]
     for name in ("feature", "prefix", "answer"):
         known = [size[name] for size in sizes if name in size]
         row[f"{name}_bytes_per_image"] = max(known) if known else None
     return row
 
 
-def _bytes_per_image(run: Run, caches: dict[str, int], repeat: Any) -> dict[str, float]:
+def _bytes_per_image(run: Run, repeat: Repeat) -> dict[str, float]:
     """What one pass tells of the bytes that an image takes in each cache."""
     found: dict[str, float] = {}
+    caches = repeat.caches
     if seen := repeat.work["images"]:
         if caches.get("feature_bytes"):
             found["feature"] = caches["feature_bytes"] / seen

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from inspect import signature
 from itertools import groupby
 from typing import Any
@@ -25,6 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 varlen_attn: Any = None
 with suppress(ImportError):  # before torch 2.10
     from torch.nn.attention.varlen import varlen_attn  # type: ignore[no-redef]
+#: Since torch 2.12 key-value heads fewer than heads have to be announced.
+_ANNOUNCED = varlen_attn is not None and "enable_gqa" in signature(varlen_attn).parameters
 
 #: The fastest first; what takes neither shape nor type is passed over.
 _BACKENDS = [
@@ -121,7 +124,7 @@ def block_attention(
     """
     size = q.shape[-1]
     fits = q.is_cuda and size >= 16 and not size & (size - 1)  # a power of two
-    kernels = _kernels() if fits else None
+    kernels = triton_kernels("kernels") if fits else None
     if kernels is not None:
         out: Tensor = kernels.block_attention(q, k, v, table, length, scale)
         return out
@@ -146,12 +149,10 @@ def gathered_attention(
 
 
 @cache
-def _kernels() -> Any:
-    """Our Triton kernels, None where there is no Triton."""
+def triton_kernels(module: str) -> Any:
+    """A module of our Triton kernels, None where there is no Triton."""
     with suppress(ImportError):
-        from qvl_lab.engine import kernels
-
-        return kernels
+        return import_module(f"qvl_lab.engine.{module}")
     return None
 
 
@@ -160,8 +161,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float) -> T
     options: dict[str, Any] = {"scale": scale}
     if lengths.causal:
         options["window_size"] = (-1, 0)
-    if k.shape[1] != q.shape[1] and "enable_gqa" in signature(varlen_attn).parameters:
-        options["enable_gqa"] = True  # before torch 2.12 nobody asked
+    if _ANNOUNCED and k.shape[1] != q.shape[1]:
+        options["enable_gqa"] = True
     longest = max(lengths.queries), max(lengths.keys)
     out: Tensor = varlen_attn(q, k, v, *lengths.starts, *longest, **options)
     return out

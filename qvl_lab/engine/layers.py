@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qvl_lab.engine.matrices import Matrix, joined, matrix_of, product, products
+from qvl_lab.engine.attention import triton_kernels
+from qvl_lab.engine.matrices import Joined, Matrix, joined, matrix_of, product, products
 
 Angles = tuple[Tensor, Tensor]
 Summands = tuple[Tensor, Tensor]
@@ -36,8 +35,7 @@ class Attend(NamedTuple):
     """A decoder layer before its attention."""
 
     norm: Norm
-    projections: tuple[Matrix, ...]
-    sizes: tuple[int, ...]
+    projections: Joined
     q_norm: Norm
     k_norm: Norm
 
@@ -47,7 +45,7 @@ class Finish(NamedTuple):
 
     out: Matrix
     norm: Norm
-    gate_up: tuple[tuple[Matrix, ...], tuple[int, ...]] | None
+    gate_up: Joined | None
     down: Matrix | None
 
 
@@ -101,7 +99,7 @@ def attend(
     Keys and values are put at ``places`` of a layer's flat cache, (places, key-value heads, size).
     """
     size, x = keys.shape[-1], x + more
-    found = products(normed(x, layer.norm, eps), layer.projections, layer.sizes)
+    found = products(normed(x, layer.norm, eps), layer.projections)
     q, k, v = (part.reshape(len(x), -1, size) for part in found)
     q, k = normed(q, layer.q_norm, eps), normed(k, layer.k_norm, eps)
     q, k = rotated(q, angles), rotated(k, angles)
@@ -115,7 +113,7 @@ def finish(x: Tensor, attended: Tensor, layer: Finish, *, eps: float) -> Summand
     assert layer.gate_up is not None
     assert layer.down is not None
     x, y = settle(x, attended, layer, eps=eps)
-    gate, up = products(y, *layer.gate_up)
+    gate, up = products(y, layer.gate_up)
     return x, product(functional.silu(gate) * up, layer.down)
 
 
@@ -178,11 +176,9 @@ def rotated(x: Tensor, angles: Angles) -> Tensor:
 def attend_weights(layer: Any) -> Attend:
     """Of a decoder layer of transformers; its projections become views of one matrix."""
     attention = layer.self_attn
-    projections, sizes = joined([attention.q_proj, attention.k_proj, attention.v_proj])
     return Attend(
         Norm(layer.input_layernorm.weight),
-        projections,
-        sizes,
+        joined([attention.q_proj, attention.k_proj, attention.v_proj]),
         Norm(attention.q_norm.weight),
         Norm(attention.k_norm.weight),
     )
@@ -217,14 +213,9 @@ def _sum(x: Tensor, y: Tensor) -> Tensor:
     return (x.float() + y.float()).to(x.dtype) if torch.compiler.is_compiling() else x + y
 
 
-@cache
 def _kernels() -> Any:
     """The tower's Triton kernels, None where there is no Triton."""
-    with suppress(ImportError):
-        from qvl_lab.engine import tower_kernels
-
-        return tower_kernels
-    return None
+    return triton_kernels("tower_kernels")
 
 
 def _plain(function: Callable[..., Any], eps: float) -> Callable[..., Any]:

@@ -38,6 +38,13 @@ class Matrix(NamedTuple):
     one: Tensor | None = None
 
 
+class Joined(NamedTuple):
+    """Matrices of one input, or all of them as one, and how many outputs each has."""
+
+    matrices: tuple[Matrix, ...]
+    sizes: tuple[int, ...]
+
+
 def product(x: Tensor, matrix: Matrix) -> Tensor:
     """Tokens, (tokens, inputs), to (tokens, outputs)."""
     if matrix.scale is None:
@@ -55,11 +62,11 @@ def _product8(x: Tensor, weight: Tensor, s: Any, t: Any, dtype: torch.dtype) -> 
     return torch._scaled_mm(x, weight.t(), s, t, out_dtype=dtype, use_fast_accum=x.is_cuda)
 
 
-def products(x: Tensor, matrices: tuple[Matrix, ...], sizes: tuple[int, ...]) -> Sequence[Tensor]:
-    """Outputs of matrices that :func:`joined` put together, each of its size."""
-    if len(matrices) == 1:
-        return torch.split(product(x, matrices[0]), list(sizes), -1)
-    return [product(x, matrix) for matrix in matrices]
+def products(x: Tensor, layers: Joined) -> Sequence[Tensor]:
+    """Outputs of each of the layers that :func:`joined` put together."""
+    if len(layers.matrices) == 1:
+        return torch.split(product(x, layers.matrices[0]), list(layers.sizes), -1)
+    return [product(x, matrix) for matrix in layers.matrices]
 
 
 def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,8 +122,8 @@ def matrix_of(layer: Any) -> Matrix:
     return Matrix(layer.weight, layer.bias)
 
 
-def joined(layers: Sequence[Any]) -> tuple[tuple[Matrix, ...], tuple[int, ...]]:
-    """Linear layers of one input as one matrix, and how many outputs each has.
+def joined(layers: Sequence[Any]) -> Joined:
+    """Linear layers of one input as one matrix.
 
     The layers' own weights become views of it, so that nothing is held twice. Layers that are
     quantised by a library, that have a bias or that differ in kind stay apart.
@@ -126,12 +133,12 @@ def joined(layers: Sequence[Any]) -> tuple[tuple[Matrix, ...], tuple[int, ...]]:
     alike = len({type(layer) for layer in layers}) == 1
     ordinary = all(type(m.weight.data) is Tensor and m.bias is None for m in matrices)
     if not (alike and ordinary):
-        return matrices, sizes
+        return Joined(matrices, sizes)
     weight = _whole([layer.weight for layer in layers], sizes, 0)
     if matrices[0].scale is None:
-        return (Matrix(weight),), sizes
+        return Joined((Matrix(weight),), sizes)
     scale = _whole([layer.scale for layer in layers], sizes, 1)
-    return (Matrix(weight, None, scale, matrices[0].one),), sizes
+    return Joined((Matrix(weight, None, scale, matrices[0].one),), sizes)
 
 
 def _whole(parts: list[nn.Parameter], sizes: tuple[int, ...], dim: int) -> nn.Parameter:

@@ -7,7 +7,6 @@ few operations on the device, on bytes a quarter of the size that floats would h
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -24,8 +23,6 @@ from qvl_lab.workload import decode_image
 
 T = TypeVar("T")
 MOST_THREADS = 16
-#: How long a thread waits for Python's lock before it asks for it, while images are decoded.
-SWITCH_S = 1e-4
 
 
 class Pictures:
@@ -44,15 +41,11 @@ class Pictures:
         self._policy, self._pinned = policy, pinned
         workers = min(MOST_THREADS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(workers, "qvl-decode") if threads else None
-        self._switch_s = sys.getswitchinterval()
-        if threads:  # Pillow hands over pixels with Python's lock, which launching needs too
-            sys.setswitchinterval(min(self._switch_s, SWITCH_S))
 
     def close(self) -> None:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-            sys.setswitchinterval(self._switch_s)
 
     def start(self, work: Callable[..., T], *given: Any) -> Future[T]:
         """Do something in a thread."""

@@ -24,20 +24,22 @@ def test_joined_layers_are_one_product_whose_parts_are_their_weights():
     x = torch.randn(4, 6)
     expected = [layer(x) for layer in layers]
     weights = [layer.weight.clone() for layer in layers]
-    matrices, sizes = joined(layers)
-    assert len(matrices) == 1
-    for found, alone in zip(products(x, matrices, sizes), expected, strict=True):
+    one = joined(layers)
+    assert len(one.matrices) == 1
+    for found, alone in zip(products(x, one), expected, strict=True):
         torch.testing.assert_close(found, alone)
     assert all(torch.equal(layer.weight, w) for layer, w in zip(layers, weights, strict=True))
     storages = {layer.weight.untyped_storage().data_ptr() for layer in layers}
-    assert storages == {matrices[0].weight.untyped_storage().data_ptr()}  # nothing is kept twice
+    assert storages == {
+        one.matrices[0].weight.untyped_storage().data_ptr()
+    }  # nothing is kept twice
 
 
 def test_layers_with_a_bias_stay_apart():
     layers = [nn.Linear(6, 5, bias=False), nn.Linear(6, 3)]
     x = torch.randn(4, 6)
     expected = [layer(x) for layer in layers]
-    for found, alone in zip(products(x, *joined(layers)), expected, strict=True):
+    for found, alone in zip(products(x, joined(layers)), expected, strict=True):
         assert torch.equal(found, alone)
     assert len({layer.weight.untyped_storage().data_ptr() for layer in layers}) == 2
 
@@ -99,9 +101,9 @@ def test_joined_8_bit_layers_are_one_product():
     layers = [Fp8Linear(nn.Linear(64, n, bias=False)) for n in (32, 16)]
     x = torch.randn(5, 64)
     expected = [layer(x) for layer in layers]
-    matrices, sizes = joined(layers)
-    assert len(matrices) == 1
-    for found, alone in zip(products(x, matrices, sizes), expected, strict=True):
+    one = joined(layers)
+    assert len(one.matrices) == 1
+    for found, alone in zip(products(x, one), expected, strict=True):
         torch.testing.assert_close(found, alone)
     for layer, alone in zip(layers, expected, strict=True):
         torch.testing.assert_close(layer(x), alone)

@@ -12,7 +12,7 @@ from qvl_lab.analysis.hits import HELD, break_even
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
 from qvl_lab.show.review.findings import Findings
-from qvl_lab.show.review.parts import picture, plain, section, table
+from qvl_lab.show.review.parts import picture, plain, section, table, with_interval
 from qvl_lab.show.text import number, percent
 from qvl_lab.sweeps.store import Runs
 from qvl_lab.workload import REPEATED
@@ -77,20 +77,11 @@ def _table(found: Findings, data: pd.DataFrame) -> pd.DataFrame:
                 "column_cache": found.say(f"cache_{row['cache']}"),
                 "column_hits_saving": found.say("hits_saving", saving=saving, rate=highest),
                 "column_hits_memory": ", ".join(filter(None, words)),
-                "column_hits_pays": _with_interval(row, "break_even", never),
-                "column_hits_claim": _with_interval(row, "claim_from", not_reached),
+                "column_hits_pays": with_interval(row, "break_even", _rate, never),
+                "column_hits_claim": with_interval(row, "claim_from", _rate, not_reached),
             }
         )
     return pd.DataFrame(listed)
-
-
-def _with_interval(row: pd.Series, column: str, unknown: str) -> str:
-    """A hit rate and its interval: "12% (8%–17%)"; only itself where a bound is not known."""
-    value, low, high = (row[column + end] for end in ("", "_low", "_high"))
-    if pd.isna(value):
-        return unknown
-    known = pd.notna(low) and pd.notna(high)
-    return f"{_rate(value)} ({_rate(low)}–{_rate(high)})" if known else _rate(value)
 
 
 def _size(held: float) -> str:

@@ -13,7 +13,7 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
 from qvl_lab.show.review.commands import ablate_command
 from qvl_lab.show.review.findings import Findings
-from qvl_lab.show.review.parts import picture, plain, section, table
+from qvl_lab.show.review.parts import picture, plain, section, table, with_interval
 from qvl_lab.show.text import TEXTS, lever, money, number
 
 
@@ -73,19 +73,11 @@ def _table(found: Findings, named: dict[str, str]) -> pd.DataFrame:
         cells = {"column_lever": named[row["lever"]]}
         for side, factor in zip(ONE_LEVER, ("gained", "lost"), strict=True):
             cost = row[f"{side}_{found.cost}"]
-            cells[f"column_{side}_speed"] = _with_interval(row, f"{side}_images_per_s")
+            cells[f"column_{side}_speed"] = with_interval(row, f"{side}_images_per_s", number)
             cells[f"column_{side}_cost"] = "?" if pd.isna(cost) else money(cost, found.currency)
-            cells[f"column_{factor}"] = _with_interval(row, factor)
+            cells[f"column_{factor}"] = with_interval(row, factor, number)
         listed.append(cells)
     return pd.DataFrame(listed)
-
-
-def _with_interval(row: pd.Series, column: str) -> str:
-    """A value and its interval: "2.10 (1.95–2.30)"; "?" where not measured."""
-    value, low, high = (row[column + end] for end in ("", "_low", "_high"))
-    if pd.isna(value):
-        return "?"
-    return number(value) if pd.isna(low) else f"{number(value)} ({number(low)}–{number(high)})"
 
 
 def _command(found: Findings, rows: pd.DataFrame) -> str:

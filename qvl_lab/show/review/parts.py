@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -65,6 +65,17 @@ def settings_table(
         ],
     }
     return table(found, pd.DataFrame(columns), names)
+
+
+def with_interval(
+    row: pd.Series, column: str, spelled: Callable[[float], str], unknown: str = "?"
+) -> str:
+    """A value and its interval: "2.10 (1.95–2.30)"; only itself where a bound is not known."""
+    value, low, high = (row[column + end] for end in ("", "_low", "_high"))
+    if pd.isna(value):
+        return unknown
+    known = pd.notna(low) and pd.notna(high)
+    return f"{spelled(value)} ({spelled(low)}–{spelled(high)})" if known else spelled(value)
 
 
 def picture(drawn: Figure | Axes) -> Image:
