@@ -18,7 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from qvl_lab.engine.attention import triton_kernels
-from qvl_lab.engine.matrices import Joined, Matrix, joined, matrix_of, product, products
+from qvl_lab.engine.matrices import (
+    Joined,
+    Matrix,
+    gelu_product,
+    joined,
+    matrix_of,
+    product,
+    products,
+)
 
 Angles = tuple[Tensor, Tensor]
 Summands = tuple[Tensor, Tensor]
@@ -136,8 +144,7 @@ def look(
 def see(x: Tensor, attended: Tensor, block: Look, *, eps: float) -> Summands:
     """The output of a block, from its input and what its attention found."""
     x = x + product(attended.flatten(1), block.out)
-    y = product(normed(x, block.after, eps), block.up)
-    return x, product(functional.gelu(y, approximate="tanh"), block.down)
+    return x, product(gelu_product(normed(x, block.after, eps), block.up), block.down)
 
 
 def quick_look(
@@ -155,7 +162,7 @@ def quick_see(x: Tensor, attended: Tensor, block: Look, *, eps: float) -> Summan
     """As :func:`see`."""
     out = product(attended.flatten(1), block.out)
     x, y = _kernels().add_norm(x, out, *block.after, eps)
-    return x, product(_kernels().gelu(product(y, block.up)), block.down)
+    return x, product(gelu_product(y, block.up), block.down)
 
 
 def normed(x: Tensor, norm: Norm, eps: float) -> Tensor:

@@ -58,6 +58,18 @@ def product(x: Tensor, matrix: Matrix) -> Tensor:
     return out if matrix.bias is None else out + matrix.bias
 
 
+def gelu_product(x: Tensor, matrix: Matrix) -> Tensor:
+    """The tanh form of GELU (Hendrycks and Gimpel, 2016) of a product.
+
+    On CUDA cuBLAS applies it as it writes the product.
+    """
+    bias, weight = matrix.bias, matrix.weight
+    ordinary = matrix.scale is None and type(weight.data) is Tensor
+    if x.is_cuda and ordinary and bias is not None:
+        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+    return functional.gelu(product(x, matrix), approximate="tanh")
+
+
 def _product8(x: Tensor, weight: Tensor, s: Any, t: Any, dtype: torch.dtype) -> Tensor:
     return torch._scaled_mm(x, weight.t(), s, t, out_dtype=dtype, use_fast_accum=x.is_cuda)
 

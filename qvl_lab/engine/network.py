@@ -33,6 +33,7 @@ from qvl_lab.engine.layers import (
     look_weights,
     normed,
 )
+from qvl_lab.engine.matrices import FEW_ROWS
 from qvl_lab.errors import ConfigError
 from qvl_lab.probe.stages import stage
 
@@ -146,8 +147,12 @@ class Network:
         return 1 + len(self.tower.deepstack_visual_indexes)
 
     def warm_up(self, cache: KeyValues, place: int) -> None:
-        """Compile what will be needed, by reading a small image; writes at ``place``."""
-        side = 2 * self.tower.spatial_merge_size
+        """Compile what few tokens need and what many do, by reading images; writes at ``place``."""
+        for tokens in (2, 1 + math.isqrt(FEW_ROWS)):
+            self._read_blank(tokens * self.tower.spatial_merge_size, cache, place)
+
+    def _read_blank(self, side: int, cache: KeyValues, place: int) -> None:
+        """Read an image of ``side`` by ``side`` patches."""
         patches = torch.zeros(side * side, self._patch_weight.shape[1], dtype=self.dtype)
         features = self.see(patches.to(self.device), [(side, side)])
         tokens = features.shape[1]

@@ -11,8 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-GELU_TILE = 4096
-
 
 def add_norm(
     x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor, eps: float
@@ -45,13 +43,6 @@ def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
         SIZE=size, HEADS=triton.next_power_of_2(2 * heads), TILE=triton.next_power_of_2(size),
         num_warps=4,
     )  # fmt: skip
-    return out
-
-
-def gelu(x: Tensor) -> Tensor:
-    """The tanh form of GELU (Hendrycks and Gimpel, 2016), as x times a logistic function."""
-    out = torch.empty_like(x)
-    _gelu[(triton.cdiv(x.numel(), GELU_TILE),)](x, out, x.numel(), TILE=GELU_TILE, num_warps=8)
     return out
 
 
@@ -94,13 +85,3 @@ def _rotate(
     turned = values * c + tl.where(place < half, -partner, partner) * s
     target = out + patch * heads * SIZE + head * SIZE + place
     tl.store(target, turned.to(out.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def _gelu(x, out, count, TILE: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    there = at < count
-    values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
-    inner = 1.5957691216057308 * (values + 0.044715 * values * values * values)  # sqrt(8 / pi)
-    result = values / (1.0 + tl.exp(-inner))
-    tl.store(out + at, result.to(out.dtype.element_ty), mask=there)

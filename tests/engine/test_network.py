@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Qwen3VLMoeConfig
 
 from qvl_lab.engine.attention import Lengths
+from qvl_lab.engine.matrices import FEW_ROWS
 from qvl_lab.engine.model import build
 from qvl_lab.engine.network import KeyValues, Network, Prompts
 from qvl_lab.engine.requests import Request
@@ -273,3 +274,17 @@ def test_other_families_are_refused():
     other = SimpleNamespace(config=SimpleNamespace(model_type="qwen2_vl"))
     with pytest.raises(ConfigError, match="not qwen2_vl; use engine='stock'"):
         Network(other, put=None)
+
+
+def test_a_warm_up_reads_few_tokens_and_many_and_writes_in_one_place(network, monkeypatch):
+    counts = []
+    read = Network.read
+    monkeypatch.setattr(
+        Network, "read", lambda self, p, c: counts.append(len(p.ids)) or read(self, p, c)
+    )
+    cache = network.key_values(3, BLOCK)
+    with torch.inference_mode():
+        network.warm_up(cache, 2 * BLOCK)
+    assert counts[0] < FEW_ROWS < counts[-1]
+    written = cache.keys.flatten(1, 2).abs().sum((2, 3)).nonzero()[:, 1].unique()
+    assert written.tolist() == [2 * BLOCK]

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qvl_lab.engine.layers import rotated
+from qvl_lab.engine.matrices import Matrix, gelu_product
 
 pytestmark = pytest.mark.gpu
 #: Of a number, for fp32 and bf16: the results are rounded once, sums in another order.
@@ -51,11 +52,10 @@ def test_rotation(dtype, heads, size):
     assert near(found.view(70, 2 * heads, size), exact, dtype)
 
 
-def test_gelu(dtype):
-    from qvl_lab.engine import tower_kernels
-
-    x = 4 * some(123, 77, dtype=dtype)
-    exact = functional.gelu(x.double(), approximate="tanh")
-    assert near(tower_kernels.gelu(x), exact, dtype)
-    edges = torch.tensor([-torch.inf, -100.0, 0.0, 100.0], device="cuda", dtype=dtype)
-    assert tower_kernels.gelu(edges).tolist()[1:] == [0, 0, 100]
+@pytest.mark.parametrize(("inputs", "outputs"), [(1152, 4304), (160, 640)])
+def test_gelu_of_a_product(dtype, inputs, outputs):
+    shapes = (50, inputs), (outputs, inputs), (outputs,)
+    x, weight, bias = (some(*shape, dtype=dtype) for shape in shapes)
+    exact = functional.linear(x.double(), weight.double(), bias.double())
+    exact = functional.gelu(exact, approximate="tanh")
+    assert near(gelu_product(x, Matrix(weight, bias)), exact, dtype)
