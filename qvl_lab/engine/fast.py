@@ -95,11 +95,11 @@ class Fast:
         self, engine: Engine, requests: list[Request], sampling: Sampling, result: Generation
     ) -> Iterator[tuple[int, Answer]]:
         waiting = deque(requests)
-        most = min(2 * engine.spec.batch_size, engine.spec.max_queue_size)
+        due, queued = 2 * engine.spec.batch_size, engine.spec.max_queue_size
         work, events, counts = engine.work, len(engine.events), engine.counts()
         try:
             while waiting or engine.busy:
-                while waiting and engine.queued < most:
+                while waiting and engine.due < due and engine.queued < queued:
                     request = waiting.popleft()
                     try:
                         engine.add_request(request, sampling)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from qvl_lab.config import EngineSpec, ImagePolicy
-from qvl_lab.engine.cache import Lru, TensorCache, answer_key, image_key, model_key, path_key
+from qvl_lab.engine.answers import Answers
+from qvl_lab.engine.cache import Lru, TensorCache, image_key, model_key, path_key
 from qvl_lab.engine.forward import Forward, Prompt
 from qvl_lab.engine.jobs import Job, Picture
 from qvl_lab.engine.model import first_line, free, out_of_memory
@@ -88,8 +89,8 @@ class Engine:
     ----------
     halve_on_oom : bool
         Go on with less at a time when memory runs out, rather than raise a DeviceMemoryError.
-    answer_hits, answer_misses : int
-        How often a whole answer was known.
+    answers : Answers
+        Equal requests, and how often one answer served two.
     work : Work
         What there was to compute so far.
     events : list of dict
@@ -131,13 +132,13 @@ class Engine:
         self._jobs: dict[Scheduled, Job] = {}
         self._flights: deque[list[_Flight]] = deque()
         self._ended: list[Job] = []
+        self.answers = Answers(self.caches.answers)
         self._reading: set[str] = set()  # images that a job on its way reads first
         keyed = spec.prefix_cache or self.caches.features or self.caches.answers is not None
         self._model_key = model_key(reader.loaded.spec) if keyed else ""
         self.halve_on_oom = True
         self._stops = frozenset(reader.stops)
         self._good_steps = 0
-        self.answer_hits = self.answer_misses = 0
         self.work = Work()
         self.events: list[dict[str, Any]] = []
 
@@ -149,6 +150,11 @@ class Engine:
     @property
     def queued(self) -> int:
         """Requests that have no slot yet."""
+        return self.due + self.answers.waiting
+
+    @property
+    def due(self) -> int:
+        """Of those ``queued``, all but those that wait for an equal request's answer."""
         return len(self._incoming) + len(self.scheduler.waiting)
 
     def add_request(self, request: Request, sampling: Sampling | None = None) -> Job:
@@ -174,48 +180,35 @@ class Engine:
         )
         prompt = Prompt(ids, image, self.forward.patches.grid(request.size), sampling)
         job = Job(request, prompt, sequence, key)
-        if self._answered_before(job):
+        if self.answers.find(job):
+            self._ended.append(job)
             return job
         if self.queued >= self.spec.max_queue_size:
             raise QueueFullError(
                 f"{self.queued:,} requests wait already, as many as max_queue_size allows; step "
                 "until some have a slot, or raise it"
             )
-        if key is not None:
-            job.needs_image = key not in self._reading and not self.scheduler.has_prefix(
-                sequence.prefix_key
+        self._ask(job)
+        return job
+
+    def _ask(self, job: Job) -> None:
+        """Let a job wait for its image and a slot, or for an equal one's answer."""
+        if self.answers.joins(job):
+            return
+        if job.key is not None:
+            job.needs_image = job.key not in self._reading and not self.scheduler.has_prefix(
+                job.sequence.prefix_key
             )
-            self._reading.add(key)
+            self._reading.add(job.key)
         self._incoming.append(job)
         if job.needs_image and self.spec.overlap:
             self.sight.expect(job)
-        return job
 
     def _image_key(self, request: Request) -> str:
         image = request.item.image
         if self.spec.cache_key == "path" and isinstance(image, str | Path):
             return path_key(str(image), request.size, self._model_key)
         return image_key(request.image, request.size, self._model_key)
-
-    def _answer_key(self, job: Job) -> str | None:
-        """None where an answer may not be given twice, or answers are not kept."""
-        sampling = job.prompt.sampling
-        if self.caches.answers is None or job.key is None or sampling.do_sample:
-            return None
-        return answer_key(job.key, job.request.text, asdict(sampling))
-
-    def _answered_before(self, job: Job) -> bool:
-        key = self._answer_key(job)
-        if self.caches.answers is None or key is None:
-            return False
-        found = self.caches.answers.get(key)
-        self.answer_hits += found is not None
-        self.answer_misses += found is None
-        if found is not None:
-            job.finish(found[0])
-            job.answer = replace(job.answer, new_tokens=found[1])  # type: ignore[type-var]
-            self._ended.append(job)
-        return found is not None
 
     def step(self) -> list[Job]:
         """Launch one step and look at the one before; the jobs that have ended."""
@@ -242,8 +235,9 @@ class Engine:
 
     def close(self) -> None:
         """Cancel what is on its way and end the threads."""
-        for job in [*self._incoming, *self._jobs.values()]:
-            self.cancel(job)
+        while unfinished := [*self._incoming, *self._jobs.values()]:
+            for job in unfinished:  # those that waited for their answers come next
+                self.cancel(job)
         self._flights.clear()
         self._ended.clear()
         self.scheduler.forget_prefixes()
@@ -269,7 +263,7 @@ class Engine:
             found |= {"prefix_hits": prefixes.hits, "prefix_misses": prefixes.misses}
             found["prefix_tokens_saved"] = prefixes.tokens_saved
         if self.caches.answers is not None:
-            found |= {"answer_hits": self.answer_hits, "answer_misses": self.answer_misses}
+            found |= {"answer_hits": self.answers.hits, "answer_misses": self.answers.misses}
         return found
 
     # ---- images
@@ -421,13 +415,15 @@ class Engine:
             self._reading.discard(job.key)
         if self._jobs.pop(job.sequence, None):
             self.scheduler.finish(job.sequence)
-        else:
+        elif job in self._incoming:
             self._incoming.remove(job)
         job.finish(text, error)
         self._ended.append(job)
-        key = self._answer_key(job) if text is not None else None
-        if self.caches.answers is not None and text is not None and key is not None:
-            self.caches.answers.put(key, (text, len(job.tokens)), len(text.encode()))
+        for other in self.answers.ended(job):
+            if other.answer is None:
+                self._ask(other)  # an error is one request's own
+            else:
+                self._ended.append(other)
 
     # ---- memory ran out
 

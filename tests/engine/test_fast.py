@@ -13,9 +13,10 @@ from PIL import Image
 from transformers import GenerationConfig, Qwen3VLMoeConfig
 
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
+from qvl_lab.engine.cache import Lru
 from qvl_lab.engine.forward import Forward
 from qvl_lab.engine.lab import Lab
-from qvl_lab.engine.loop import Engine
+from qvl_lab.engine.loop import Caches, Engine
 from qvl_lab.engine.model import build, resolve
 from qvl_lab.engine.requests import Sampling
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, QueueFullError
@@ -566,4 +567,96 @@ def test_sampled_answers_are_not_given_twice(lab):
         finish(engine)
         texts.add(job.answer.text)
     assert len(texts) == 3
-    assert engine.answer_hits == 0
+    assert engine.answers.hits == 0
+
+
+# ---- equal requests at the same time
+
+
+def asking(engine: Engine, lab: Lab, colors: list[str], **fields: Any) -> list[Any]:
+    """Jobs of one question about pictures of these colors, added at once."""
+    items = [Item(str(i), png(color), question="What?") for i, color in enumerate(colors)]
+    requests = [lab.reader.request(i, item, engine.policy) for i, item in enumerate(items)]
+    return [engine.add_request(request, **fields) for request in requests]
+
+
+def remembering(lab: Lab, **fields: Any) -> Engine:
+    engine = engine_of(lab, **fields)
+    caches = Caches(answers=Lru[tuple[str, int]](2**20))
+    return Engine(lab.reader, engine.spec, engine.policy, tokens=2000, longest=500, caches=caches)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_equal_requests_on_their_way_are_computed_once(lab, overlap):
+    colors = ["red", "blue", "red", "green", "red", "blue"]
+    images = [png(color) for color in colors]
+    stock = lab.generate_batch(images, "What?", resolution=128, max_new_tokens=7)
+    engine = remembering(lab, overlap=overlap)
+    jobs = asking(engine, lab, colors, sampling=Sampling(max_new_tokens=7))
+    assert (engine.due, engine.queued) == (3, 6)
+    assert {id(job) for job in finish(engine)} == set(map(id, jobs))
+    assert engine.work.images == 3
+    assert (engine.answers.hits, engine.answers.misses) == (3, 3)
+    answers = [job.answer for job in jobs]
+    assert [(a.text, a.new_tokens) for a in answers] == [(a.text, a.new_tokens) for a in stock]
+    assert [a.id for a in answers] == [job.request.item.id for job in jobs]
+    assert nothing_held(engine)
+
+
+def test_sampled_requests_on_their_way_are_computed_each(lab):
+    engine = remembering(lab)
+    sampling = Sampling(max_new_tokens=12, min_new_tokens=12, do_sample=True)
+    jobs = asking(engine, lab, ["red"] * 3, sampling=sampling)
+    finish(engine)
+    assert len({job.answer.text for job in jobs}) == 3
+    assert (engine.answers.hits, engine.answers.misses) == (0, 0)
+
+
+def test_when_one_of_equal_requests_is_cancelled_the_others_are_answered(lab):
+    for gone in (0, 1, 2):
+        for steps in (0, 1, 2):
+            engine = remembering(lab)
+            jobs = asking(engine, lab, ["red"] * 3)
+            ended = [job for _ in range(steps) for job in engine.step()]
+            engine.cancel(jobs[gone])
+            ended += finish(engine)
+            assert sorted(job.request.index for job in ended) == [0, 1, 2]
+            errors = [job.answer.error for job in jobs]
+            assert errors == ["cancelled" if i == gone else None for i in range(3)]
+            assert nothing_held(engine)
+            assert engine.answers.waiting == 0
+
+
+def test_each_of_equal_requests_has_its_own_error(lab, tmp_path):
+    engine, image = remembering(lab), png("red")
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(image[:-30])
+    items = [Item(name, tmp_path / f"{name}.png", "What?") for name in "ab"]
+    whole = lab.reader.request(0, Item("whole", image, "What?"), engine.policy)
+    cut = [replace(whole, index=i, item=item, image=image[:-30]) for i, item in enumerate(items)]
+    jobs = [engine.add_request(request) for request in cut]
+    finish(engine)
+    for job in jobs:
+        assert job.answer.text is None
+        assert job.answer.id == job.request.item.id
+        assert "truncated" in job.answer.error
+    assert (engine.answers.hits, engine.answers.misses) == (0, 2)
+    assert nothing_held(engine)
+
+
+def test_requests_that_wait_for_an_equal_one_count_in_the_queue(lab):
+    engine = remembering(lab, max_queue_size=2)
+    asking(engine, lab, ["red", "red"])
+    with pytest.raises(QueueFullError, match="2 requests wait already"):
+        asking(engine, lab, ["red"])
+    finish(engine)
+    assert nothing_held(engine)
+
+
+def test_closing_ends_equal_requests_too(lab):
+    engine = remembering(lab)
+    jobs = asking(engine, lab, ["red", "red", "blue", "red"])
+    engine.step()
+    engine.close()
+    assert all(job.answer is not None for job in jobs)
+    assert engine.answers.waiting == 0
