@@ -270,6 +270,8 @@ class Engine:
 
     def _take_in(self) -> None:
         """Let jobs wait for a slot in the order they came, each when its image is decoded."""
+        if self.sight.in_rounds and self.scheduler.waiting:
+            return  # the more come at once, the more images are decoded at once
         while self._incoming and len(self.scheduler.waiting) < self.spec.batch_size:
             job = self._incoming[0]
             if job.needs_image and self._jobs and self.sight.late(job):

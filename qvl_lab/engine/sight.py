@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,8 @@ from qvl_lab.records import Work
 
 #: Bytes of pixels that are decoded ahead of the model.
 AHEAD_BYTES = 512 * 2**20
+#: Visual tokens that the tower sees together on a CPU: with more, activations leave its caches.
+CPU_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Sight:
     ----------
     ahead_bytes : int
         Size of the pictures that are decoded, or being decoded, and not seen yet.
+    in_rounds : bool
+        Threads decode many images while the model waits, rather than beside it: where the model
+        itself runs on all cores, a thread beside it holds up every operation.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Sight:
     ) -> None:
         self._forward, self._pictures = forward, pictures
         self._packing, self._threads = spec.packing, spec.overlap
+        self.in_rounds = self._threads and forward.device.type == "cpu"
         self._cache = features
         self._unbegun: deque[Job] = deque()
         self._seen: deque[list[_Seen]] = deque()  # by step, since their times are known later
@@ -66,20 +72,30 @@ class Sight:
         self._unbegun.append(job)
 
     def begin(self) -> None:
-        """Decode ahead, as far as the bound on pixels allows."""
+        """Decode ahead of the model, beside it."""
+        if not self.in_rounds:
+            self._start()
+
+    def _start(self) -> list[Future[Picture]]:
+        """Hand images to the threads, as far as the bound on pixels allows."""
+        started = []
         while self._unbegun:
             job = self._unbegun[0]
             if self.ahead_bytes and self.ahead_bytes + job.pixel_bytes > AHEAD_BYTES:
-                return
+                break
             self._unbegun.popleft()
             if job.answer is None and job.picture is None:
                 job.picture = self._pictures.start(self._picture, job)
                 self.ahead_bytes += job.pixel_bytes
+                started.append(job.picture)
+        return started
 
     def late(self, job: Job) -> bool:
-        """Whether a thread has yet to bring a job's picture."""
+        """Whether a thread beside the model has yet to bring a job's picture."""
         picture = job.picture
-        return not picture.done() if isinstance(picture, Future) else self._threads and not picture
+        if self.in_rounds or not self._threads:
+            return False
+        return not picture.done() if isinstance(picture, Future) else not picture
 
     def fetch(self, job: Job) -> None:
         """Wait for a job's picture.
@@ -90,6 +106,8 @@ class Sight:
             If it cannot be had.
         """
         with stage("decode_image", bytes=job.request.encoded_bytes):
+            if self.in_rounds and job.picture is None:
+                wait(self._start())
             if isinstance(job.picture, Future):
                 job.picture = job.picture.result()
             elif job.picture is None:
@@ -174,6 +192,8 @@ class Sight:
 
     def _groups(self, jobs: list[Job], most_tokens: int) -> Iterator[list[Job]]:
         """Images for the tower to see together."""
+        if self._forward.device.type == "cpu":
+            most_tokens = min(most_tokens, CPU_TOKENS)
         group: list[Job] = []
         for job in sorted(jobs, key=lambda job: job.prompt.grid):  # equal sizes side by side
             tokens = sum(len(other.prompt.image) for other in [*group, job])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from qvl_lab.engine.forward import Forward
 from qvl_lab.engine.lab import Lab
 from qvl_lab.engine.loop import Caches, Engine
 from qvl_lab.engine.model import build, resolve
+from qvl_lab.engine.pictures import Pictures
 from qvl_lab.engine.requests import Sampling
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, QueueFullError
 from qvl_lab.records import Work
@@ -660,3 +662,32 @@ def test_closing_ends_equal_requests_too(lab):
     engine.close()
     assert all(job.answer is not None for job in jobs)
     assert engine.answers.waiting == 0
+
+
+def test_on_a_cpu_images_are_decoded_many_at_a_time_but_not_beside_the_model(lab, monkeypatch):
+    decoding, together, beside = set(), [0], []
+    real = Pictures.pixels
+
+    def pixels(self, request):
+        decoding.add(request.index)
+        together.append(len(decoding))
+        time.sleep(0.02)  # long enough that others begin
+        try:
+            return real(self, request)
+        finally:
+            decoding.discard(request.index)
+
+    monkeypatch.setattr(Pictures, "pixels", pixels)
+    for method in ("see", "read", "step"):
+        work = getattr(Forward, method)
+        monkeypatch.setattr(
+            Forward, method, lambda *args, work=work: beside.append(len(decoding)) or work(*args)
+        )
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    engine = engine_of(lab, batch_size=2)
+    jobs = asking(engine, lab, ["red", "blue", "green", "black", "white", "grey"])
+    finish(engine)
+    assert [job.answer.error for job in jobs] == [None] * 6
+    assert max(together) > 1
+    assert set(beside) == {0}
+    assert nothing_held(engine)
