@@ -158,7 +158,8 @@ class EngineSpec:
         Fast engine: ``"content"`` tells images by their bytes; ``"path"`` by their file's name
         alone, as the article does, and gives the old picture's features when a file changes.
     answer_cache_entries : int
-        Fast engine: whole answers to keep, for the same question about the same image.
+        Fast engine: whole answers to keep, for the same question about the same image; with any,
+        equal requests that are on their way together are computed once.
     max_queue_size : int
         Fast engine: most requests that wait for a slot; one more is refused with a
         QueueFullError.
