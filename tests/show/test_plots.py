@@ -395,6 +395,17 @@ def test_waterfall_says_when_nothing_can_be_gained(frame):
     assert "already" in ax.get_title() and len(spans(ax)) == 2
 
 
+def test_waterfall_names_settings_of_the_fast_engine_only_between_two_of_it():
+    def named(today: str) -> str:
+        before = make(1, "512", "fp32", engine=today, prefill_chunk=8192)
+        after = make(16, "512", "fp32", engine="fast", prefill_chunk=32768)
+        ax = plots.waterfall(recommend(table([before, after]), current={"batch_size": 1}))
+        return ax.get_xticklabels()[1].get_text()
+
+    assert named("stock") == "batch 1 → 16\nengine stock → fast"
+    assert named("fast") == "batch 1 → 16\nprefill chunk 8192 → 32768"
+
+
 # ---- tradeoff
 
 
