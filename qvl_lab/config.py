@@ -156,13 +156,13 @@ class EngineSpec:
         Fast engine: older files in the folder are not used.
     cache_key : str
         Fast engine: ``"content"`` tells images by their bytes; ``"path"`` by their file's name
-        alone, as the article does, and gives the old picture's features when a file changes.
+        alone, as the article does, and gives what is known of the old picture when a file changes.
     answer_cache_entries : int
         Fast engine: whole answers to keep, for the same question about the same image; with any,
-        equal requests that are on their way together are computed once.
+        equal greedy requests that are on their way together are computed once.
     max_queue_size : int
-        Fast engine: most requests that wait for a slot; one more is refused with a
-        QueueFullError.
+        Fast engine: most requests that wait, for a slot or for an equal request's answer; one more
+        is refused with a QueueFullError.
     packing : bool
         Fast engine: several images and prompts in one pass. Off: one at a time.
     overlap : bool
@@ -172,7 +172,8 @@ class EngineSpec:
         Fast engine on CUDA: replay decoding steps of dense models as CUDA graphs.
     fused_kernels : bool
         Fast engine on CUDA: normalisation, rotation, activation and sums are not operations of
-        their own, but compiled together (language model) or Triton kernels (vision tower).
+        their own, but compiled together (language model), or Triton kernels and part of a product
+        (vision tower).
     """
 
     engine: str = "stock"

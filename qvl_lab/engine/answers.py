@@ -50,7 +50,11 @@ class Answers:
         return not first
 
     def ended(self, job: Job) -> list[Job]:
-        """Jobs that wait no more, now that this one has ended: answered, if this one is."""
+        """Jobs that wait no more, now that this one has ended.
+
+        If it has a text, all that waited for it, and they have it too. If not, the next of them,
+        which has to be computed: an error is one request's own.
+        """
         key = self._key(job)
         others = self._asked.get(key) if key is not None else None
         if not others or job not in others:
@@ -60,15 +64,20 @@ class Answers:
         if not first:
             self.waiting -= 1
             return []
-        del self._asked[str(key)]
-        self.waiting -= len(others)
         assert job.answer is not None
+        assert self._cache is not None
         text = job.answer.text
-        if text is not None:
-            assert self._cache is not None
-            self._cache.put(str(key), (text, len(job.tokens)), len(text.encode()))
-            for other in others:
-                self._give(other, text, len(job.tokens))
+        if text is None and others:
+            self.waiting -= 1
+            self.misses += 1
+            return [next(iter(others))]
+        del self._asked[str(key)]
+        if text is None:
+            return []
+        self._cache.put(str(key), (text, len(job.tokens)), len(text.encode()))
+        self.waiting -= len(others)
+        for other in others:
+            self._give(other, text, len(job.tokens))
         return list(others)
 
     def _give(self, job: Job, text: str, tokens: int) -> None:

@@ -136,7 +136,7 @@ def gathered_attention(
 ) -> Tensor:
     """As :func:`block_attention`, on keys and values copied together first."""
     kv_heads, size = k.shape[2:]
-    found = (t.index_select(0, table.flatten()) for t in (k, v))  # k[table] is much slower
+    found = (t.index_select(0, table.flatten()) for t in (k, v))  # by whole blocks
     # (sequences, kv heads, tokens, size)
     keys, values = (t.view(len(q), -1, kv_heads, size).transpose(1, 2) for t in found)
     seen = torch.arange(keys.shape[2], device=q.device) < length[:, None]

@@ -95,11 +95,12 @@ class Fast:
         self, engine: Engine, requests: list[Request], sampling: Sampling, result: Generation
     ) -> Iterator[tuple[int, Answer]]:
         waiting = deque(requests)
-        due, queued = 2 * engine.spec.batch_size, engine.spec.max_queue_size
+        # requests that wait for an equal one's answer need no slot, and keep none of them idle
+        most_due, most_queued = 2 * engine.spec.batch_size, engine.spec.max_queue_size
         work, events, counts = engine.work, len(engine.events), engine.counts()
         try:
             while waiting or engine.busy:
-                while waiting and engine.due < due and engine.queued < queued:
+                while waiting and engine.due < most_due and engine.queued < most_queued:
                     request = waiting.popleft()
                     try:
                         engine.add_request(request, sampling)

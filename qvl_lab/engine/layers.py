@@ -2,7 +2,8 @@
 
 On CUDA all that is not a matrix product is fused: normalisation, rotation, activation, residual
 sums and the writing of the cache. The language model's functions are compiled, and serve all
-layers and any number of tokens but one; the vision tower has kernels of its own.
+layers and any number of tokens but one; the vision tower has kernels of its own, and its
+activation is part of its product.
 
 A layer hands on its output as two summands, so that the sum is taken where it is read anyway.
 """
@@ -144,7 +145,8 @@ def look(
 def see(x: Tensor, attended: Tensor, block: Look, *, eps: float) -> Summands:
     """The output of a block, from its input and what its attention found."""
     x = x + product(attended.flatten(1), block.out)
-    return x, product(gelu_product(normed(x, block.after, eps), block.up), block.down)
+    y = product(normed(x, block.after, eps), block.up)
+    return x, product(functional.gelu(y, approximate="tanh"), block.down)
 
 
 def quick_look(

@@ -186,21 +186,21 @@ class Engine:
         if self.queued >= self.spec.max_queue_size:
             raise QueueFullError(
                 f"{self.queued:,} requests wait already, as many as max_queue_size allows; step "
-                "until some have a slot, or raise it"
+                "until some have ended, or raise it"
             )
-        self._ask(job)
+        if not self.answers.joins(job):
+            self._incoming.append(job)
+            self._expect(job)
         return job
 
-    def _ask(self, job: Job) -> None:
-        """Let a job wait for its image and a slot, or for an equal one's answer."""
-        if self.answers.joins(job):
-            return
-        if job.key is not None:
+    def _expect(self, job: Job) -> None:
+        """Have a job's image decoded, unless another job on its way reads it first."""
+        shared = self.spec.prefix_cache or self.caches.features is not None
+        if shared and job.key is not None:
             job.needs_image = job.key not in self._reading and not self.scheduler.has_prefix(
                 job.sequence.prefix_key
             )
             self._reading.add(job.key)
-        self._incoming.append(job)
         if job.needs_image and self.spec.overlap:
             self.sight.expect(job)
 
@@ -236,7 +236,7 @@ class Engine:
     def close(self) -> None:
         """Cancel what is on its way and end the threads."""
         while unfinished := [*self._incoming, *self._jobs.values()]:
-            for job in unfinished:  # those that waited for their answers come next
+            for job in unfinished:  # which lets an equal one in
                 self.cancel(job)
         self._flights.clear()
         self._ended.clear()
@@ -269,7 +269,7 @@ class Engine:
     # ---- images
 
     def _take_in(self) -> None:
-        """Let jobs wait for a slot in the order they came, each when its image is decoded."""
+        """Let jobs whose image is decoded wait for a slot, in the order they came."""
         if self.sight.in_rounds and self.scheduler.waiting:
             return  # the more come at once, the more images are decoded at once
         while self._incoming and len(self.scheduler.waiting) < self.spec.batch_size:
@@ -413,19 +413,26 @@ class Engine:
                 text = tokenizer.decode(job.tokens, skip_special_tokens=True).strip()
         self.sight.drop(job)
         job.prompt.features = None
-        if job.key is not None:
-            self._reading.discard(job.key)
-        if self._jobs.pop(job.sequence, None):
-            self.scheduler.finish(job.sequence)
-        elif job in self._incoming:
-            self._incoming.remove(job)
+        self._take_out(job)
         job.finish(text, error)
         self._ended.append(job)
         for other in self.answers.ended(job):
             if other.answer is None:
-                self._ask(other)  # an error is one request's own
+                self._incoming.appendleft(other)
+                self._expect(other)
             else:
                 self._ended.append(other)
+
+    def _take_out(self, job: Job) -> None:
+        """From wherever it is; one that waits for an equal one's answer is nowhere here."""
+        if self._jobs.pop(job.sequence, None):
+            self.scheduler.finish(job.sequence)
+        elif job in self._incoming:
+            self._incoming.remove(job)
+        else:
+            return
+        if job.key is not None:
+            self._reading.discard(job.key)
 
     # ---- memory ran out
 

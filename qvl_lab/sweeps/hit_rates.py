@@ -49,8 +49,7 @@ def hit_rates(
         The run file; the same call goes on where it stopped.
     rates : iterable of float
         Shares of requests that repeat an earlier one, from 0 to under 1. What the caches really
-        hit is measured: fewer, where a repeat comes while the first is still on its way or what
-        is remembered has to make room.
+        hit is measured: fewer, where what is remembered has to make room.
     caches : sequence of str
         Some of ``qvl_lab.analysis.hits.CACHES``; savings are against "off".
     workload, question

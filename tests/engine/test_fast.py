@@ -691,3 +691,73 @@ def test_on_a_cpu_images_are_decoded_many_at_a_time_but_not_beside_the_model(lab
     assert max(together) > 1
     assert set(beside) == {0}
     assert nothing_held(engine)
+
+
+def test_requests_about_one_image_show_it_to_the_tower_once_however_it_groups_them(
+    lab, monkeypatch
+):
+    monkeypatch.setattr("qvl_lab.engine.sight.CPU_TOKENS", 1)
+    fast = lab.generate_batch(
+        [png("red"), png("blue")] * 3, "What?", engine="fast", feature_cache_gib=0.1, **SMALL
+    )
+    assert [answer.error for answer in fast] == [None] * 6
+    assert fast.work.images == 2
+
+
+def test_the_next_of_equal_requests_takes_the_place_of_one_that_is_cancelled(lab):
+    engine = remembering(lab, batch_size=1)
+    jobs = asking(engine, lab, ["red", "red", "red", "blue"])
+    engine.cancel(jobs[0])
+    assert [job.request.index for job in engine._incoming] == [1, 3]
+    assert (engine.answers.waiting, engine.answers.misses) == (1, 3)
+    ended = finish(engine)
+    assert [job.request.index for job in ended][:1] == [0]
+    assert [job.answer.error for job in jobs] == ["cancelled", None, None, None]
+    assert nothing_held(engine)
+
+
+def test_an_image_stays_on_its_way_when_an_equal_request_is_cancelled(lab):
+    spec = EngineSpec(engine="fast", batch_size=4, prefix_cache=True)
+    engine = Engine(
+        lab.reader,
+        spec,
+        ImagePolicy(resolution=128),
+        tokens=2000,
+        longest=500,
+        caches=Caches(answers=Lru[tuple[str, int]](2**20)),
+    )
+    first, equal = asking(engine, lab, ["red", "red"])
+    engine.cancel(equal)
+    item = Item("other", png("red"), question="Which colour?")
+    other = engine.add_request(lab.reader.request(2, item, engine.policy))
+    assert (first.needs_image, other.needs_image) == (True, False)
+    finish(engine)
+    assert nothing_held(engine)
+
+
+def test_with_answers_alone_each_question_has_its_image_decoded_in_a_thread(lab):
+    engine = remembering(lab)
+    items = [Item(question, png("red"), question=question) for question in QUESTIONS]
+    jobs = [
+        engine.add_request(lab.reader.request(i, item, engine.policy))
+        for i, item in enumerate(items)
+    ]
+    assert all(job.needs_image for job in jobs)
+    finish(engine)
+    assert nothing_held(engine)
+
+
+def test_pixels_decoded_in_rounds_are_bounded(lab, monkeypatch):
+    picture_bytes = 96 * 64 * 4
+    monkeypatch.setattr("qvl_lab.engine.sight.AHEAD_BYTES", 2 * picture_bytes)
+    engine = engine_of(lab, batch_size=8)
+    jobs = asking(engine, lab, ["red", "blue", "green", "black", "white", "grey"])
+    held = []
+    fetch = engine.sight.fetch
+    monkeypatch.setattr(
+        engine.sight, "fetch", lambda job: (fetch(job), held.append(engine.sight.ahead_bytes))
+    )
+    finish(engine)
+    assert [job.answer.error for job in jobs] == [None] * 6
+    assert 0 < max(held) <= 2 * picture_bytes
+    assert nothing_held(engine)
