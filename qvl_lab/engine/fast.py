@@ -95,7 +95,7 @@ class Fast:
         self, engine: Engine, requests: list[Request], sampling: Sampling, result: Generation
     ) -> Iterator[tuple[int, Answer]]:
         waiting = deque(requests)
-        # requests that wait for an equal one's answer need no slot, and keep none of them idle
+        # those that wait for an equal request's answer need no slot and are not due
         most_due, most_queued = 2 * engine.spec.batch_size, engine.spec.max_queue_size
         work, events, counts = engine.work, len(engine.events), engine.counts()
         try:

@@ -456,5 +456,9 @@ def others(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
 
 def is_told(row: pd.Series, name: str) -> bool:
     """Whether a row's setting is worth a word: it is not the default, and its engine sees it."""
-    stock = row.get("engine") == "stock"
-    return not pd.isna(row[name]) and not (stock and name in FAST_ONLY)
+    return not pd.isna(row[name]) and is_seen(row, name)
+
+
+def is_seen(row: pd.Series, name: str) -> bool:
+    """Whether a row's engine looks at a setting."""
+    return row.get("engine") != "stock" or name not in FAST_ONLY

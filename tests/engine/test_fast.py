@@ -77,10 +77,10 @@ def requests(mixed) -> list[Item]:
     ]
 
 
-def engine_of(lab: Lab, **fields: Any) -> Engine:
+def engine_of(lab: Lab, caches: Caches | None = None, **fields: Any) -> Engine:
     spec = EngineSpec(engine="fast", **({"batch_size": 4} | fields))
     policy = ImagePolicy(resolution=128)
-    return Engine(lab.reader, spec, policy, tokens=2000, longest=500)
+    return Engine(lab.reader, spec, policy, tokens=2000, longest=500, caches=caches)
 
 
 def finish(engine: Engine, most: int = 2000) -> list[Any]:
@@ -583,9 +583,7 @@ def asking(engine: Engine, lab: Lab, colors: list[str], **fields: Any) -> list[A
 
 
 def remembering(lab: Lab, **fields: Any) -> Engine:
-    engine = engine_of(lab, **fields)
-    caches = Caches(answers=Lru[tuple[str, int]](2**20))
-    return Engine(lab.reader, engine.spec, engine.policy, tokens=2000, longest=500, caches=caches)
+    return engine_of(lab, Caches(answers=Lru[tuple[str, int]](2**20)), **fields)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -717,15 +715,7 @@ def test_the_next_of_equal_requests_takes_the_place_of_one_that_is_cancelled(lab
 
 
 def test_an_image_stays_on_its_way_when_an_equal_request_is_cancelled(lab):
-    spec = EngineSpec(engine="fast", batch_size=4, prefix_cache=True)
-    engine = Engine(
-        lab.reader,
-        spec,
-        ImagePolicy(resolution=128),
-        tokens=2000,
-        longest=500,
-        caches=Caches(answers=Lru[tuple[str, int]](2**20)),
-    )
+    engine = remembering(lab, prefix_cache=True)
     first, equal = asking(engine, lab, ["red", "red"])
     engine.cancel(equal)
     item = Item("other", png("red"), question="Which colour?")

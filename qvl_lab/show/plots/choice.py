@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from qvl_lab.analysis.recommend import Recommendation
-from qvl_lab.config import FAST_ONLY
 from qvl_lab.show import fonts, text
 from qvl_lab.show.plots import points
 from qvl_lab.show.plots.shared import CELL, memory_gib, note, readings
@@ -62,8 +61,11 @@ def _bars(recommendation: Recommendation, lang: str) -> list[_Bar]:
     factor = today[column] / today["s_per_100_images"]
     bars, position = [_outer("today", today, column, lang)], today
     for step in recommendation.steps:
-        told = {n: v for n, v in step.changed.items() if _is_told(n, position, step.row)}
-        names = [text.changed(n, position[n], v, lang) for n, v in told.items()]
+        names = [
+            text.changed(n, position[n], v, lang)
+            for n, v in step.changed.items()
+            if text.is_seen(position, n) and text.is_seen(step.row, n)
+        ]
         names = list(filter(None, names)) or [label("by_task", lang)]
         start, end = step.before_s * factor, step.after_s * factor
         size = text.amount(abs(end - start), column, lang)
@@ -74,11 +76,6 @@ def _bars(recommendation: Recommendation, lang: str) -> list[_Bar]:
     last = _outer("recommended", best, column, lang)
     words = f"{last.words}\n{text.percent(bars[0].end, last.end)}"
     return [*bars, last._replace(words=words)]
-
-
-def _is_told(name: str, before: pd.Series, after: pd.Series) -> bool:
-    """Whether both rows' engines look at a setting; what only one has is part of its engine."""
-    return name not in FAST_ONLY or "stock" not in (before["engine"], after["engine"])
 
 
 def _outer(key: str, row: pd.Series, column: str, lang: str) -> _Bar:
