@@ -16,22 +16,22 @@ _HOME = {
     "ImagePolicy": "qvl_lab.config",
     "ModelSpec": "qvl_lab.config",
     "QvlError": "qvl_lab.errors",
-    "Run": "qvl_lab.records",
-    "Runs": "qvl_lab.sweeps.store",
+    "Run": "qvl_lab.runs.records",
+    "Runs": "qvl_lab.runs.store",
     "SweepSpec": "qvl_lab.config",
-    "ablate": "qvl_lab.sweeps.variants",
-    "hit_rates": "qvl_lab.sweeps.hit_rates",
-    "load": "qvl_lab.engine.lab",
-    "load_workload": "qvl_lab.workload",
-    "propose_resolutions": "qvl_lab.analysis.tradeoffs",
+    "ablate": "qvl_lab.bench.ablation",
+    "hit_rates": "qvl_lab.bench.cache_savings",
+    "load": "qvl_lab.session",
+    "load_workload": "qvl_lab.workloads.items",
+    "propose_resolutions": "qvl_lab.analysis.quality.tradeoffs",
     "plots": "qvl_lab.show",
-    "price": "qvl_lab.analysis.cost",
-    "profile": "qvl_lab.engine.profiling",
-    "recommend": "qvl_lab.analysis.recommend",
-    "report": "qvl_lab.show.report",
-    "sweep": "qvl_lab.sweeps",
-    "visual_tokens": "qvl_lab.engine.images",
-    "watch": "qvl_lab.show.live",
+    "price": "qvl_lab.analysis.money.cost",
+    "profile": "qvl_lab.bench.profile",
+    "recommend": "qvl_lab.analysis.money.recommend",
+    "report": "qvl_lab.show.report.render",
+    "sweep": "qvl_lab.bench.sweep",
+    "visual_tokens": "qvl_lab.workloads.resize",
+    "watch": "qvl_lab.show.notebook.watch",
 }
 
 __all__ = [
@@ -60,28 +60,28 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from qvl_lab.analysis.cost import price
-    from qvl_lab.analysis.recommend import recommend
-    from qvl_lab.analysis.tradeoffs import propose_resolutions
+    from qvl_lab.analysis.money.cost import price
+    from qvl_lab.analysis.money.recommend import recommend
+    from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
+    from qvl_lab.bench.ablation import ablate
+    from qvl_lab.bench.cache_savings import hit_rates
+    from qvl_lab.bench.profile import profile
+    from qvl_lab.bench.sweep import sweep
     from qvl_lab.config import Config, EngineSpec, ImagePolicy, ModelSpec, SweepSpec
-    from qvl_lab.engine.images import visual_tokens
-    from qvl_lab.engine.lab import load
-    from qvl_lab.engine.profiling import profile
     from qvl_lab.errors import QvlError
-    from qvl_lab.records import Run
+    from qvl_lab.runs.records import Run
+    from qvl_lab.runs.store import Runs
+    from qvl_lab.session import load
     from qvl_lab.show import plots
-    from qvl_lab.show.live import watch
-    from qvl_lab.show.report import report
-    from qvl_lab.sweeps import sweep
-    from qvl_lab.sweeps.hit_rates import hit_rates
-    from qvl_lab.sweeps.store import Runs
-    from qvl_lab.sweeps.variants import ablate
-    from qvl_lab.workload import load_workload
+    from qvl_lab.show.notebook.watch import watch
+    from qvl_lab.show.report.render import report
+    from qvl_lab.workloads.items import load_workload
+    from qvl_lab.workloads.resize import visual_tokens
 
 
 def load_ipython_extension(ipython: Any) -> None:
     """``%load_ext qvl_lab`` calls this; it brings the cell magic ``%%qvl``."""
-    from qvl_lab.show.magic import register
+    from qvl_lab.show.notebook.magic import register
 
     register(ipython)
 

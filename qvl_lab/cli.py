@@ -24,8 +24,8 @@ from qvl_lab.config import BY_TASK, PRECISIONS, Config, SweepSpec
 from qvl_lab.errors import ConfigError, InputError, QvlError, ReportError
 
 if TYPE_CHECKING:
-    from qvl_lab.sweeps.store import Runs
-    from qvl_lab.workload import Workload
+    from qvl_lab.runs.store import Runs
+    from qvl_lab.workloads.items import Workload
 
 SOME_FAILED, BAD_INPUT, CANNOT_RUN, PARTIAL_REPORT, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -145,10 +145,10 @@ def run(
     the workload has answers, and failed images go to standard error. Exit code 1 if an image
     failed.
     """
-    from qvl_lab.analysis.quality import own_metrics
-    from qvl_lab.engine.lab import load
-    from qvl_lab.engine.requests import Answer
-    from qvl_lab.workload import load_workload
+    from qvl_lab.analysis.quality.scoring import own_metrics
+    from qvl_lab.backends.processor import Answer
+    from qvl_lab.session import load
+    from qvl_lab.workloads.items import load_workload
 
     metrics = own_metrics(_pairs("--metric", metric))
     config = _config(
@@ -229,10 +229,10 @@ def profile(
     """
     from contextlib import nullcontext
 
-    from qvl_lab.engine.lab import load
-    from qvl_lab.engine.profiling import profile as profiled
+    from qvl_lab.bench.profile import profile as profiled
     from qvl_lab.probe import vram
-    from qvl_lab.workload import load_workload
+    from qvl_lab.session import load
+    from qvl_lab.workloads.items import load_workload
 
     settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
     settings |= {"revision": revision, "batch_size": batch_size, "resolution": resolution}
@@ -296,8 +296,8 @@ def sweep(
     Out of memory is a result: the row is kept and larger settings are skipped. Exit code 3 if a
     setting failed for another reason.
     """
-    from qvl_lab.sweeps import spec_from
-    from qvl_lab.sweeps import sweep as run_sweep
+    from qvl_lab.bench.sweep import spec_from
+    from qvl_lab.bench.sweep import sweep as run_sweep
 
     if spec:
         _refuse_beside_file(context)
@@ -364,7 +364,7 @@ def ablate(
     The stock engine stands beside the fast one with no lever, each lever alone, all but each, and
     all of them; 'qvl-lab report' draws them. Exit codes as of sweep.
     """
-    from qvl_lab.sweeps.variants import ablate as run_ablation
+    from qvl_lab.bench.ablation import ablate as run_ablation
 
     settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
     settings |= {"batch_size": batch_size, "resolution": resolution}
@@ -449,7 +449,7 @@ def hit_rates(
     table says what it saved, and the hit rate from which each cache pays for its memory: a share
     of the priced GPU's, or else of the measured one's. Exit codes as of sweep.
     """
-    from qvl_lab.sweeps.hit_rates import hit_rates as run_hit_rates
+    from qvl_lab.bench.cache_savings import hit_rates as run_hit_rates
 
     settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
     settings |= {"batch_size": batch_size, "resolution": resolution}
@@ -481,8 +481,8 @@ def hit_rates(
 
 def _show_hits(runs: Runs, price: Any, images: int) -> None:
     """What caches saved, and from which hit rate they pay, as a table."""
-    from qvl_lab.analysis.cost import price as priced
-    from qvl_lab.analysis.hits import break_even
+    from qvl_lab.analysis.levers.cache_savings import break_even
+    from qvl_lab.analysis.money.cost import price as priced
 
     frame, column = runs.frame(), "s_per_100_images"
     if price:
@@ -500,7 +500,7 @@ def _show_hits(runs: Runs, price: Any, images: int) -> None:
 
 def _measured_settings(runs: Runs, out: Path, as_json: bool) -> None:
     """Say what became of the settings and which items failed; leave with their exit code."""
-    from qvl_lab.sweeps import engine_words
+    from qvl_lab.bench.sweep import engine_words
 
     counts = Counter(run.status for run in runs)
     if as_json:
@@ -565,8 +565,8 @@ def report(
     Leaves report.html, report.ipynb and settings.csv in the folder. Exit code 4 if the report
     stopped; what it had is kept.
     """
-    from qvl_lab.show.report import default_sweep
-    from qvl_lab.show.report import report as make_report
+    from qvl_lab.show.report.render import default_sweep
+    from qvl_lab.show.report.render import report as make_report
 
     if runs is None:
         runs = out / "runs.jsonl"
@@ -603,7 +603,7 @@ def prices(
     as_json: AsJson = False,
 ) -> None:
     """List the known GPU prices and exchange rates with their dates and sources."""
-    from qvl_lab.analysis.cost import find_price, price_table, rates
+    from qvl_lab.analysis.money.cost import find_price, price_table, rates
 
     table = price_table(prices_file)
     if gpu:
@@ -718,7 +718,7 @@ def _config(
 def _measured(path: Path, device: str) -> Any:
     """Measure the ceilings of a device and write them."""
     from qvl_lab.config import ModelSpec
-    from qvl_lab.engine.model import resolve
+    from qvl_lab.models.load import resolve
     from qvl_lab.probe.ceilings import measure_ceilings, save_ceilings
     from qvl_lab.show.doctor import Check
 
@@ -781,7 +781,7 @@ def _quality(
     workload: Workload, texts: list[str | None], metrics: dict[str, str]
 ) -> dict[str, dict[str, Any]] | None:
     """Task to metric, mean score and counts; None where no answer is known or scored."""
-    from qvl_lab.analysis.quality import score_items
+    from qvl_lab.analysis.quality.scoring import score_items
 
     try:
         scores = score_items(workload.items, texts, metrics)
@@ -793,7 +793,7 @@ def _quality(
 
 
 def _price(gpu: str, provider: str | None) -> Any:
-    from qvl_lab.analysis.cost import find_price
+    from qvl_lab.analysis.money.cost import find_price
 
     return find_price(gpu, provider)
 

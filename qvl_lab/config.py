@@ -307,7 +307,7 @@ class SweepSpec:
     quality : bool
         Score the answers of items whose answer is known. Random weights are never scored.
     metrics : mapping of str to str
-        Task to metric, for tasks of your own; see :func:`qvl_lab.analysis.quality.metric_for`.
+        Task to metric, for tasks of your own; see ``metric_for``.
     isolation : str
         ``"process"``: each configuration in a process of its own, so that a crash stays there and
         memory peaks start from nothing. ``"none"``: all in this process.

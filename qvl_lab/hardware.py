@@ -111,7 +111,7 @@ def fingerprint() -> dict[str, Any]:
     Keys: ``gpu``, ``gpu_count``, ``driver``, ``cpu``, ``cpu_count``, ``platform``, ``python``,
     ``torch``, ``torchvision``, ``transformers``, ``qvl_lab``, ``commit``; None where unknown.
     ``host`` is a digest that tells two machines of one kind apart; see
-    :func:`qvl_lab.records.environment_key`.
+    :func:`qvl_lab.runs.records.environment_key`.
     """
     lib = nvml()
     return {

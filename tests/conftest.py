@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qvl_lab.config import Config
-from qvl_lab.records import Repeat, Run, run_key
-from qvl_lab.workload import Item, load_workload
+from qvl_lab.runs.records import Repeat, Run, run_key
+from qvl_lab.workloads.items import Item, load_workload
 
 if TYPE_CHECKING:
-    from qvl_lab.engine.lab import Lab
+    from qvl_lab.session import Lab
 
 
 def repeat(wall_s: float = 10.0, answered: int = 10, **parts: Any) -> Repeat:
@@ -87,7 +87,7 @@ def lab() -> Lab:
     """The embedded model's shape with random weights, so that every answer has the full length,
     in fp32 on the CPU. Tests leave it as they found it.
     """
-    from qvl_lab.engine.lab import load
+    from qvl_lab.session import load
 
     return load("random:tiny", precision="fp32", device="cpu")
 
@@ -95,7 +95,7 @@ def lab() -> Lab:
 @pytest.fixture(scope="session")
 def trained() -> Lab:
     """The embedded model in fp32 on the CPU. Tests leave it as they found it."""
-    from qvl_lab.engine.lab import load
+    from qvl_lab.session import load
 
     return load("tiny", precision="fp32", device="cpu")
 

@@ -20,14 +20,14 @@ from PIL import Image
 
 import qvl_lab
 from qvl_lab import cli
-from qvl_lab.analysis.metrics import METRICS
-from qvl_lab.analysis.quality import score
-from qvl_lab.engine.images import visual_tokens
+from qvl_lab.analysis.quality.metrics import METRICS
+from qvl_lab.analysis.quality.scoring import score
 from qvl_lab.errors import ReportError
-from qvl_lab.show.review import review
-from qvl_lab.show.review.first_page import change, first_line
-from qvl_lab.sweeps.store import Runs, Store
-from qvl_lab.workload import load_workload
+from qvl_lab.runs.store import Runs, Store
+from qvl_lab.show.report.review import review
+from qvl_lab.show.report.sections.first_page import change, first_line
+from qvl_lab.workloads.items import load_workload
+from qvl_lab.workloads.resize import visual_tokens
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -325,7 +325,7 @@ def test_ctrl_c_exits_130_and_says_that_work_is_kept(qvl, photos, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qvl_lab.engine.lab.Lab.run", interrupt)
+    monkeypatch.setattr("qvl_lab.session.Lab.run", interrupt)
     result = qvl(f"run {photos} {SMALL}")
     assert result.code == 130
     assert "interrupted; finished work is kept, the same command goes on" in result.err
@@ -385,7 +385,7 @@ def test_out_of_memory_is_a_result_and_exits_0(qvl, photos, monkeypatch):
     def measure(job, get_lab=None):
         return job.result("oom", "made to be")
 
-    monkeypatch.setattr("qvl_lab.sweeps.measure.measure", measure)
+    monkeypatch.setattr("qvl_lab.bench.measure.measure", measure)
     result = qvl(f"{SWEEP} --json")
     assert result.code == 0
     assert strict(result.out)["statuses"] == {"oom": 1, "skipped": 1}
@@ -476,7 +476,7 @@ def test_hit_rates_without_uncached_rows_are_measured_and_not_compared(qvl, albu
 
 
 def test_report_passes_its_options_on(qvl, monkeypatch):
-    from qvl_lab.show.report import ReportFiles
+    from qvl_lab.show.report.render import ReportFiles
 
     asked: dict[str, Any] = {}
 
@@ -484,7 +484,7 @@ def test_report_passes_its_options_on(qvl, monkeypatch):
         asked.update(options, runs=runs)
         return ReportFiles(Path("a.html"), Path("a.ipynb"), Path("a.csv"))
 
-    monkeypatch.setattr("qvl_lab.show.report.report", report)
+    monkeypatch.setattr("qvl_lab.show.report.render.report", report)
     result = qvl(
         "report r.jsonl --gpu A10G --rate USD=7.1 --current batch_size=1 --current precision=fp32 "
         "--monthly-images 5 --lang zh --out review --min-quality 0.9 --json"
@@ -519,8 +519,10 @@ def reported(qvl, scored_runs, monkeypatch) -> Callable[[str], tuple[Result, Any
 
     def run(options: str) -> tuple[Result, Any]:
         asked: dict[str, Any] = {}
-        monkeypatch.setattr("qvl_lab.show.report._execute", lambda _, given: asked.update(given))
-        monkeypatch.setattr("qvl_lab.show.report.to_html", lambda *_, **__: None)
+        monkeypatch.setattr(
+            "qvl_lab.show.report.render._execute", lambda _, given: asked.update(given)
+        )
+        monkeypatch.setattr("qvl_lab.show.report.render.to_html", lambda *_, **__: None)
         result = qvl(f"report {scored_runs} --per-hour 36 {options}")
         return result, review(**asked) if asked else None
 
@@ -565,7 +567,7 @@ def test_a_report_that_stops_exits_4(qvl, monkeypatch):
     def report(*_, **__):
         raise ReportError("the report stopped: cell 3: what it had is in review/report.html")
 
-    monkeypatch.setattr("qvl_lab.show.report.report", report)
+    monkeypatch.setattr("qvl_lab.show.report.render.report", report)
     result = qvl("report r.jsonl")
     assert result.code == 4
     assert "what it had is in review/report.html" in result.err

@@ -12,9 +12,9 @@ import papermill
 import pytest
 from PIL import Image
 
+from qvl_lab.runs.store import Runs, Store
 from qvl_lab.show.fonts import style
-from qvl_lab.show.report import _own_kernel
-from qvl_lab.sweeps.store import Runs, Store
+from qvl_lab.show.report.render import _own_kernel
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))

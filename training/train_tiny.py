@@ -56,7 +56,7 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
-from qvl_lab.engine.images import PixelLimits, target_size
+from qvl_lab.workloads.resize import PixelLimits, target_size
 
 #: Sides of the pixel budget and how often each is trained on after the first steps.
 RESOLUTIONS = {512: 8, 448: 1, 384: 2, 320: 1, 256: 2, 192: 1, 128: 1, 96: 1, 64: 1}

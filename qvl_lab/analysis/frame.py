@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.hits import cache_columns
-from qvl_lab.analysis.intervals import interval
-from qvl_lab.analysis.quality import TaskScores
-from qvl_lab.analysis.stats import Estimate, estimate
+from qvl_lab.analysis.levers.cache_savings import cache_columns
+from qvl_lab.analysis.quality.scoring import TaskScores
+from qvl_lab.analysis.stats.estimates import Estimate, estimate
+from qvl_lab.analysis.stats.intervals import interval
 from qvl_lab.config import BY_TASK, digest
-from qvl_lab.records import PARTS, STAGES, Run, environment_key
+from qvl_lab.runs.records import PARTS, STAGES, Run, environment_key
 
 #: Columns that say what was run; a sweep's axes are those that vary.
 SETTINGS = (
@@ -68,7 +68,7 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         stage within a stage as :func:`part_column`; peak bytes as ``peak_NAME_bytes``;
         ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``; ``load_s``,
         ``warmup_s``; ``feature_hit_rate``, ``prefix_hit_rate``, ``answer_hit_rate`` (0-1) of the
-        caches that were on, and the columns of :func:`~qvl_lab.analysis.hits.cache_columns`;
+        caches that were on, and the columns of ``cache_columns``;
         workload and environment columns; ``environment`` names the environment as a whole; the
         columns of :func:`quality_columns`. Unknown is NaN or None.
     """

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.cost import cost_column, symbol
 from qvl_lab.analysis.frame import SETTINGS
-from qvl_lab.analysis.quality import OTHER_NAMES
-from qvl_lab.analysis.recommend import PRECISION_ORDER, peak_memory_bytes
+from qvl_lab.analysis.money.cost import cost_column, symbol
+from qvl_lab.analysis.money.recommend import PRECISION_ORDER, peak_memory_bytes
+from qvl_lab.analysis.quality.scoring import OTHER_NAMES
 from qvl_lab.config import BY_TASK, FAST_ONLY, TASK_RESOLUTIONS
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.show.prose import PROSE

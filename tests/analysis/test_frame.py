@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from qvl_lab.analysis.frame import SETTINGS, frame, quality_columns, task_column
-from qvl_lab.analysis.intervals import interval
-from qvl_lab.analysis.quality import TaskScores
+from qvl_lab.analysis.quality.scoring import TaskScores
+from qvl_lab.analysis.stats.intervals import interval
 from qvl_lab.config import FIELDS, digest
-from qvl_lab.records import STAGES
+from qvl_lab.runs.records import STAGES
 
 SPEED = (
     "s_per_100_images images_per_s ttft_s new_tokens_per_s prompt_tokens_per_image "

@@ -22,7 +22,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from qvl_lab.show.report import _own_kernel
+from qvl_lab.show.report.render import _own_kernel
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is missing: pip install playwright"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from qvl_lab.assets import asset
 from qvl_lab.config import TASK_RESOLUTIONS, ImagePolicy
-from qvl_lab.workload import decode_image, image_size, load_workload, read_bytes
+from qvl_lab.workloads.items import decode_image, image_size, load_workload, read_bytes
 
 SCRIPT = Path(__file__).parents[2] / "data" / "make_workload.py"
 MIXED = asset("data/mixed")

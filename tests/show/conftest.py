@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qvl_lab.records import Run
-from qvl_lab.sweeps.store import Store
+from qvl_lab.runs.records import Run
+from qvl_lab.runs.store import Store
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def runs_file(tmp_path) -> Callable[..., Path]:
 @pytest.fixture
 def ablated(on_cpu) -> Callable[..., list[Run]]:
     """A whole ablation at batch 4: every lever makes ten images twice as fast, from 64 s."""
-    from qvl_lab.analysis.ablation import OFF
+    from qvl_lab.analysis.levers.ablation import OFF
+    from qvl_lab.bench.ablation import variants
     from qvl_lab.config import Config
-    from qvl_lab.sweeps.variants import variants
 
     def make(levers: list[str] | None = None, slowest_s: float = 64.0, **parts: Any) -> list[Run]:
         runs = []

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib import font_manager
 
-from qvl_lab.analysis.quality import TASK_METRICS
+from qvl_lab.analysis.quality.scoring import TASK_METRICS
 from qvl_lab.errors import UnknownNameError
 from qvl_lab.show import fonts, text
 

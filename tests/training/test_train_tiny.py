@@ -14,7 +14,7 @@ from bank import CHARACTERS, HUNDREDS, LONG_TOKENS, SHORT_TOKENS, TENS, WORD, Ba
 from scenes import Print, Shape, generator, scene
 from train_tiny import Gradients, Student, dense_targets, pixels, turns
 
-from qvl_lab.engine.lab import load
+from qvl_lab.session import load
 
 
 @pytest.fixture(scope="module")

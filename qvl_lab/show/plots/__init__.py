@@ -10,16 +10,16 @@ No module here has the name of a function: the function would hide it.
 """
 
 from qvl_lab.show.plots.ablation_bars import ablation
-from qvl_lab.show.plots.answers import precision_loss, quality, quality_cost
-from qvl_lab.show.plots.choice import tradeoff, waterfall
+from qvl_lab.show.plots.cost_vs_hit_rate import hit_rates
 from qvl_lab.show.plots.gantt import timeline
-from qvl_lab.show.plots.limit_bars import limits
 from qvl_lab.show.plots.memory_map import feasible
-from qvl_lab.show.plots.over_batch import curve, curves
-from qvl_lab.show.plots.over_hits import hit_rates
-from qvl_lab.show.plots.over_resolution import resolution_curves
+from qvl_lab.show.plots.quality_curves import precision_loss, quality, quality_cost
+from qvl_lab.show.plots.recommendation import tradeoff, waterfall
+from qvl_lab.show.plots.roofline import limits
 from qvl_lab.show.plots.shared import METRICS
 from qvl_lab.show.plots.stage_bars import STAGE_COLOURS, stages
+from qvl_lab.show.plots.vs_batch_size import curve, curves
+from qvl_lab.show.plots.vs_resolution import resolution_curves
 
 __all__ = [
     "METRICS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from qvl_lab.analysis.ablation import ablation_rows
+from qvl_lab.analysis.levers.ablation import ablation_rows
 from qvl_lab.show import fonts, text
 from qvl_lab.show.plots.shared import interval_handle, is_wide, note
 from qvl_lab.show.text import label
@@ -33,7 +33,7 @@ def ablation(frame: pd.DataFrame, ax: Axes | None = None, *, lang: str = "en") -
     Parameters
     ----------
     frame : DataFrame
-        From :func:`qvl_lab.analysis.frame.frame`; :func:`qvl_lab.analysis.ablation.ablation_rows`
+        From ``frame``; ``ablation_rows``
         says which of its rows are drawn.
 
     Raises

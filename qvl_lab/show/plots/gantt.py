@@ -18,7 +18,7 @@ def timeline(spans: pd.DataFrame, ax: Axes | None = None, *, lang: str = "en") -
     Parameters
     ----------
     spans : DataFrame
-        ``spans`` of a :class:`qvl_lab.engine.profiling.profile`. Parts of stages are left out.
+        ``spans`` of a :class:`qvl_lab.bench.profile.profile`. Parts of stages are left out.
 
     Raises
     ------

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from qvl_lab.analysis.recommend import Recommendation
+from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.show import fonts, text
 from qvl_lab.show.plots.shared import MARKERS, cycle, is_wide
 from qvl_lab.show.text import label

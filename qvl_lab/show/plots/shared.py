@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from qvl_lab.analysis.cost import cost_column
-from qvl_lab.analysis.recommend import peak_memory_bytes
+from qvl_lab.analysis.money.cost import cost_column
+from qvl_lab.analysis.money.recommend import peak_memory_bytes
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.show import fonts, text
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from qvl_lab.records import STAGES
+from qvl_lab.runs.records import STAGES
 from qvl_lab.show import fonts, text
 from qvl_lab.show.plots.shared import CELL, note
 from qvl_lab.show.text import label

@@ -1,0 +1,109 @@
+"""From encoded images to patches, beside the GPU.
+
+Threads decode and resize, which releases Python's lock; normalising and cutting into patches is a
+few operations on the device, on bytes a quarter of the size that floats would have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from qvl_lab.backends.fast import pixels as pillow
+from qvl_lab.backends.processor import Request
+from qvl_lab.config import ImagePolicy
+from qvl_lab.workloads.items import decode_image
+from qvl_lab.workloads.resize import resize
+
+T = TypeVar("T")
+MOST_THREADS = 16
+
+
+class DecodePool:
+    """Decodes the images of requests, in threads or at once.
+
+    Parameters
+    ----------
+    policy : ImagePolicy
+    threads : bool
+        Off: an image is decoded when it is asked for, and the device waits.
+    pinned : bool
+        Put the pixels into memory that a GPU reads by itself.
+    """
+
+    def __init__(self, policy: ImagePolicy, *, threads: bool, pinned: bool) -> None:
+        self._policy, self._pinned = policy, pinned
+        workers = min(MOST_THREADS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(workers, "qvl-decode") if threads else None
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def start(self, work: Callable[..., T], *given: Any) -> Future[T]:
+        """Do something in a thread."""
+        assert self._pool is not None
+        return self._pool.submit(work, *given)
+
+    def pixels(self, request: Request) -> Tensor:
+        """An image's pixels, (height, width, 3 or 4) uint8, red, green and blue first.
+
+        Raises
+        ------
+        ImageError
+            If it cannot be used.
+        """
+        picture = resize(decode_image(request.image, self._policy), request.size)
+        return pillow.pixels(picture, pinned=self._pinned)
+
+
+class Patches:
+    """Cuts pixels into the patches that the vision tower takes, normalised as its processor does.
+
+    Parameters
+    ----------
+    processor : image processor of transformers
+        Has ``image_mean``, ``image_std``, ``rescale_factor``, ``patch_size``, ``merge_size``.
+    dtype : torch.dtype
+        Of the patches.
+    """
+
+    def __init__(self, processor: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self._side, self._merge, self._dtype = processor.patch_size, processor.merge_size, dtype
+        self._device = device
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=device)
+            for values in (processor.image_mean, processor.image_std)
+        )
+        self._scale = processor.rescale_factor / std
+        self._shift = mean / std
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of an image of (width, height)."""
+        return size[1] // self._side, size[0] // self._side
+
+    def __call__(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pixels of images to (patches, 3 * side * side), four of a token together.
+
+        Each image is (height, width, 3 or 4) uint8. Neighbours of one size are cut together.
+        """
+        runs = [list(run) for _, run in groupby(pictures, lambda pixels: pixels.shape)]
+        return torch.cat([self._cut(run) for run in runs])
+
+    def _cut(self, pictures: list[Tensor]) -> Tensor:
+        """Of images of one size."""
+        rows, columns = (n // self._side // self._merge for n in pictures[0].shape[:2])
+        here = [pixels.to(self._device, non_blocking=True) for pixels in pictures]
+        x = torch.stack(here)[..., :3].float() * self._scale - self._shift
+        x = x.view(-1, rows, self._merge, self._side, columns, self._merge, self._side, 3)
+        # (image, token row, token column, row and column in the token, channel, y, x)
+        x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)
+        patches: Tensor = x.flatten(5).flatten(0, 4).to(self._dtype)
+        return patches

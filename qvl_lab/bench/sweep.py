@@ -1,0 +1,287 @@
+"""Sweeps: run a grid, keep every row, go on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from qvl_lab.analysis.quality.scoring import own_metrics, score_items
+from qvl_lab.bench.executors.per_process import EXECUTORS
+from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, EngineSpec, SweepSpec
+from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
+from qvl_lab.hardware import fingerprint
+from qvl_lab.runs.records import Run, environment_key
+from qvl_lab.runs.store import Runs, Store
+from qvl_lab.workloads.items import Workload, load_workload
+
+log = logging.getLogger(__name__)
+ON_OTHER_ENVIRONMENT = ("refuse", "keep", "fresh")
+#: Growing any of these can only need more memory.
+_GROWING = ("batch_size", "resolution", "max_new_tokens")
+
+
+def sweep(
+    spec: SweepSpec | None = None,
+    *,
+    out: str | Path,
+    on_other_environment: str = "refuse",
+    retry_errors: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Runs:
+    """Measure every configuration of a grid that ``out`` does not hold yet.
+
+    Parameters
+    ----------
+    spec : SweepSpec, optional
+        The grid. Without it ``settings`` make one: fields of a configuration (a list is an axis)
+        and options of :class:`~qvl_lab.config.SweepSpec` such as ``workload`` and ``repeats``.
+    out : path
+        The run file. Each finished row is on disk before the next starts, so the same call goes
+        on after a crash or Ctrl-C.
+    on_other_environment : str
+        If ``out`` holds rows of another machine or other versions: ``"refuse"``; ``"keep"`` them
+        beside the new ones, told apart by the column ``environment``; ``"fresh"`` moves the old
+        rows to another file first, also without such a difference.
+    retry_errors : bool
+        Measure again what failed last time. Out of memory is a result and stays.
+    progress : bool
+        Show a progress bar with an estimate of the time left.
+
+    Returns
+    -------
+    Runs
+        All rows of the grid, old and new.
+
+    Raises
+    ------
+    ConfigError, WorkloadError, StoreError
+        Before anything is measured.
+    """
+    spec = chosen_spec(spec, settings)
+    return measure_each(
+        spec.configurations(),
+        spec,
+        out=out,
+        on_other_environment=on_other_environment,
+        retry_errors=retry_errors,
+        progress=progress,
+    )
+
+
+def measure_each(
+    configs: Sequence[Config],
+    spec: SweepSpec,
+    *,
+    out: str | Path,
+    on_other_environment: str,
+    retry_errors: bool,
+    progress: bool,
+) -> Runs:
+    """Measure configurations that ``out`` does not hold yet; options as of :func:`sweep`.
+
+    Workload, plan and isolation are those of ``spec``; its axes and its base are not looked at.
+    """
+    from qvl_lab.bench.measure import Plan, Trial
+
+    if on_other_environment not in ON_OTHER_ENVIRONMENT:
+        raise UnknownNameError("choice", on_other_environment, ON_OTHER_ENVIRONMENT)
+    workload = load_workload(spec.workload, question=spec.question).sample(spec.items, spec.seed)
+    _check(configs, spec, workload)
+    plan = Plan(**{f.name: getattr(spec, f.name) for f in fields(Plan)})
+    jobs = [Trial(config=c, workload=workload, plan=plan) for c in smallest_first(configs)]
+    with Store(out) as store:
+        for note in store.runs.notes:
+            log.warning("%s", note)
+        _check_environment(store, on_other_environment)
+        _run(jobs, store, spec, retry_errors=retry_errors, progress=progress)
+        keys = {job.key for job in jobs}
+        mine = [run for run in _here(store.runs) if run.key in keys]
+        return Runs(mine, path=store.path, notes=store.runs.notes)
+
+
+def chosen_spec(spec: SweepSpec | None, settings: dict[str, Any]) -> SweepSpec:
+    """The spec that was given, or one from keyword settings.
+
+    Raises
+    ------
+    ConfigError
+        If both were given.
+    """
+    if spec is None:
+        return spec_from(settings)
+    if settings:
+        raise ConfigError(f"give a spec or settings, not both: {', '.join(settings)}")
+    return spec
+
+
+def spec_from(settings: dict[str, Any]) -> SweepSpec:
+    """A SweepSpec from keyword settings: lists are axes, single values are fixed."""
+    options = {f.name for f in fields(SweepSpec)} - {"axes", "base"}
+    axes: dict[str, Sequence[Any]] = {}
+    fixed: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in options:
+            chosen[name] = value
+        elif name not in FIELDS:
+            raise UnknownNameError("setting", name, [*FIELDS, *options])
+        elif isinstance(value, list | tuple):
+            axes[name] = value
+        else:
+            fixed[name] = value
+    return SweepSpec(axes=axes, base=Config().replace(**fixed), **chosen)
+
+
+def smallest_first(configs: Sequence[Config]) -> list[Config]:
+    """Model by model, from small to large, so that an OOM spares the larger ones."""
+    models = list(dict.fromkeys(c.model for c in configs))
+    return sorted(
+        configs,
+        key=lambda c: (
+            models.index(c.model),
+            _rank(c.images.resolution),
+            c.engine.max_new_tokens,
+            c.engine.batch_size,
+        ),
+    )
+
+
+def closed_by(config: Config, oom: Sequence[Run]) -> Run | None:
+    """The run that went out of memory and says that ``config`` would too, or None."""
+    mine = config.flat()
+    for run in oom:
+        others_equal = all(run.config.get(k) == v for k, v in mine.items() if k not in _GROWING)
+        if others_equal and _at_least(mine, run.config):
+            return run
+    return None
+
+
+def _at_least(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether no growing field is smaller; "by_task" compares with itself only."""
+    resolutions = (mine["resolution"], theirs["resolution"])
+    if BY_TASK in resolutions and resolutions[0] != resolutions[1]:
+        return False
+    ranks = [_rank(resolution) for resolution in resolutions]
+    numbers = ("batch_size", "max_new_tokens")
+    return ranks[0] >= ranks[1] and all(mine[n] >= theirs[n] for n in numbers)
+
+
+def _rank(resolution: int | str) -> float:
+    """Order of resolutions: native never has fewer tokens than a budget."""
+    if isinstance(resolution, int):
+        return float(resolution)
+    return 1e6 if resolution == NATIVE else 1e6 + 1
+
+
+def _run(
+    jobs: list[Any], store: Store, spec: SweepSpec, *, retry_errors: bool, progress: bool
+) -> None:
+    done = {run.key: run for run in _here(store.runs)}
+    settled = {k for k, run in done.items() if not (retry_errors and run.status == "error")}
+    pending = [job for job in jobs if job.key not in settled]
+    fingerprints = {job.workload.fingerprint for job in jobs}
+    oom = [
+        run
+        for run in done.values()
+        if run.status == "oom" and run.workload["fingerprint"] in fingerprints
+    ]
+
+    def open_jobs() -> Iterator[Any]:
+        for job in pending:
+            if cause := closed_by(job.config, oom):
+                skipped = job.result("skipped", _because(cause), resolved=cause.resolved)
+                store.append(skipped)
+                bar.update()
+            else:
+                yield job
+
+    bar = tqdm(
+        total=len(jobs), initial=len(jobs) - len(pending), disable=not progress, unit="setting"
+    )
+    with bar:
+        for run in EXECUTORS[spec.isolation](open_jobs(), spec.timeout_s):
+            store.append(run)
+            if run.status == "oom":
+                oom.append(run)
+            bar.set_postfix_str(f"{_title(run)}: {run.status}")
+            bar.update()
+
+
+def _because(cause: Run) -> str:
+    return f"a smaller setting ran out of memory: {_title(cause)}"
+
+
+def _title(run: Run) -> str:
+    c = run.config
+    parts = [c["precision"], f"{c['resolution']} px", f"batch {c['batch_size']}", engine_words(c)]
+    return ", ".join(filter(None, parts))
+
+
+def engine_words(config: Mapping[str, Any]) -> str:
+    """The fast engine and what it does without, "fast without packing"; "" for the stock one."""
+    if config["engine"] != "fast":
+        return ""
+    off = [f.name for f in fields(EngineSpec) if f.default is True and config.get(f.name) is False]
+    return f"fast without {', '.join(off)}" if off else "fast"
+
+
+def _check(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> None:
+    from qvl_lab.workloads.resize import resolution_for
+
+    for config in configs:
+        for item in workload.items:
+            resolution_for(config.images, item.task)
+        timed = min(len(workload), spec.timed_items or len(workload))
+        if config.engine.batch_size > timed:
+            raise ConfigError(
+                f"batch_size {config.engine.batch_size} is more than the {timed} timed items of "
+                f"workload {workload.name!r}; use more items or smaller batches"
+            )
+    if spec.quality:
+        _check_metrics(configs, spec, workload)
+
+
+def _check_metrics(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> None:
+    """Score the true answers: whatever keeps answers from being scored shows before the work."""
+    expected = [item.answer for item in workload.items]
+    models = {config.model.model for config in configs}
+    try:
+        own_metrics(spec.metrics)
+        if not all(model.startswith("random:") for model in models):  # those are never scored
+            score_items(workload.items, expected, spec.metrics)
+    except ConfigError as e:
+        raise ConfigError(f"{e}. Or measure without quality: quality=False (--no-quality)") from e
+
+
+def _here(runs: Sequence[Run]) -> list[Run]:
+    here = environment_key(fingerprint())
+    return [run for run in runs if environment_key(run.environment) == here]
+
+
+def _check_environment(store: Store, choice: str) -> None:
+    if choice == "fresh" and len(store.runs):
+        log.warning("earlier rows moved to %s", store.set_aside())
+    here = fingerprint()
+    hosts = {run.environment.get("host") for run in _here(store.runs)} - {here["host"]}
+    if hosts:
+        log.warning("%s goes on on another machine of the same kind", store.path)
+    known = store.runs.environments()
+    others = [env for env in known if environment_key(env) != environment_key(here)]
+    if not others or choice == "keep":
+        return
+    differing = [
+        f"{name}: {others[-1].get(name)} then, {value} now"
+        for name, value in here.items()
+        if others[-1].get(name) != value and name != "host"
+    ]
+    raise StoreError(
+        f"{store.path} holds rows of another environment ({'; '.join(differing)}). "
+        "Choose another file, keep both (--on-other-environment keep), or move the old rows aside "
+        "(--on-other-environment fresh)"
+    )

@@ -1,0 +1,226 @@
+"""What was measured: :class:`Run`, one configuration's result, and its JSON line.
+
+A Run is the only object that passes between layers. It holds raw readings: every repeat, no
+medians, no money. :mod:`qvl_lab.analysis.frame` turns runs into a table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from qvl_lab.config import digest
+from qvl_lab.errors import StoreError
+
+#: Raised by one whenever the meaning of a field changes.
+SCHEMA_VERSION = 1
+#: ok: measured. oom: out of memory. error: the model or process failed.
+#: skipped: not tried, because a smaller neighbour ran out of memory.
+STATUSES = ("ok", "oom", "error", "skipped")
+#: The parts of a batch's time, in order. What they leave over is "other".
+STAGES = (
+    "decode_image",
+    "preprocess",
+    "transfer",
+    "vision",
+    "prefill",
+    "decode",
+    "detokenize",
+)
+#: Stages within those, by path, as far as the engine marks them.
+PARTS = (
+    "vision/patch_embed",
+    "vision/merger",
+    "prefill/layers",
+    "prefill/lm_head",
+    "decode/layers",
+    "decode/lm_head",
+    "decode/sampling",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much there was to compute, in the sums that formulas of FLOPs and bytes need.
+
+    Attributes
+    ----------
+    images, batches : int
+        Images that reached the model, forward passes that read a prompt.
+    patches, patches_squared : int
+        Patches of the vision tower, and their squares summed image by image.
+    prompt_tokens, prompt_tokens_squared : int
+        Tokens of the prompts without padding, and their squares summed prompt by prompt.
+    padded_tokens, padded_tokens_squared : int
+        The same as the engine runs them: every prompt as long as its batch's longest.
+    decode_steps, decode_rows : int
+        Forward passes of one token a row, and rows summed over them.
+    context_tokens : int
+        Tokens that those rows attend to, padding included, summed over steps and rows.
+    """
+
+    images: int = 0
+    batches: int = 0
+    patches: int = 0
+    patches_squared: int = 0
+    prompt_tokens: int = 0
+    prompt_tokens_squared: int = 0
+    padded_tokens: int = 0
+    padded_tokens_squared: int = 0
+    decode_steps: int = 0
+    decode_rows: int = 0
+    context_tokens: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        return Work(**sums)
+
+    def __sub__(self, other: Work) -> Work:
+        return self + Work(**{name: -value for name, value in asdict(other).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """One timed pass over the items, encoded bytes in, text out.
+
+    ``stages_s`` sums seconds per stage over all batches, ``parts_s`` those of stages within a
+    stage by their path ("vision/merger"). ``ttft_s`` has one value per answered item: from the
+    start of its batch to its first token. ``batch_s`` has one value per batch. ``work`` holds the
+    fields of :class:`Work`; ``caches`` hits, misses and bytes of the caches that were on. Older
+    files lack ``parts_s``, ``work`` and ``caches``.
+    """
+
+    wall_s: float
+    answered: int
+    failed: int
+    prompt_tokens: int
+    visual_tokens: int
+    new_tokens: int
+    stages_s: dict[str, float]
+    ttft_s: list[float]
+    batch_s: list[float]
+    parts_s: dict[str, float] = field(default_factory=dict)
+    work: dict[str, int] = field(default_factory=dict)
+    caches: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One configuration, measured or not.
+
+    Attributes
+    ----------
+    key : str
+        Names the configuration, the workload and the way of measuring; equal keys are
+        comparable repeats of one thing.
+    status, reason : str
+        One of :data:`STATUSES`, and in words why it is not "ok".
+    config, resolved : dict
+        The settings as asked for, and what "auto" among them became.
+    workload, plan : dict
+        Name, fingerprint and counts of the items; repeats, warm-up, batches per pass.
+    repeats : list of Repeat
+        The raw readings.
+    cold : dict
+        Seconds of ``load_s`` and ``warmup_s``, kept apart from the repeats.
+    memory : dict
+        Peak bytes: ``allocated``, ``reserved``, ``process``, ``device``; None where unknown.
+    power : dict
+        Means over the timed passes: ``gpu_utilisation`` (0-1), ``power_w``; ``energy_j`` in all.
+    cache_state : str
+        "off", "cold", "warm": whether image features were reused.
+    architecture : dict
+        The model's sizes, as :class:`qvl_lab.models.architecture.Architecture` reads them.
+    environment : dict
+        See :func:`qvl_lab.hardware.fingerprint`.
+    failures : list of dict
+        ``id`` and ``error`` of items without an answer.
+    scores : dict
+        Task to metric and scores item by item, as
+        ``TaskScores`` writes them; empty where no answer is known
+        or the weights are random.
+    answers : list of dict
+        ``id``, ``task``, ``question``, ``expected`` and ``answer`` of every item. A store keeps
+        them in a file of their own, so a run that was read from a file has none.
+    """
+
+    key: str
+    status: str
+    reason: str | None = None
+    started_at: str
+    config: dict[str, Any]
+    resolved: dict[str, Any] = field(default_factory=dict)
+    workload: dict[str, Any]
+    plan: dict[str, Any] = field(default_factory=dict)
+    repeats: list[Repeat] = field(default_factory=list)
+    cold: dict[str, float | None] = field(default_factory=dict)
+    memory: dict[str, int | None] = field(default_factory=dict)
+    power: dict[str, float | None] = field(default_factory=dict)
+    cache_state: str = "off"
+    random_weights: bool | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: list[dict[str, str | None]] = field(default_factory=list)
+    schema: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """One line without a line break."""
+        text = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        # lone surrogates (file names that are not UTF-8) become JSON escapes
+        return text.encode("utf-8", "backslashreplace").decode()
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """Read one line.
+
+        Raises
+        ------
+        StoreError
+            If it is no JSON, no Run, or of another schema version.
+        """
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise StoreError(f"not a JSON line: {e}") from e
+        if not isinstance(values, dict) or "schema" not in values:
+            raise StoreError("not a run: the field 'schema' is missing")
+        if values["schema"] != SCHEMA_VERSION:
+            raise StoreError(
+                f"schema version {values['schema']}, this qvl_lab reads {SCHEMA_VERSION}: "
+                "read it with the version that wrote it, or measure again"
+            )
+        for name in ("config", "resolved", "workload", "plan", "environment", "scores"):
+            if not isinstance(values.get(name, {}), dict):
+                raise StoreError(f"not a run: {name} is no object")
+        if not all(isinstance(found, dict) for found in values.get("scores", {}).values()):
+            raise StoreError("not a run: scores of a task are no object")
+        missing = {"key", "status", "started_at", "config", "workload"} - set(values)
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if missing or unknown:
+            raise StoreError(f"not a run: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        try:
+            repeats = [Repeat(**repeat) for repeat in values.pop("repeats", [])]
+            usable = all(0 < repeat.wall_s < float("inf") for repeat in repeats)
+        except TypeError as e:
+            raise StoreError(f"not a run: {e}") from e
+        if not usable:
+            raise StoreError("not a run: a repeat without a positive wall_s")
+        return cls(repeats=repeats, **values)
+
+
+def environment_key(environment: Mapping[str, Any]) -> str:
+    """Equal for environments whose numbers may stand in one table.
+
+    Another machine of the same kind is the same environment; reports say how many took part,
+    because work that waits for the CPU differs between them.
+    """
+    return digest({name: value for name, value in environment.items() if name != "host"})
+
+
+def run_key(config: Mapping[str, Any], workload: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """The key of a configuration on a workload, measured by a plan."""
+    return digest([dict(config), workload["fingerprint"], dict(plan), SCHEMA_VERSION])

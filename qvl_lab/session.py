@@ -1,0 +1,166 @@
+"""A loaded model and the one call to use it, whichever engine answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from qvl_lab.backends.fast.sizing import Fast
+from qvl_lab.backends.processor import Answer, Generation, InputProcessor, items_of, settings_of
+from qvl_lab.backends.transformers import Stock
+from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
+from qvl_lab.models.load import LoadedModel, load_model
+from qvl_lab.probe.stages import Recorder, listening
+from qvl_lab.workloads.items import ImageLike, Item
+
+
+class Lab:
+    """A loaded model and the one call to use it; made by :func:`load`.
+
+    Attributes
+    ----------
+    loaded : LoadedModel
+        Model, tokenizer, image processor, resolved spec.
+    used : bool
+        Whether it has answered anything yet.
+    heard : callable or None
+        Hears the arguments of every finished :meth:`run`, as a dict, and its generation.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded, self.used = loaded, False
+        self.heard: Callable[..., object] | None = None
+        self.reader = InputProcessor(loaded)
+        self.stock = Stock(self.reader)
+        self.fast = Fast(self.reader)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's settings with device and precision resolved."""
+        return self.loaded.spec
+
+    def generate_batch(
+        self,
+        images: Sequence[ImageLike | Item] | ImageLike,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        batch_size: int = 8,
+        resolution: int | str = "native",
+        max_new_tokens: int = 64,
+        tasks: str | Sequence[str | None] | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> Generation:
+        """Answer a question about each image.
+
+        Parameters
+        ----------
+        images : sequence
+            Paths, encoded bytes, PIL images, or workload items (which bring their questions).
+        prompts : str or sequence of str
+            One question for all, or one each.
+        batch_size, resolution, max_new_tokens
+            See :class:`~qvl_lab.config.EngineSpec` and :class:`~qvl_lab.config.ImagePolicy`;
+            ``options`` takes their other fields.
+        tasks : str or sequence of str, optional
+            Used by ``resolution="by_task"``.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        Generation
+            Answers in input order. An image that cannot be used has an error instead of a text,
+            and the others go on. A batch that does not fit is halved; ``events`` tells.
+        """
+        items = items_of(images, prompts, tasks)
+        options |= {"batch_size": batch_size, "resolution": resolution}
+        engine, policy = settings_of(options | {"max_new_tokens": max_new_tokens})
+        return self.run(items, engine, policy, progress=progress)
+
+    def run(
+        self,
+        items: Sequence[Item],
+        engine: EngineSpec,
+        policy: ImagePolicy,
+        *,
+        halve_on_oom: bool = True,
+        max_batches: int | None = None,
+        progress: bool = False,
+        on_answer: Callable[[int, Answer], None] | None = None,
+    ) -> Generation:
+        """As :meth:`generate_batch`, from settings.
+
+        Parameters
+        ----------
+        halve_on_oom : bool
+            Go on with smaller batches when memory runs out, rather than raise.
+        max_batches : int, optional
+            Stop after so many batches, for a warm-up; the largest come first.
+        on_answer : callable, optional
+            Hears each (index, answer) as its batch finishes.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If memory runs out and ``halve_on_oom`` is off.
+        ModelError
+            If the model fails for another reason.
+        """
+        answers: list[Answer | None] = [None] * len(items)
+        result = Generation(answers=[])
+        recorder = Recorder(cuda=self.loaded.device.type == "cuda")
+        started = time.perf_counter()
+        bar = tqdm(total=len(items), disable=not progress, unit="img")
+        with _on_device(self.loaded.device), listening(recorder), bar:
+            stream = self._engine(engine.engine).stream(
+                items, engine, policy, result, recorder, halve_on_oom, max_batches
+            )
+            for index, answer in stream:
+                answers[index] = answer
+                bar.update()
+                if on_answer:
+                    on_answer(index, answer)
+        result.wall_s = time.perf_counter() - started
+        result.answers = [answer for answer in answers if answer is not None]
+        self.used = True
+        if self.heard:
+            call = {"items": list(items), "engine": engine, "policy": policy}
+            self.heard(call | {"halve_on_oom": halve_on_oom, "max_batches": max_batches}, result)
+        return result
+
+    def forget(self) -> None:
+        """Empty the fast engine's caches in memory; a folder of features keeps its files."""
+        self.fast.forget()
+
+    def _engine(self, name: str) -> Stock | Fast:
+        if name == "fast":
+            return self.fast
+        self.fast.close()  # its cache would take memory from the other
+        return self.stock
+
+
+def load(model: str | ModelSpec = "tiny", **fields: Any) -> Lab:
+    """Load a model: ``"tiny"``, ``"random:8b"``, a folder, or a hub id.
+
+    ``fields`` are those of :class:`~qvl_lab.config.ModelSpec`. Errors as
+    :func:`qvl_lab.models.load.load_model`.
+    """
+    spec = replace(model, **fields) if isinstance(model, ModelSpec) else None
+    return Lab(load_model(spec or ModelSpec(model=str(model), **fields)))
+
+
+@contextmanager
+def _on_device(device: torch.device) -> Iterator[None]:
+    """Make the model's GPU the current one, so that events are recorded on its stream."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield

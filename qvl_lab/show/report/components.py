@@ -1,0 +1,99 @@
+"""The parts that sections are made of: headings, tables, pictures."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import HTML, Image, Markdown
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qvl_lab.analysis.money.recommend import Recommendation, peak_memory_bytes
+from qvl_lab.show.report.context import ReportContext
+from qvl_lab.show.text import TEXTS, amount, number, percent
+
+
+def section(found: ReportContext, heading: str, note: str | None = None) -> Markdown:
+    """A heading, and a note under it."""
+    text = f"### {found.say(heading)}"
+    return Markdown(f"{text}\n\n{found.say(note)}" if note else text)
+
+
+def plain(text: str) -> str:
+    """Text for Markdown in which nothing is markup: names come from files that anyone can write."""
+    return html.escape(text, quote=False).replace("$", r"\$")
+
+
+def named_rows(advice: Recommendation) -> dict[str, pd.Series]:
+    """Today's and the recommended setting by their texts; one row where they are the same."""
+    if advice.best["key"] == advice.current["key"]:
+        return {"row_today_recommended": advice.current}
+    return {"row_today": advice.current, "row_recommended": advice.best}
+
+
+def table(found: ReportContext, data: pd.DataFrame, names: Sequence[str] = ()) -> HTML:
+    """A frame whose columns are keys of texts (or have none), and its rows too where named."""
+    worded = data.rename(columns=lambda name: found.say(name) if name in TEXTS else name)
+    if names:
+        worded.insert(0, "", [found.say(name) for name in names])
+    return HTML(worded.to_html(index=False, border=0))
+
+
+def settings_table(
+    found: ReportContext, rows: pd.DataFrame, today: pd.Series, names: Sequence[str] = ()
+) -> HTML:
+    """Settings with their quality, if any is known, cost, speed and memory."""
+    listed = [row for _, row in rows.iterrows()]
+    columns = {"column_setting": [found.setting(row) for row in listed]}
+    if found.frame["quality"].notna().any():
+        columns["column_quality"] = [found.scored(row, "quality") for row in listed]
+    columns |= {
+        "column_cost": [found.cost_of(row) for row in listed],
+        "column_interval": [found.cost_interval(row) for row in listed],
+        "column_change": [
+            "-" if row["key"] == today["key"] else percent(today[found.cost], row[found.cost])
+            for row in listed
+        ],
+        "column_speed": [number(row["images_per_s"]) for row in listed],
+        "column_ttft": [amount(row["ttft_s"], "ttft_s", found.lang) for row in listed],
+        "column_memory": [
+            "?" if pd.isna(size) else f"{size / 2**30:.2f} GiB" for size in peak_memory_bytes(rows)
+        ],
+    }
+    return table(found, pd.DataFrame(columns), names)
+
+
+def with_interval(
+    row: pd.Series, column: str, spelled: Callable[[float], str], unknown: str = "?"
+) -> str:
+    """A value and its interval: "2.10 (1.95–2.30)"; only itself where a bound is not known."""
+    value, low, high = (row[column + end] for end in ("", "_low", "_high"))
+    if pd.isna(value):
+        return unknown
+    known = pd.notna(low) and pd.notna(high)
+    return f"{spelled(value)} ({spelled(low)}–{spelled(high)})" if known else spelled(value)
+
+
+def picture(drawn: Figure | Axes) -> Image:
+    """A figure as PNG; it is closed."""
+    figure = drawn if isinstance(drawn, Figure) else drawn.get_figure()
+    assert isinstance(figure, Figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return Image(data=_small_png(buffer.getvalue()))
+
+
+def _small_png(data: bytes) -> bytes:
+    """The same picture with a palette of 256 colours: a third of the size, no visible change."""
+    from PIL import Image as Pillow
+
+    with Pillow.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB").quantize(256, dither=Pillow.Dither.NONE)
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

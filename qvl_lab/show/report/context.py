@@ -1,0 +1,102 @@
+"""What a review has found, and how its rows are put into words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from qvl_lab.analysis.money.cost import cost_column
+from qvl_lab.analysis.money.recommend import Recommendation
+from qvl_lab.config import BY_TASK
+from qvl_lab.probe.ceilings import MeasuredCeilings
+from qvl_lab.runs.store import Runs
+from qvl_lab.show.plots.shared import CELL
+from qvl_lab.show.report.selection import environment, on_gpu
+from qvl_lab.show.text import differing, is_told, label, money, score, setting
+
+
+@dataclass(kw_only=True)
+class ReportContext:
+    """Everything the report's sections draw on.
+
+    Attributes
+    ----------
+    runs : Runs
+        The runs that are compared.
+    frame : DataFrame
+        Their rows, priced.
+    recommendation : Recommendation or None
+        None if nothing was measured to the end.
+    lang : str
+        ``"en"`` or ``"zh"``.
+    monthly_images : int
+    options : dict
+        What :func:`qvl_lab.show.report.review.review` was given, without what was left open.
+    notes : list of str
+        What was left out.
+    ceilings : dict or None
+        What the device can do at most, where that was measured.
+    """
+
+    runs: Runs
+    frame: pd.DataFrame
+    recommendation: Recommendation | None
+    lang: str
+    monthly_images: int
+    options: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    ceilings: MeasuredCeilings | None = None
+
+    @property
+    def grid(self) -> pd.DataFrame:
+        """Rows of one resolution for all tasks; all rows, if there are no others."""
+        uniform = self.frame[self.frame["resolution"] != BY_TASK]
+        kept = self.frame if uniform.empty else uniform.reset_index(drop=True)
+        kept.attrs = self.frame.attrs
+        return kept
+
+    @property
+    def cost(self) -> str:
+        """The frame's cost column."""
+        return cost_column(self.frame)
+
+    @property
+    def currency(self) -> str:
+        """ISO code of the money."""
+        return str(self.frame.attrs["currency"])
+
+    @property
+    def device(self) -> str:
+        """What the runs ran on."""
+        if on_gpu(self.frame):
+            return environment(self.frame, "gpu") or "GPU"
+        return f"CPU ({environment(self.frame, 'cpu') or '?'})"
+
+    def say(self, key: str, **values: Any) -> str:
+        """A text in the report's language."""
+        return label(key, self.lang, **values)
+
+    def setting(self, row: pd.Series) -> str:
+        """A row's setting, with what else tells it from the other rows."""
+        names = differing(self.frame, [*CELL, "engine", "task_resolutions"])
+        more = [f"{n}={row[n]}" for n in names if is_told(row, n)]
+        return " · ".join([setting(row, self.lang), *more])
+
+    def cost_of(self, row: pd.Series) -> str:
+        """What 100 images cost: "¥3.10"."""
+        return money(row[self.cost], self.currency)
+
+    def cost_interval(self, row: pd.Series) -> str:
+        """The cost's 95% interval: "¥3.00 – ¥3.20"; "?" after a single repeat."""
+        bounds = row[f"{self.cost}_low"], row[f"{self.cost}_high"]
+        if any(pd.isna(bound) for bound in bounds):
+            return "?"
+        return " – ".join(money(float(bound), self.currency) for bound in bounds)
+
+    @staticmethod
+    def scored(row: pd.Series, column: str) -> str:
+        """A column of scores with its 95% interval: "0.95 (0.91–0.98)"."""
+        value, low, high = (score(row[column + end]) for end in ("", "_low", "_high"))
+        return value if value == "?" else f"{value} ({low}–{high})"

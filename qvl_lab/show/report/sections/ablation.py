@@ -1,0 +1,86 @@
+"""What each lever of the fast engine is worth, where an ablation was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from IPython.display import Markdown
+
+from qvl_lab.analysis.levers.ablation import ONE_LEVER, ablation_rows, times_as_fast
+from qvl_lab.analysis.levers.ablation import ablation as by_lever
+from qvl_lab.errors import ConfigError
+from qvl_lab.show import plots
+from qvl_lab.show.report.commands import ablate_command
+from qvl_lab.show.report.components import picture, plain, section, table, with_interval
+from qvl_lab.show.report.context import ReportContext
+from qvl_lab.show.text import TEXTS, lever, money, number
+
+
+def ablation(found: ReportContext) -> list[Any]:
+    """Each lever alone and missing from all; nothing if the runs hold no ablation."""
+    try:
+        rows = ablation_rows(found.frame)
+    except ConfigError:
+        return []
+    if rows.loc[rows["variant"].isin(ONE_LEVER), "images_per_s"].isna().all():
+        return []
+    named = {name: lever(name, _all(rows)["batch_size"], found.lang) for name in _levers(rows)}
+    return [
+        section(found, "ablation_heading", "ablation_note"),
+        picture(plots.ablation(found.frame, lang=found.lang)),
+        Markdown("\n\n".join([*_summary(found, rows), _meanings(found, named)])),
+        table(found, _table(found, named)),
+        Markdown(f"{found.say('run_ablation')}\n\n```\n{_command(found, rows)}\n```"),
+    ]
+
+
+def _levers(rows: pd.DataFrame) -> list[str]:
+    return list(rows.loc[rows["variant"] == "alone", "lever"])
+
+
+def _all(rows: pd.DataFrame) -> pd.Series:
+    return rows[rows["variant"] == "all"].iloc[0]
+
+
+def _summary(found: ReportContext, rows: pd.DataFrame) -> list[str]:
+    """From no lever to all of them; nothing if either was not measured."""
+    nothing, everything = rows[rows["variant"] == "nothing"].iloc[0], _all(rows)
+    factor, low, high = times_as_fast(everything, nothing)
+    if pd.isna(factor):
+        return []
+    words = {"nothing": found.cost_of(nothing), "all": found.cost_of(everything)}
+    words["factor"] = number(factor)
+    if pd.isna(low):
+        return [plain(found.say("ablation_summary_once", **words))]
+    return [plain(found.say("ablation_summary", low=number(low), high=number(high), **words))]
+
+
+def _meanings(found: ReportContext, named: dict[str, str]) -> str:
+    """What each lever does, as a list."""
+    known = {words: f"lever_{name}" for name, words in named.items() if f"lever_{name}" in TEXTS}
+    said = [
+        found.say("ablation_meaning", lever=words, meaning=found.say(key))
+        for words, key in known.items()
+    ]
+    return "\n".join(f"- {plain(words)}" for words in said)
+
+
+def _table(found: ReportContext, named: dict[str, str]) -> pd.DataFrame:
+    """Speed, money and factor of each lever, alone and missing."""
+    listed = []
+    for _, row in by_lever(found.frame).iterrows():
+        cells = {"column_lever": named[row["lever"]]}
+        for side, factor in zip(ONE_LEVER, ("gained", "lost"), strict=True):
+            cost = row[f"{side}_{found.cost}"]
+            cells[f"column_{side}_speed"] = with_interval(row, f"{side}_images_per_s", number)
+            cells[f"column_{side}_cost"] = "?" if pd.isna(cost) else money(cost, found.currency)
+            cells[f"column_{factor}"] = with_interval(row, factor, number)
+        listed.append(cells)
+    return pd.DataFrame(listed)
+
+
+def _command(found: ReportContext, rows: pd.DataFrame) -> str:
+    """With what a missing row of all levers lacks taken from one that was tried."""
+    tried = rows[(rows["engine"] == "fast") & rows["key"].notna()].iloc[-1]
+    return ablate_command(found, _all(rows).combine_first(tried), _levers(rows))

@@ -1,0 +1,122 @@
+"""What a review rests on: rows that compare, whose price to take, what is recommended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qvl_lab.analysis.money.cost import find_price
+from qvl_lab.analysis.money.recommend import Recommendation, find_row, measured, recommend
+from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
+from qvl_lab.hardware import Gpu, cpu_label, find_gpu
+from qvl_lab.show.text import label
+
+ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
+#: Rows that differ in these answer different questions and are not compared.
+_COMPARABLE = (
+    *("model", "revision", "workload_fingerprint", "plan"),
+    *("max_new_tokens", "min_new_tokens"),
+)
+#: Never varied to save money: answers of another length are other answers.
+_HELD = ("max_new_tokens", "min_new_tokens")
+
+
+def comparable(frame: pd.DataFrame, lang: str) -> tuple[pd.DataFrame, list[str]]:
+    """Rows like the newest: same machine, versions, model, workload; and notes on the others."""
+    newest = frame.iloc[int(frame["started_at"].argmax())]
+    here = frame[frame["environment"] == newest["environment"]]
+    same = here
+    for name in _COMPARABLE:
+        same = same[same[name].map(str) == str(newest[name])]
+    notes = []
+    if left := len(frame) - len(here):
+        notes.append(label("note_environments", lang, n=left))
+    if left := len(here) - len(same):
+        notes.append(label("note_workloads", lang, n=left))
+    return same.reset_index(drop=True), notes
+
+
+def on_gpu(frame: pd.DataFrame) -> bool:
+    """Whether the runs used one."""
+    return bool(frame["device"].dropna().astype(str).str.startswith("cuda").any())
+
+
+def device(frame: pd.DataFrame) -> str:
+    """The GPU's name as the driver says it, or the CPU's."""
+    if on_gpu(frame):
+        return environment(frame, "gpu") or "?"
+    return cpu_label({name: environment(frame, name) for name in ("cpu", "cpu_count")})
+
+
+def environment(frame: pd.DataFrame, name: str) -> str | None:
+    """A field of the machine's fingerprint."""
+    value = frame.iloc[0][f"env_{name}"]
+    return None if pd.isna(value) else str(value)
+
+
+def measured_gpu(frame: pd.DataFrame) -> Gpu | None:
+    """The GPU that the runs used; None if they used none, or one that the table does not know."""
+    return find_gpu(environment(frame, "gpu")) if on_gpu(frame) else None
+
+
+def priced_gpu(
+    frame: pd.DataFrame, provider: str | None, kind: str | None, prices_file: str | Path | None
+) -> tuple[str, str | None]:
+    """GPU and provider to price if none is named: the measured GPU if it has a price, else the
+    article's.
+
+    Raises
+    ------
+    ConfigError
+        If a provider or kind is named that the measured GPU has no price of.
+    """
+    here = measured_gpu(frame)
+    try:
+        find_price(here.name if here else "", provider, kind, file=prices_file)
+    except UnknownNameError:
+        if provider or kind:
+            raise ConfigError(
+                "a provider or kind of price needs a GPU: --gpu NAME; see 'qvl-lab prices'"
+            ) from None
+        return ARTICLE_GPU, ARTICLE_PROVIDER
+    return here.name if here else ARTICLE_GPU, provider
+
+
+def recommended(
+    frame: pd.DataFrame,
+    *,
+    current: Mapping[str, Any] | None,
+    min_quality: float | None,
+    max_vram_gib: float | None,
+    max_ttft_s: float | None,
+) -> Recommendation | None:
+    """What to run instead; None if nothing was measured.
+
+    Where no quality is as high as was asked for, the best one there is is kept.
+    """
+    try:
+        rows = measured(frame)
+    except ConfigError:
+        return None
+    today = find_row(rows, current or {})
+    # without today's quality nothing says what fewer pixels would lose
+    unknown = min_quality is None and pd.isna(today["quality"])
+    choose = partial(
+        recommend,
+        frame,
+        current=current,
+        hold=("resolution", *_HELD) if unknown else _HELD,
+        max_vram_gib=max_vram_gib,
+        max_ttft_s=max_ttft_s,
+    )
+    try:
+        return choose(min_quality=min_quality)
+    except LimitError:
+        best = rows["quality"].max()
+        if min_quality is None or best >= min_quality:
+            raise
+        return choose(min_quality=float(best))

@@ -1,0 +1,156 @@
+"""Scores of answers, task by task."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qvl_lab.analysis.quality.metrics import METRICS, chrf
+from qvl_lab.analysis.quality.scoring import TASK_METRICS, TaskScores, agreement, metric_for, score
+from qvl_lab.errors import ConfigError, UnknownNameError
+
+BOX = '[{"bbox_2d": [100, 200, 300, 400], "label": "cat"}]'
+
+
+# ---- tasks
+
+
+def test_tasks_have_known_metrics():
+    assert set(TASK_METRICS.values()) <= set(METRICS)
+    assert {"颜色", "计数", "定位", "检测", "描述", "精细分析", "文字识别"} <= set(TASK_METRICS)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected", "metric"),
+    [
+        ("count", "2", "exact_match"),
+        ("Fine_Analysis ", "27.40", "anls"),
+        ("locate", "[1, 2, 3, 4]", "box_accuracy"),
+        ("定位", "1,2,3,4", "box_accuracy"),
+        ("detection", "2", "exact_match"),
+        ("detection", BOX, "box_accuracy"),
+        ("detection", "[]", "box_accuracy"),
+        ("my task", BOX, "box_accuracy"),
+        (None, "red", "exact_match"),
+        ("", "red", "exact_match"),
+        (None, BOX, "box_accuracy"),
+        (None, "<|box_start|>(1,2),(3,4)<|box_end|>", "box_accuracy"),
+        ("read", "12,34,56,78", "exact_match"),
+        ("qa", "the values (1, 2, 3, 4) in order", "token_f1"),
+    ],
+)
+def test_the_metric_of_a_task(task, expected, metric):
+    assert metric_for(task, expected) == metric
+
+
+def test_own_metrics_come_first():
+    assert metric_for("count", "2", {"count": "anls"}) == "anls"
+    assert metric_for("零件", "A3", {"零件": "anls"}) == "anls"
+    assert metric_for("Parts", "A3", {"parts": "anls"}) == "anls"
+    assert metric_for(None, "red", {"none": "chrf"}) == "chrf"
+    assert metric_for("detection", BOX, {"detection": "exact_match"}) == "exact_match"
+
+
+def test_an_own_metric_of_boxes_leaves_the_other_items_of_its_task():
+    assert metric_for("detection", BOX, {"detection": "iou"}) == "iou"
+    assert metric_for("detection", "2", {"detection": "iou"}) == "exact_match"
+    with pytest.raises(ConfigError, match="task 'parts': no box can be read"):
+        metric_for("parts", "2", {"parts": "iou"})
+
+
+def test_an_unknown_task_says_how_to_name_a_metric():
+    with pytest.raises(ConfigError) as caught:
+        metric_for("detecton", "2")
+    message = str(caught.value)
+    assert "'detecton'" in message
+    assert "Did you mean 'detection'?" in message
+    assert 'metrics={"detecton": "anls"}' in message
+    assert all(name in message for name in METRICS)
+
+
+def test_an_unknown_metric_is_named_even_if_no_item_needs_it():
+    with pytest.raises(UnknownNameError, match=r"unknown metric 'f1'.*token_f1"):
+        score(["count"], ["2"], ["2"], {"qa": "f1"})
+
+
+def test_a_location_that_is_expected_in_words_is_an_error():
+    with pytest.raises(ConfigError, match=r"task 'locate': no box .* 'left'"):
+        metric_for("locate", "left")
+
+
+def test_scores_by_task_in_the_order_of_the_items():
+    found = score(
+        ["qa", "count", None, "qa", "count", "count", "caption"],
+        ["the cat", "2", "Red.", None, "4", "9", "x"],
+        ["cat", "2", "red", "dog", "3", None, None],
+    )
+    assert list(found) == ["qa", "count", "none"]
+    assert found["qa"] == TaskScores("token_f1", (1.0, None))
+    assert found["count"] == TaskScores("exact_match", (1.0, 0.0))
+    assert found["none"] == TaskScores("exact_match", (1.0,))
+
+
+def test_counts_and_mean_of_scores():
+    scores = TaskScores("anls", (1.0, None, 0.5))
+    assert (scores.count, scores.missing, scores.mean) == (2, 1, 0.75)
+    assert TaskScores("anls", (None,)).mean is None
+
+
+def test_a_task_with_counts_and_boxes_names_both_metrics():
+    answers = [BOX, "2", "on the left", None]
+    found = score(["detection"] * 4, answers, [BOX, "2", BOX, BOX])["detection"]
+    assert found == TaskScores("box_accuracy+exact_match", (1.0, 1.0, 0.0, None), unparsed=1)
+
+
+def test_scores_are_rounded():
+    assert score(["ocr"], ["ab"], ["abc"])["ocr"].values == (0.666667,)
+
+
+def test_columns_of_different_length_are_an_error():
+    with pytest.raises(ConfigError, match=r"'tasks': 1, 'answers': 2, 'expected': 1"):
+        score(["qa"], ["a", "b"], ["a"])
+
+
+def test_nothing_expected_gives_no_scores():
+    assert score(["qa"], ["a"], [None]) == score([], [], []) == {}
+
+
+def test_scores_survive_json():
+    scores = TaskScores("iou", (1.0, None, 0.25), 3)
+    assert TaskScores.from_dict(json.loads(json.dumps(scores.to_dict()))) == scores
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"metric": "iou", "values": [1]}, "need metric, values, unparsed"),
+        ({"metric": "iou", "values": ["x"], "unparsed": 0}, "could not convert"),
+        ({"metric": "iou", "value": [], "unparsed": 0}, "Did you mean 'values'"),
+    ],
+)
+def test_scores_of_another_shape_are_an_error(values, message):
+    with pytest.raises(ConfigError, match=message):
+        TaskScores.from_dict(values)
+
+
+def test_agreement_with_a_reference():
+    reference = [BOX, "2", "a cat on a mat", "I cannot see it", None, "red", "red"]
+    tasks = ["scene", "count", "own", "locate", "qa", None, "none"]
+    found = agreement(reference, reference, tasks)
+    assert {task: scores.metric for task, scores in found.items()} == {
+        "scene": "box_accuracy",
+        "count": "exact_match",
+        "own": "chrf",
+        "locate": "chrf",
+        "none": "chrf",
+    }
+    assert all(set(scores.values) == {1.0} for scores in found.values())
+
+
+def test_agreement_without_tasks():
+    found = agreement([None, "a dog", "[0, 0, 1, 1]"], ["a cat", "a cat", BOX])["none"]
+    assert found.metric == "box_accuracy+chrf"
+    assert found.values == (None, pytest.approx(chrf("a dog", "a cat"), abs=1e-6), 0.0)
+    with pytest.raises(ConfigError, match="one entry per item"):
+        agreement(["a"], ["a", "b"])

@@ -1,0 +1,392 @@
+"""One configuration to one Run: what is counted, what is a result and what an error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qvl_lab.analysis.quality.scoring import TaskScores, score
+from qvl_lab.backends.transformers import Stock
+from qvl_lab.bench.executors import per_process as executors
+from qvl_lab.bench.measure import Plan, Trial, measure, remember
+from qvl_lab.config import Config
+from qvl_lab.errors import ModelError
+from qvl_lab.models.architecture import Architecture
+from qvl_lab.models.load import parameter_count
+from qvl_lab.runs.records import PARTS, STAGES, Run, Work
+from qvl_lab.workloads.items import Item, Workload, load_workload
+
+FIELDS: dict[str, Any] = {
+    "batch_size": 4,
+    "resolution": 64,
+    "precision": "fp32",
+    "device": "cpu",
+    "max_new_tokens": 3,
+}
+
+
+@pytest.fixture
+def job(pictures) -> Callable[..., Trial]:
+    def make(workload: Any = None, plan: dict[str, Any] | None = None, **fields: Any) -> Trial:
+        return Trial(
+            config=Config().replace(**FIELDS | fields),
+            workload=load_workload(workload or pictures),
+            plan=Plan(**{"repeats": 2, "warmup": 1} | (plan or {})),
+        )
+
+    return make
+
+
+@pytest.fixture
+def batches(monkeypatch) -> list[int]:
+    """The size of every batch that gets to the model."""
+    sizes: list[int] = []
+    real = Stock._generate
+
+    def generate(self, inputs, engine):
+        sizes.append(len(inputs["input_ids"]))
+        return real(self, inputs, engine)
+
+    monkeypatch.setattr(Stock, "_generate", generate)
+    return sizes
+
+
+def fail_after(monkeypatch, passes: int, error: Exception) -> None:
+    """Let everything after so many batches fail."""
+    real = Stock._generate
+    left = [passes]
+
+    def generate(self, inputs, engine):
+        if not left[0]:
+            raise error
+        left[0] -= 1
+        return real(self, inputs, engine)
+
+    monkeypatch.setattr(Stock, "_generate", generate)
+
+
+def test_a_run_keeps_every_repeat_and_its_counts(lab, job):
+    run = measure(job(), lambda _: lab)
+    assert (run.status, run.reason) == ("ok", None)
+    assert len(run.repeats) == 2
+    for repeat in run.repeats:
+        assert (repeat.answered, repeat.failed) == (8, 0)
+        assert repeat.visual_tokens == 3 * 4 + 5 * 2  # 64 x 64 pixels, 64 x 32 for the wider
+        assert repeat.new_tokens == 8 * 3
+        assert len(repeat.ttft_s) == 8
+        assert len(repeat.batch_s) == 2
+        assert set(repeat.stages_s) == {*STAGES, "other"}
+        assert sum(repeat.stages_s.values()) == pytest.approx(repeat.wall_s, rel=0.02)
+        assert set(repeat.parts_s) == set(PARTS)
+        work = Work(**repeat.work)
+        assert (work.images, work.batches) == (8, 2)
+        assert work.patches == 4 * repeat.visual_tokens
+        assert (work.prompt_tokens, work.decode_rows) == (repeat.prompt_tokens, 8 * 2)
+    sizes = Architecture.from_dict(run.architecture)
+    assert sum(sizes.parameters().values()) == parameter_count(lab.loaded.model)
+
+
+def test_a_run_of_an_unknown_family_has_no_architecture(lab, job, monkeypatch):
+    config = lab.loaded.model.config
+    monkeypatch.setattr(type(config), "to_dict", lambda _: {"model_type": "qwen9_vl"})
+    run = measure(job(), lambda _: lab)
+    assert (run.status, run.architecture) == ("ok", {})
+
+
+def test_a_run_says_what_was_run_and_on_what(lab, job):
+    asked = job()
+    run = measure(asked, lambda _: lab)
+    assert run.key == asked.key
+    assert run.config == asked.config.flat()
+    assert run.resolved == {"device": "cpu", "precision": "fp32"}
+    assert run.random_weights is True
+    assert run.cache_state == "off"
+    assert run.workload["items"] == run.workload["measured_items"] == 8
+    assert run.plan == {
+        **{"repeats": 2, "warmup": 1, "timed_items": None, "batches": None, "seed": 0},
+        **{"quality": True, "metrics": {}},
+    }
+    assert run.cold["load_s"] == lab.loaded.load_s
+    assert run.cold["warmup_s"] > 0
+    assert run.memory["allocated"] is None  # torch counts on CUDA only
+    assert run.memory["process"] > 100 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ({"warmup": 0, "repeats": 1}, [4, 4]),
+        ({"warmup": 1, "repeats": 1}, [4, 4, 4]),
+        ({"warmup": 1, "repeats": 3}, [4] * 7),
+        ({"warmup": 0, "repeats": 2, "batches": 1}, [4, 4]),
+    ],
+)
+def test_warm_up_and_repeats_run_as_many_batches_as_planned(lab, job, batches, plan, expected):
+    measure(job(plan=plan), lambda _: lab)
+    assert batches == expected
+
+
+def test_the_static_cache_is_warmed_up_on_every_shape(lab, job, batches):
+    measure(job(cache_implementation="static", plan={"repeats": 1}), lambda _: lab)
+    assert batches == [4, 4, 4, 4]
+
+
+def test_a_limit_on_batches_says_how_many_items_were_measured(lab, job):
+    run = measure(job(plan={"batches": 1}, batch_size=2), lambda _: lab)
+    assert run.workload["measured_items"] == 2
+    assert [repeat.answered for repeat in run.repeats] == [2, 2]
+    assert run.workload["items"] == 8
+
+
+def test_reading_from_disk_is_not_measured(lab, job, pictures, monkeypatch):
+    reads: list[Path] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or real(self))
+    measure(job(plan={"repeats": 3}), lambda _: lab)
+    images = [path for path in reads if path.parent == pictures]
+    fingerprints = 2 * 8  # of the workload: its content, and how many images are unique
+    assert len(images) <= fingerprints * 2 + 8
+
+
+def test_failed_items_are_counted_and_named_and_the_rest_is_measured(lab, job, pictures):
+    (pictures / "3.png").write_text("no picture")
+    run = measure(job(), lambda _: lab)
+    assert run.status == "ok"
+    assert [(r.answered, r.failed) for r in run.repeats] == [(7, 1), (7, 1)]
+    assert [failure["id"] for failure in run.failures] == ["3.png"]
+    assert "not an image" in run.failures[0]["error"]
+
+
+def test_a_run_without_any_answer_is_an_error(lab, job, pictures):
+    for path in pictures.iterdir():
+        path.write_text("no picture")
+    run = measure(job(), lambda _: lab)
+    assert run.status == "error"
+    assert run.reason.startswith("no item was answered; the first, 0.png: not an image")
+
+
+def test_out_of_memory_is_a_result_that_keeps_finished_repeats(lab, job, monkeypatch):
+    fail_after(monkeypatch, 3, torch.OutOfMemoryError("CUDA out of memory. Tried 1 GiB\nmore"))
+    run = measure(job(), lambda _: lab)  # one batch of warm-up, two of the first repeat
+    assert run.status == "oom"
+    assert run.reason == "batch of 4: CUDA out of memory. Tried 1 GiB"
+    assert len(run.repeats) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "CUDA out of memory."),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_out_of_memory_while_loading_is_a_result_too(job, error, words):
+    def load(_):
+        raise error
+
+    run = measure(job(), load)
+    assert (run.status, run.reason) == ("oom", f"while loading: {words}")
+    assert run.repeats == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("boom"), "the model failed: RuntimeError: boom"),
+        (ModelError("bad weights"), "bad weights"),
+    ],
+)
+def test_a_failing_model_is_an_error_row(lab, job, monkeypatch, error, reason):
+    fail_after(monkeypatch, 1, error)
+    run = measure(job(), lambda _: lab)
+    assert (run.status, run.reason) == ("error", reason)
+
+
+def test_ctrl_c_is_no_result(job):
+    def load(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(job(), load)
+
+
+def test_a_precision_that_is_missing_is_an_error_row(job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    run = measure(job(precision="int8"))
+    assert run.status == "error"
+    assert "pip install" in run.reason
+
+
+def test_memory_really_running_out_on_the_cpu_is_an_oom_row_and_the_next_row_is_measured(job):
+    jobs = [
+        job(memory_limit_gib=0.01, plan={"repeats": 1}),
+        job(plan={"repeats": 1}),
+    ]
+    small, free = executors.in_own_process(jobs, 60)
+    assert small.status == "oom", small.reason
+    assert "memory" in small.reason.lower()
+    assert free.status == "ok"
+
+
+def test_a_limit_between_loading_and_running_fails_the_large_batch_only(job, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (1024, 1024), (i, i, i)).save(folder / f"{i}.png")
+    free = next(executors.in_own_process([large(job, folder, 1, None)], 120))
+    room = free.memory["process"] / 2**30 + 0.3  # a batch of 8 wants over 0.6 more
+    jobs = [large(job, folder, size, room) for size in (1, 8)]
+    one, eight = executors.in_own_process(jobs, 120)
+    assert one.status == "ok", one.reason
+    assert eight.status == "oom"
+    assert eight.reason.startswith("batch of 8: ")
+
+
+def large(job: Callable[..., Trial], folder: Path, batch_size: int, limit: float | None) -> Trial:
+    plan = {"repeats": 1, "warmup": 0, "batches": 1}
+    fields = {"resolution": 1024, "max_new_tokens": 1, "memory_limit_gib": limit}
+    return job(folder, plan, batch_size=batch_size, **fields)
+
+
+# ---- answers and their scores
+
+SIX: dict[str, Any] = {"resolution": 128, "max_new_tokens": 40, "batch_size": 6}
+
+
+@pytest.fixture(scope="module")
+def six() -> Workload:
+    """A question of each task, in the order of the file."""
+    workload = load_workload("evaluation").sample(6)
+    assert len({item.task for item in workload.items}) == 6
+    return workload
+
+
+def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, job, six):
+    run = measure(job(six, plan={"repeats": 1, "warmup": 0}, **SIX), lambda _: trained)
+    assert (run.status, run.random_weights) == ("ok", False)
+    items = six.items
+    texts = trained.generate_batch(items, batch_size=6, resolution=128, max_new_tokens=40).texts
+    assert run.answers == [
+        {"id": i.id, "task": i.task, "question": i.question, "expected": i.answer, "answer": text}
+        for i, text in zip(items, texts, strict=True)
+    ]
+    wanted = score([i.task for i in items], texts, [i.answer for i in items])
+    assert {task: TaskScores.from_dict(found) for task, found in run.scores.items()} == wanted
+    assert list(run.scores) == list(dict.fromkeys(item.task for item in items))
+    assert run.scores["locate"]["metric"] == "box_accuracy"
+    assert sum(found["values"][0] for found in run.scores.values()) >= 2  # even at 128 px
+    assert Run.from_json(run.to_json()) == run
+
+
+def test_metrics_of_the_plan_score_the_answers(trained, job, six):
+    plan = {"repeats": 1, "warmup": 0, "metrics": {"locate": "iou", "TOTAL": "anls"}}
+    run = measure(job(six, plan=plan, **SIX), lambda _: trained)
+    metrics = {task: found["metric"] for task, found in run.scores.items()}
+    assert (metrics["locate"], metrics["total"]) == ("iou", "anls")
+    assert metrics["colour"] == "exact_match"
+
+
+def test_random_weights_have_neither_scores_nor_answers(lab, job, six, batches):
+    plan = {"repeats": 1, "warmup": 0, "batches": 1}
+    fields = SIX | {"batch_size": 2, "max_new_tokens": 2}
+    run = measure(job(six, plan=plan, **fields), lambda _: lab)
+    assert (run.status, run.scores, run.answers) == ("ok", {}, [])
+    assert batches == [2]
+
+
+def test_without_quality_nothing_is_scored(trained, job, six, batches):
+    plan = {"repeats": 1, "warmup": 0, "batches": 1, "quality": False}
+    run = measure(job(six, plan=plan, **SIX | {"batch_size": 2}), lambda _: trained)
+    assert (run.status, run.scores, run.answers) == ("ok", {}, [])
+    assert batches == [2]
+
+
+def test_a_limit_on_batches_has_all_items_answered_once_more_untimed(trained, job, six, batches):
+    plan = {"repeats": 2, "warmup": 1, "batches": 1}
+    run = measure(job(six, plan=plan, **SIX | {"batch_size": 4}), lambda _: trained)
+    assert batches == [4, 4, 4, 4, 2]  # warm-up, two repeats, then all six
+    assert [repeat.answered for repeat in run.repeats] == [4, 4]
+    assert (run.workload["items"], run.workload["measured_items"]) == (6, 4)
+    assert [answer["id"] for answer in run.answers] == [item.id for item in six.items]
+    assert sum(len(found["values"]) for found in run.scores.values()) == 6
+
+
+def test_no_pass_is_paid_for_where_no_answer_is_known(trained, job, batches):
+    fields = {"batch_size": 4, "max_new_tokens": 2}
+    plan = {"repeats": 1, "warmup": 0}
+    some = measure(job(plan=plan | {"batches": 1}, **fields), lambda _: trained)
+    assert (batches, some.scores, some.answers) == ([4], {}, [])
+    every = measure(job(plan=plan | {"batches": 2}, **fields), lambda _: trained)
+    assert batches == [4, 4, 4]
+    assert every.scores == {}
+    assert [answer["id"] for answer in every.answers] == [f"{i}.png" for i in range(8)]
+    assert all(a["answer"] is not None and a["expected"] is None for a in every.answers)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_failed_item_is_missing_from_the_scores(trained, job, six, tmp_path, limit):
+    """Also where the timed passes did not see it."""
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    colour = next(item for item in six.items if item.task == "colour")
+    items = (colour, Item("bad", bad, "What colour is it?", "red", "colour"))
+    plan = {"repeats": 1, "warmup": 0, "batches": limit}
+    fields = SIX | {"batch_size": 1 if limit else 2}
+    workload = Workload("two", items)
+    if limit:  # the first of the sample's seeds that draws the good one
+        seed = next(s for s in range(99) if workload.sample(1, s).items == (colour,))
+        plan["seed"] = seed
+    run = measure(job(workload, plan=plan, **fields), lambda _: trained)
+    assert run.status == "ok"
+    assert [repeat.failed for repeat in run.repeats] == [0 if limit else 1]
+    assert run.answers[1]["answer"] is None
+    found = TaskScores.from_dict(run.scores["colour"])
+    assert (found.values[1], found.count, found.missing) == (None, 1, 1)
+    assert [failure["id"] for failure in run.failures] == ["bad"]
+
+
+def test_keys_name_settings_workload_and_plan(job, pictures):
+    same = [job(), job()]
+    assert len({j.key for j in same}) == 1
+    (pictures / "more.png").write_bytes((pictures / "0.png").read_bytes())
+    others = [job(batch_size=2), job(plan={"repeats": 3}), job()]
+    assert len({j.key for j in [*same, *others]}) == 4
+
+
+def test_a_remembering_loader_keeps_the_last_model_only(job):
+    get_lab = remember()
+    fp32, bf16 = (job(precision=p).config.model for p in ("fp32", "bf16"))
+    first = get_lab(fp32)
+    assert get_lab(fp32) is first
+    assert get_lab(bf16) is not first
+    assert get_lab(fp32) is not first
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_memory_running_out_on_the_gpu_is_an_oom_row_and_the_next_is_measured(job):
+    fields = {"device": "cuda", "precision": "bf16", "plan": {"repeats": 1}}
+    jobs = [job(memory_limit_gib=0.01, **fields), job(**fields)]
+    small, free = executors.in_own_process(jobs, 300)
+    assert small.status == "oom", small.reason
+    assert free.status == "ok", free.reason
+    assert free.memory["reserved"] >= free.memory["allocated"] > 0
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_stages_on_the_gpu_add_up_to_the_wall_time_within_five_percent(job):
+    run = measure(job(device="cuda", resolution=256, plan={"repeats": 3}))
+    assert run.status == "ok"
+    for repeat in run.repeats:
+        assert sum(repeat.stages_s.values()) == pytest.approx(repeat.wall_s, rel=0.05)

@@ -1,0 +1,177 @@
+"""A run and its JSON line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qvl_lab.config import FIELDS, Config
+from qvl_lab.errors import StoreError
+from qvl_lab.runs.records import SCHEMA_VERSION, STATUSES, Run, environment_key, run_key
+
+#: Another value for every field of a configuration.
+OTHER = {
+    "model": "random:2b",
+    "precision": "bf16",
+    "device": "cpu",
+    "revision": "main",
+    "trust_remote_code": True,
+    "attn_implementation": "eager",
+    "seed": 1,
+    "resolution": 512,
+    "task_resolutions": {"detection": 1024},
+    "max_image_pixels": 1000,
+    "max_image_bytes": 1000,
+    "batch_size": 3,
+    "max_new_tokens": 65,
+    "min_new_tokens": 1,
+    "cache_implementation": "static",
+    "memory_limit_gib": 1.0,
+    "engine": "fast",
+    "prefill_chunk": 100,
+    "block_size": 8,
+    "kv_cache_gib": 1.0,
+    "prefix_cache": True,
+    "feature_cache_gib": 1.0,
+    "feature_cache_entries": 100,
+    "feature_cache_dir": "features",
+    "feature_cache_dir_gib": 1.0,
+    "feature_cache_max_age_s": 1.0,
+    "cache_key": "path",
+    "answer_cache_entries": 1,
+    "packing": False,
+    "overlap": False,
+    "cuda_graphs": False,
+    "fused_kernels": False,
+    "max_queue_size": 5,
+}
+#: A field that asks for another one.
+WITH = {name: {"feature_cache_gib": 2.0} for name in ("feature_cache_entries", "feature_cache_dir")}
+WORKLOAD = {"name": "w", "fingerprint": "abc", "items": 3}
+PLAN = {"repeats": 3, "warmup": 1, "batches": None, "seed": 0}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_run_survives_its_line(make_run, make_repeat, status):
+    run = make_run(
+        [make_repeat(stages_s={"vision": 1.25}), make_repeat(9.5)],
+        status,
+        reason="图 \u2028 two\nlines",
+        cold={"load_s": 1.5, "warmup_s": None},
+        memory={"allocated": 2**40, "device": None},
+        power={"power_w": 70.5},
+        random_weights=True,
+        failures=[{"id": "a", "error": "empty"}],
+        scores={"图": {"metric": "iou", "values": [0.5, None], "unparsed": 1}},
+        answers=[{"id": "a", "task": None, "answer": "\n"}],
+    )
+    line = run.to_json()
+    assert "\n" not in line
+    assert Run.from_json(line) == run
+    assert Run.from_json(line.encode()) == run
+
+
+def test_the_line_is_plain_json_with_units_in_names(make_run, make_repeat):
+    values = json.loads(make_run([make_repeat(8.0, answered=4)]).to_json())
+    assert values["schema"] == SCHEMA_VERSION
+    assert values["repeats"][0]["wall_s"] == 8.0
+    assert values["repeats"][0]["ttft_s"] == [0.5] * 4
+
+
+def test_names_that_are_not_utf8_can_be_written(make_run):
+    run = make_run(failures=[{"id": "\udcff.png", "error": "empty"}])
+    assert Run.from_json(run.to_json().encode()) == run
+
+
+def test_defaults_say_unknown(make_run):
+    values = json.loads(make_run().to_json())
+    for name in ("reason", "random_weights"):
+        assert values[name] is None
+    assert (values["memory"], values["power"]) == ({}, {})
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, None, "1"])
+def test_another_schema_version_is_refused(make_run, version):
+    values = json.loads(make_run().to_json()) | {"schema": version}
+    with pytest.raises(StoreError, match=f"schema version {version}, this qvl_lab reads 1"):
+        Run.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", ["key", "status", "started_at", "config", "workload"])
+def test_missing_fields_are_named(make_run, name):
+    values = json.loads(make_run().to_json())
+    del values[name]
+    with pytest.raises(StoreError, match=rf"missing \['{name}'\], unknown \[\]"):
+        Run.from_json(json.dumps(values))
+
+
+def test_unknown_fields_are_named(make_run):
+    values = json.loads(make_run().to_json()) | {"colour": "red"}
+    with pytest.raises(StoreError, match=r"unknown \['colour'\]"):
+        Run.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("repeats", [[{"wall_s": 1}], [{"colour": 1}], [5], 5])
+def test_damaged_repeats_are_refused(make_run, repeats):
+    values = json.loads(make_run().to_json()) | {"repeats": repeats}
+    with pytest.raises(StoreError, match="not a run"):
+        Run.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("scores", [[], {"read": [1.0]}, {"read": 1.0}, {"read": None}])
+def test_damaged_scores_are_refused(make_run, scores):
+    values = json.loads(make_run().to_json()) | {"scores": scores}
+    with pytest.raises(StoreError, match="not a run: scores"):
+        Run.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not a JSON line"),
+        (b"\xff", "not a JSON line"),
+        ("", "not a JSON line"),
+        ("[]", "'schema' is missing"),
+        ("{}", "'schema' is missing"),
+        ("null", "'schema' is missing"),
+    ],
+)
+def test_lines_that_are_no_run_are_refused(line, message):
+    with pytest.raises(StoreError, match=message):
+        Run.from_json(line)
+
+
+def test_every_field_has_another_value_below():
+    assert set(OTHER) == set(FIELDS)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_key_changes_with_every_setting(name):
+    config = Config().replace(**WITH.get(name, {}))
+    base = run_key(config.flat(), WORKLOAD, PLAN)
+    changed = config.replace(**{name: OTHER[name]})
+    assert run_key(changed.flat(), WORKLOAD, PLAN) != base
+
+
+@pytest.mark.parametrize("name", PLAN)
+def test_key_changes_with_the_plan(name):
+    assert run_key({}, WORKLOAD, PLAN | {name: 9}) != run_key({}, WORKLOAD, PLAN)
+
+
+def test_key_changes_with_the_content_of_the_workload_only():
+    base = run_key({}, WORKLOAD, PLAN)
+    assert run_key({}, WORKLOAD | {"fingerprint": "abd"}, PLAN) != base
+    assert run_key({}, WORKLOAD | {"name": "renamed"}, PLAN) == base
+
+
+def test_environments_differ_by_anything_but_the_host():
+    here = {"gpu": "NVIDIA L4", "torch": "2.11", "host": "aaaa"}
+    assert environment_key(here | {"host": "bbbb"}) == environment_key(here)
+    for name in ("gpu", "torch"):
+        assert environment_key(here | {name: "other"}) != environment_key(here)
+
+
+def test_key_does_not_depend_on_the_order_of_fields():
+    flat = Config().flat()
+    assert run_key(dict(reversed(flat.items())), WORKLOAD, PLAN) == run_key(flat, WORKLOAD, PLAN)

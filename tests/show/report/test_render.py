@@ -1,0 +1,315 @@
+"""The report as files: one page that needs no network, kept also where the notebook stops."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from PIL import Image
+
+from qvl_lab.assets import asset
+from qvl_lab.bench.executors import per_process as executors
+from qvl_lab.config import TASK_RESOLUTIONS
+from qvl_lab.errors import ConfigError, QvlError, ReportError, StoreError
+from qvl_lab.runs.records import Run
+from qvl_lab.runs.store import Runs, Store
+from qvl_lab.show.report import render as module
+from qvl_lab.show.report.render import ReportFiles, default_sweep, report
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Callable[..., ReportFiles]:
+    """Reports that several tests look at, each written once."""
+    made: dict[str, ReportFiles] = {}
+
+    def make(name: str, runs: list[Run], **options: Any) -> ReportFiles:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            with Store(folder / "runs.jsonl") as store:
+                for run in runs:
+                    store.append(run)
+            made[name] = report(folder / "runs.jsonl", out=folder / "out", **options)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def english(written, on_cpu) -> ReportFiles:
+    """At a cent a second: 1 yuan per 100 images one by one, 0.40 in batches of four."""
+    runs = [
+        on_cpu(1, 10.0),
+        on_cpu(4, 4.0),
+        on_cpu(8, status="oom", reason="batch of 8: out of memory"),
+    ]
+    return written("english", runs, per_hour=36.0, currency="CNY", monthly_images=20_000)
+
+
+@pytest.fixture
+def chinese(written, on_cpu) -> ReportFiles:
+    """A sweep in which nothing fitted."""
+    runs = [
+        on_cpu(1, status="oom", reason="batch of 1: out of memory"),
+        on_cpu(4, status="skipped", reason="a smaller setting ran out of memory"),
+    ]
+    return written("chinese", runs, per_hour=36.0, lang="zh")
+
+
+def resources(page: str) -> list[str]:
+    """What a browser would fetch: scripts, styles, images, fonts."""
+    tags = re.findall(r"<(?:script|img|link|iframe|source|video|object|embed)\b[^>]*>", page)
+    named = re.findall(r'(?:src|href|data)\s*=\s*["\']([^"\']*)', " ".join(tags))
+    styles = " ".join(re.findall(r"<style.*?</style>", page, re.DOTALL))
+    return (
+        named
+        + re.findall(r"url\(\s*[\"']?([^\"')]+)", styles)
+        + re.findall(r"@import\s+(\S+)", styles)
+    )
+
+
+def test_a_report_leaves_a_page_a_notebook_and_a_table(english):
+    assert sorted(path.name for path in english.html.parent.iterdir()) == [
+        "report.html",
+        "report.ipynb",
+        "settings.csv",
+    ]
+    rows = list(csv.DictReader(english.csv.open(encoding="utf-8")))
+    assert "quality" in rows[0] and "scores" not in rows[0]  # single items are no cells
+    assert [row["status"] for row in rows] == ["ok", "ok", "oom"]
+    assert float(rows[0]["cost_cny_per_100_images"]) == pytest.approx(1.0)
+
+
+def test_the_page_has_the_numbers_worked_out_by_hand(english):
+    page = english.html.read_text("utf-8")
+    assert "¥1.00 per 100 images today, ¥0.40 with fp32 · 256 px · batch 4: 60% less" in page
+    assert "At 20,000 images a month that is ¥200 today and ¥80.0 with" in page
+    assert "batch of 8: out of memory" in page
+    assert "<title>Qwen3-VL cost review" in page
+
+
+@pytest.mark.parametrize("name", ["english", "chinese"])
+def test_the_page_fetches_nothing(request, name):
+    page = request.getfixturevalue(name).html.read_text("utf-8")
+    assert [r[:60] for r in resources(page) if not r.startswith("data:")] == []
+    assert "<script" not in page
+    assert "data:image/png;base64," in page
+
+
+def test_the_page_shows_no_code(english):
+    page = english.html.read_text("utf-8")
+    assert "default_sweep" not in page
+    assert "page.headline" not in page
+    assert 'class="jp-Cell jp-CodeCell' in page  # cells are there, without their inputs
+    assert "jp-InputArea-editor" not in re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL)
+
+
+def test_the_page_says_its_language(english, chinese):
+    assert '<html lang="en"' in english.html.read_text("utf-8")
+    page = chinese.html.read_text("utf-8")
+    assert '<html lang="zh"' in page
+    assert "成本评审" in page
+
+
+def test_a_report_is_made_also_where_nothing_fitted(chinese):
+    page = chinese.html.read_text("utf-8")
+    assert "没有任何配置完成测量" in page
+    assert "1 个配置显存或内存不足，1 个更大的配置因此跳过" in page
+    assert "batch of 1: out of memory" in page
+    assert "¥" not in re.sub(r"<style.*?</style>|¥36", "", page, flags=re.DOTALL)
+
+
+def test_the_notebook_can_be_opened_with_anybodys_kernel(english):
+    notebook = nbformat.read(english.notebook, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+    assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_the_page_of_a_results_object_is_that_of_its_file(runs_file, on_cpu, monkeypatch, tmp_path):
+    asked: list[dict[str, Any]] = []
+
+    def execute(notebook, parameters):
+        asked.append(parameters)
+        notebook.write_text((asset(module.NOTEBOOK)).read_text("utf-8"), "utf-8")
+
+    monkeypatch.setattr(module, "_execute", execute)
+    path = runs_file(on_cpu(1), on_cpu(4, 4.0))
+    report(Runs.load(path), out=tmp_path / "out", utilisation=0.5)
+    assert asked == [{"runs": str(path.resolve()), "lang": "en", "utilisation": 0.5}]
+    with pytest.raises(QvlError, match="in no file"):
+        report(Runs([on_cpu(1)]), out=tmp_path / "none")
+
+
+# ---- refused, stopped
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"gpu": "A1OG"}, ConfigError),
+        ({"lang": "fr"}, ConfigError),
+        ({"utilisation": 2}, ConfigError),
+        ({"current": {"batch_size": 3}}, ConfigError),
+        ({"prices_file": "/no/such.toml"}, ConfigError),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(
+    runs_file, on_cpu, tmp_path, options, error
+):
+    path = runs_file(on_cpu(1))
+    with pytest.raises(error):
+        report(path, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_run_file_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(StoreError, match="cannot read the run file"):
+        report(tmp_path / "none.jsonl", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def stopping(tmp_path, monkeypatch) -> Path:
+    """A report notebook whose third code cell fails."""
+    cells = [
+        nbformat.v4.new_code_cell("runs = lang = None", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("print('this was done')"),
+        nbformat.v4.new_code_cell("raise ValueError('no <figure> today')"),
+        nbformat.v4.new_code_cell("print('this was not')"),
+    ]
+    path = tmp_path / "stopping.ipynb"
+    metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    monkeypatch.setattr(module, "asset", lambda name: path)
+    return path
+
+
+def test_a_notebook_that_stops_names_the_cell_and_keeps_what_it_had(
+    stopping, runs_file, on_cpu, tmp_path
+):
+    out = tmp_path / "out"
+    with pytest.raises(ReportError, match=r"stopped: cell \d+: ValueError: no <figure>") as caught:
+        report(runs_file(on_cpu(1)), out=out)
+    assert str(out / "report.html") in str(caught.value)
+    page = (out / "report.html").read_text("utf-8")
+    assert re.search(r'<p class="qvl-failure">cell \d+: ValueError: no &lt;figure&gt; today', page)
+    assert "this was done" in page
+    assert "this was not" not in page
+    cells = json.loads((out / "report.ipynb").read_text("utf-8"))["cells"]
+    number = int(re.search(r"cell (\d+)", str(caught.value))[1])
+    failed = next(c for c in cells if c.get("execution_count") == number)
+    assert "raise ValueError" in "".join(failed["source"])
+    assert (out / "settings.csv").exists()
+
+
+def test_users_kernels_and_environment_are_left_alone(monkeypatch):
+    import os
+
+    monkeypatch.setenv("JUPYTER_PATH", "/somewhere")
+    with module._own_kernel():
+        assert os.environ["JUPYTER_PATH"].endswith(":/somewhere")
+    assert os.environ["JUPYTER_PATH"] == "/somewhere"
+    monkeypatch.delenv("JUPYTER_PATH")
+    with module._own_kernel():
+        folder = Path(os.environ["JUPYTER_PATH"])
+        assert (folder / "kernels" / "qvl-lab" / "kernel.json").exists()
+    assert "JUPYTER_PATH" not in os.environ
+    assert not folder.exists()
+
+
+# ---- the sweep behind --model
+
+
+def test_the_default_sweep_moves_rows_of_another_environment_aside(tmp_path, on_cpu, monkeypatch):
+    out = tmp_path / "runs.jsonl"
+    assert module._fresh_if_other(out) == "refuse"
+    with Store(out) as store:
+        store.append(on_cpu(1))
+    assert module._fresh_if_other(out) == "refuse"
+    with Store(out) as store:
+        store.append(on_cpu(1, environment={"torch": "1.0"}))
+    assert module._fresh_if_other(out) == "fresh"
+
+
+@pytest.fixture
+def made_up(monkeypatch, make_repeat) -> Callable[..., None]:
+    """Replace measuring: "read" is answered right from 256 px on, the rest everywhere."""
+
+    def replace(random_weights: bool = False) -> None:
+        def measure(job: Any) -> Run:
+            policy = job.config.images
+            rows = [
+                {"id": i.id, "task": i.task, "question": i.question, "expected": None}
+                | {"answer": "?" if i.task == "read" and policy.resolution == 128 else "yes"}
+                for i in job.workload.items
+            ]
+            side = policy.resolution if isinstance(policy.resolution, int) else 400
+            done = make_repeat(len(rows) * side / 100, len(rows), visual_tokens=side * len(rows))
+            known = {"precision": job.config.model.precision, "device": "cpu"}
+            parts: dict[str, Any] = {"random_weights": random_weights, "resolved": known}
+            parts["answers"] = [] if random_weights else rows
+            return job.result("ok", repeats=[done] * 3, **parts)
+
+        def run(jobs: Any, timeout_s: float) -> Any:
+            return map(measure, jobs)
+
+        monkeypatch.setitem(executors.EXECUTORS, "process", run)
+
+    return replace
+
+
+@pytest.fixture
+def table(tmp_path) -> Callable[..., str]:
+    """A workload of eight questions of these tasks in turn."""
+
+    def make(*tasks: str) -> str:
+        path = tmp_path / "items.csv"
+        Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+        rows = [f"{i},a.png,{tasks[i % len(tasks)]}" for i in range(8)]
+        path.write_text("\n".join(["id,image,task", *rows]))
+        return str(path)
+
+    return make
+
+
+def by_task(runs: Runs) -> list[dict[str, Any]]:
+    found = [run.config for run in runs if run.config["resolution"] == "by_task"]
+    assert {(c["batch_size"], c["precision"]) for c in found} == {(8, "fp32"), (8, "bf16")}
+    assert {c["engine"] for c in found} == {"stock", "fast"}
+    tables = {json.dumps(config["task_resolutions"]): None for config in found}
+    assert len(found) == 2 * 2 * len(tables)
+    return [json.loads(text) for text in tables]
+
+
+def test_the_default_sweep_measures_the_articles_table_and_the_one_it_proposes(
+    tmp_path, made_up, table
+):
+    made_up()
+    out = tmp_path / "runs.jsonl"
+    runs = default_sweep("tiny", table("read", "locate"), out, progress=False)
+    assert len(runs) == 2 * 3 * (3 + 1) + 2 * 4
+    assert by_task(runs) == [TASK_RESOLUTIONS, {"read": 256, "locate": 128}]
+    before = out.read_bytes()
+    default_sweep("tiny", table("read", "locate"), out, progress=False)
+    assert out.read_bytes() == before  # all of it is resumed
+
+
+def test_the_default_sweep_leaves_tasks_that_a_table_does_not_know_native(tmp_path, made_up, table):
+    made_up()
+    runs = default_sweep("tiny", table("invoice", "read"), tmp_path / "r.jsonl", progress=False)
+    article, proposed = by_task(runs)
+    assert article == TASK_RESOLUTIONS | {"invoice": "native"}
+    assert proposed == {"invoice": 128, "read": 256}
+
+
+def test_the_default_sweep_of_random_weights_has_no_table(tmp_path, made_up, table):
+    made_up(random_weights=True)
+    runs = default_sweep("tiny", table("read"), tmp_path / "r.jsonl", items=5, progress=False)
+    assert {run.config["resolution"] for run in runs} == {128, 256, 512}
+    assert {run.config["batch_size"] for run in runs} == {1, 4}

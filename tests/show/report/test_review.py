@@ -1,0 +1,803 @@
+"""The content of a cost review: its sentences and tables against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+from IPython.display import HTML, Image, Markdown
+from typer.testing import CliRunner
+
+from qvl_lab.analysis.stats.intervals import compare
+from qvl_lab.config import TASK_RESOLUTIONS
+from qvl_lab.errors import ConfigError, LimitError, QvlError, StoreError, UnknownNameError
+from qvl_lab.hardware import fingerprint
+from qvl_lab.runs.records import Run
+from qvl_lab.runs.store import Runs
+from qvl_lab.show import fonts, plots
+from qvl_lab.show.report import render as report
+from qvl_lab.show.report.commands import report_command
+from qvl_lab.show.report.review import Review, review
+from qvl_lab.show.report.sections.first_page import first_line
+from qvl_lab.show.report.sections.provenance import facts
+from qvl_lab.show.report.sections.quality import quality_sentences
+from qvl_lab.show.text import points
+
+#: At this price a second costs a cent, so ten images in 10 s make 1 yuan per 100 images.
+CENT_A_SECOND = {"per_hour": 36.0, "currency": "CNY"}
+
+
+@pytest.fixture
+def grid(on_cpu) -> list[Run]:
+    """10 s one by one, 4 s in batches of four; at 128 pixels 2 s."""
+    return [
+        on_cpu(1, 10.0),
+        on_cpu(4, 4.0),
+        on_cpu(4, 2.0, resolution=128),
+        on_cpu(1, 9.0, precision="bf16"),
+    ]
+
+
+def text(parts: Any) -> str:
+    """Everything that a page's section says, markup and all."""
+    shown = parts if isinstance(parts, list) else [parts]
+    return "\n".join(part.data for part in shown if isinstance(part, Markdown | HTML))
+
+
+def whole(page: Review) -> str:
+    sections = (page.headline, page.waterfall, page.tradeoff, page.curves, page.feasible)
+    more = (page.stages, page.article, page.table, page.provenance)
+    return "\n".join(text(section()) for section in (*sections, *more))
+
+
+def cells(page: str) -> list[str]:
+    return re.findall(r"<td>(.*?)</td>", page)
+
+
+# ---- the first page
+
+
+def test_the_headline_has_costs_saving_and_interval(grid):
+    page = review(Runs(grid), **CENT_A_SECOND)
+    headline = text(page.headline()).split("\n\n")[1]
+    assert headline.startswith(
+        "## ¥1.00 per 100 images today, ¥0.40 with fp32 · 256 px · batch 4: 60% less ("
+    )
+    low, high = map(int, re.search(r"\((\d+)% to (\d+)%\)", headline).groups())
+    assert 55 <= low < 60 < high <= 65
+
+
+def test_the_first_page_compares_today_recommended_and_cheapest(grid):
+    page = text(review(Runs(grid), **CENT_A_SECOND, monthly_images=50_000).headline())
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL) if "<td>" in row]
+    today, best, cheapest = (cells(row) for row in rows)
+    assert [today[0], best[0], cheapest[0]] == ["Today", "Recommended", "Cheapest of all"]
+    assert [today[2], best[2], cheapest[2]] == ["¥1.00", "¥0.40", "¥0.20"]
+    assert [today[4], best[4], cheapest[4]] == ["-", "−60%", "−80%"]
+    assert [today[5], best[5], cheapest[5]] == ["1.00", "2.50", "5.00"]  # images a second
+    assert "At 50,000 images a month that is ¥500 today and ¥200 with" in page
+    assert "At 128 px it would be ¥0.20 (−80% against today)" in page
+    assert "The weights are random" in page
+    assert "medians of 3 timed passes" in page
+
+
+def test_utilisation_and_exchange_rates_go_into_the_cost(grid):
+    half = review(Runs(grid), **CENT_A_SECOND, utilisation=0.5)
+    assert half.cost_of(half.recommendation.current) == "¥2.00"
+    page = review(
+        Runs(grid), gpu="A10G", provider="aws", currency="CNY", exchange_rates={"USD": 10.0}
+    )
+    assert page.recommendation.current[page.cost] == pytest.approx(100 * 1.006 * 10 / 3600)
+    assert "1 USD = 10 CNY" in text(page.provenance())
+    assert "50% of the paid time" in text(half.provenance())
+
+
+def test_todays_setting_can_be_named(grid):
+    page = review(Runs(grid), **CENT_A_SECOND, current={"batch_size": 1, "precision": "bf16"})
+    assert "## ¥0.90 per 100 images today, ¥0.40" in text(page.headline())
+
+
+def test_a_single_repeat_gives_no_interval(on_cpu):
+    page = review(Runs([on_cpu(1, [10.0]), on_cpu(4, [4.0])]), **CENT_A_SECOND)
+    said = text(page.headline())
+    assert "60% less, from a single repeat, so without an interval" in said
+    assert "one timed pass after a warm-up, over 10 items with today's setting and 10" in said
+    assert "95% intervals" not in said
+
+
+def test_a_difference_within_noise_is_called_noise(on_cpu):
+    noisy = [on_cpu(1, [9.0, 10.0, 11.0]), on_cpu(4, [8.5, 9.9, 11.0])]
+    headline = text(review(Runs(noisy), **CENT_A_SECOND).headline())
+    assert "is within noise" in headline
+    assert "% less" not in headline
+
+
+def test_where_nothing_is_cheaper_that_is_said(on_cpu):
+    page = review(Runs([on_cpu(1, 4.0), on_cpu(4, 10.0)]), **CENT_A_SECOND)
+    said = text(page.headline())
+    assert "¥0.40 per 100 images today, and no measured setting is cheaper." in said
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", said, re.DOTALL) if "<td>" in row]
+    assert [cells(row)[0] for row in rows] == ["Today and recommended"]
+    assert "At 100,000 images a month that is ¥400." in said  # once, there is no other setting
+    assert "each over 10 items." in said and "saving" not in said
+    for section in (page.waterfall, page.article):
+        assert not any(isinstance(part, Image) for part in section())
+    assert "no steps to show" in text(page.waterfall())
+    assert "today's setting, which is the recommended one" in text(page.article())
+
+
+def test_why_todays_setting_stays_is_said(on_cpu):
+    fewer_pixels = Runs([on_cpu(1, 4.0), on_cpu(1, 2.0, resolution=128)])
+    said = text(review(fewer_pixels, **CENT_A_SECOND).headline())
+    assert "at this resolution no measured setting is cheaper. Others are, but what they" in said
+    assert "At 128 px it would be ¥0.20 (−50% against today)" in said
+    large = Runs([on_cpu(1, 4.0), on_cpu(4, 2.0)])
+    said = text(review(large, max_vram_gib=2.0, **CENT_A_SECOND).headline())
+    assert "no measured setting that keeps the limits is cheaper" in said
+
+
+def test_how_today_was_chosen_is_said(grid):
+    assert "Today's setting was not named" in text(review(Runs(grid)).headline())
+    named = text(review(Runs(grid), current={"batch_size": 4}).headline())
+    assert "Today's setting is the one that was named." in named
+
+
+def test_real_weights_are_told_to_compare_answers(on_cpu):
+    page = review(Runs([on_cpu(1, random_weights=False)]), **CENT_A_SECOND)
+    assert "compare answers on your own images" in text(page.headline())
+    assert "random" not in text(page.headline())
+
+
+def test_chinese_has_the_same_numbers(grid, monkeypatch):
+    monkeypatch.setattr(fonts, "cjk_font", lambda: "DejaVu Sans")
+    page = text(review(Runs(grid), **CENT_A_SECOND, lang="zh").headline())
+    assert "当前每 100 张图 ¥1.00；改用 fp32·256 px·批量 4 后为 ¥0.40，节省 60%" in page
+    for english in ("Today", "recommended", "images a month"):
+        assert english not in page
+    assert "没有找到中文字体" not in page
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_without_a_chinese_font_figures_fall_back_to_english_and_the_page_says_so(
+    grid, monkeypatch
+):
+    monkeypatch.setattr(fonts, "cjk_font", lambda: None)
+    page = review(Runs(grid), **CENT_A_SECOND, lang="zh")
+    assert "本机没有找到中文字体" in text(page.headline())
+    assert any(isinstance(part, Image) for part in page.curves())
+    english = review(Runs(grid), **CENT_A_SECOND)
+    assert "font" not in text(english.headline())
+
+
+# ---- prices
+
+
+def test_a_price_of_another_gpu_than_the_measured_is_warned_of(grid, on_cpu):
+    cpu = text(review(Runs(grid), gpu="H100", provider="aws").headline())
+    assert "⚠ The seconds were measured on CPU" in cpu
+    assert "the price is that of H100" in cpu
+    here = fingerprint() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    gpu = {"environment": here, "resolved": {"device": "cuda", "precision": "fp32"}}
+    measured = Runs([on_cpu(1, **gpu), on_cpu(4, 4.0, **gpu)])
+    assert "⚠" not in text(review(measured, gpu="H100", provider="aws").headline())
+    assert "that of A10G" in text(review(measured, gpu="A10G").headline())
+
+
+def test_a_cpu_run_on_a_machine_with_the_priced_gpu_is_warned_of_too(on_cpu):
+    here = fingerprint() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    page = review(Runs([on_cpu(environment=here)]), gpu="H100", provider="aws")
+    assert "⚠ The seconds were measured on CPU" in text(page.headline())
+
+
+def test_a_price_of_ones_own_for_the_machine_is_not_warned_of(grid):
+    assert "⚠" not in text(review(Runs(grid), per_hour=3.5).headline())
+    assert "⚠" in text(review(Runs(grid), per_hour=3.5, gpu="A10G").headline())
+
+
+def test_without_a_gpu_the_measured_one_is_priced_or_the_articles(grid, on_cpu):
+    assert review(Runs(grid)).frame.attrs["price"]["gpu"] == "A10G"
+    assert review(Runs(grid)).frame.attrs["price"]["per_hour"] == 48.0  # 0.8 a minute
+    here = fingerprint() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    on_gpu = on_cpu(environment=here, resolved={"device": "cuda:0", "precision": "fp32"})
+    assert review(Runs([on_gpu])).frame.attrs["price"]["gpu"] == "H100"
+
+
+# ---- evidence
+
+
+def test_every_section_has_its_figure(grid):
+    page = review(Runs(grid), **CENT_A_SECOND)
+    for section in (page.waterfall, page.tradeoff, page.curves, page.feasible, page.stages):
+        pictures = [part for part in section() if isinstance(part, Image)]
+        assert len(pictures) == (2 if section == page.stages else 1)  # in seconds and in shares
+        assert all(picture.data.startswith(b"\x89PNG") for picture in pictures)
+    assert "¥" in text(page.article())
+
+
+def test_the_article_is_compared_in_its_own_price(grid):
+    said = text(review(Runs(grid), **CENT_A_SECOND).article())
+    assert "100 s per 100 images today, 40.0 s with" in said
+    assert "would be ¥1.33 and ¥0.53" in said  # 0.8 / 60 a second
+
+
+def test_the_articles_split_stands_beside_the_measured_shares(on_cpu, make_repeat):
+    stages = {"preprocess": 1.0, "vision": 4.0, "prefill": 2.0, "decode": 2.95, "other": 0.05}
+    marked = make_repeat(10.0, stages_s=stages, parts_s={"vision/merger": 0.5})
+    whole_tower = make_repeat(5.0, stages_s={name: s / 2 for name, s in stages.items()})
+    runs = [on_cpu(1, repeats=[marked]), on_cpu(4, repeats=[whole_tower], engine="fast")]
+    (split,) = table_rows(text(review(Runs(runs), **CENT_A_SECOND).article()))
+    assert split == [
+        ["the article", "60-70%", "20-30%", "-", "10-20%", "-"],
+        ["fp32 · 256 px · batch 1", "35%", "5%", "20%", "30%", "10%"],
+        [
+            "fp32 · 256 px · batch 4 · fast engine",
+            *("40%", "in the vision encoder", "20%", "30%", "10%"),
+        ],
+    ]
+
+
+def test_one_batch_size_is_drawn_over_resolution(on_cpu):
+    sides = [on_cpu(4, 4.0), on_cpu(4, 2.0, resolution=128)]
+    shown = review(Runs(sides), **CENT_A_SECOND).curves()
+    assert "over resolution" in text(shown) and isinstance(shown[-1], Image)
+    alone = review(Runs(sides[:1]), **CENT_A_SECOND).curves()
+    assert "there is no curve to draw" in text(alone)
+    assert not any(isinstance(part, Image) for part in alone)
+
+
+def test_the_stages_of_all_settings_are_drawn_if_they_are_few(grid, on_cpu, monkeypatch):
+    drawn = []
+    stages = plots.stages
+
+    def seen(rows, **options):
+        drawn.append(list(zip(rows["resolution"], rows["batch_size"], strict=True)))
+        return stages(rows, **options)
+
+    monkeypatch.setattr(plots, "stages", seen)
+    review(Runs(grid), **CENT_A_SECOND).stages()
+    assert drawn[0] == drawn[1] == [("256", 1), ("128", 4), ("256", 1), ("256", 4)]  # bf16 first
+    many = [*grid, *(on_cpu(size, 20.0) for size in (2, 3, 5))]
+    review(Runs(many), **CENT_A_SECOND).stages()
+    assert drawn[2] == [("256", 1), ("256", 4)]  # today's and the recommended
+    assert len(review(Runs(grid[:1]), **CENT_A_SECOND).stages()) == 2  # no shares of one
+
+
+def test_the_table_lists_the_cheapest_first(grid):
+    page = text(review(Runs(grid), **CENT_A_SECOND).table())
+    assert "The 4 cheapest of 4 measured settings" in page
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL) if "<td>" in row]
+    assert [cells(row)[1] for row in rows] == ["¥0.20", "¥0.40", "¥0.90", "¥1.00"]
+
+
+def test_limits_rule_settings_out_and_say_how_many(grid):
+    page = review(Runs(grid), **CENT_A_SECOND, max_vram_gib=2.0)
+    assert page.recommendation.best["precision"] == "bf16"
+    assert "2 settings over the memory limit" in text(page.waterfall())
+
+
+def test_what_was_not_measured_is_listed_with_reasons(grid, on_cpu):
+    more = [
+        on_cpu(8, status="oom", reason="batch of 8: out of memory"),
+        on_cpu(16, status="skipped", reason="a smaller setting ran out of memory"),
+        on_cpu(2, status="error", reason="the model failed: ValueError"),
+    ]
+    page = text(review(Runs([*grid, *more]), **CENT_A_SECOND).table())
+    assert "1 settings ran out of memory, 1 larger ones were skipped because of that, 1" in page
+    assert "batch of 8: out of memory" in page
+    assert "the model failed: ValueError" in page
+    assert "fp32 · 256 px · batch 8" in page
+
+
+def test_items_without_an_answer_are_counted(on_cpu, make_repeat):
+    run = on_cpu(1, repeats=[make_repeat(10.0, answered=8, failed=2)] * 2)
+    assert "could not be used or got no answer: 2 at most" in text(
+        review(Runs([run]), **CENT_A_SECOND).table()
+    )
+
+
+def test_where_every_setting_ran_out_of_memory_the_page_still_says_what_happened(on_cpu):
+    page = review(
+        Runs(
+            [
+                on_cpu(1, status="oom", reason="batch of 1: out of memory"),
+                on_cpu(4, status="skipped", reason="a smaller setting ran out of memory"),
+            ]
+        ),
+        **CENT_A_SECOND,
+    )
+    assert page.recommendation is None
+    assert "No setting was measured to the end" in text(page.headline())
+    said = whole(page)
+    assert "batch of 1: out of memory" in said
+    assert "¥" not in said
+
+
+# ---- quality
+
+
+def forty(right: int, *more: float | None) -> list[float | None]:
+    """Scores of forty items, so many of them right."""
+    return [1.0] * right + [0.0] * (40 - right - len(more)) + list(more)
+
+
+@pytest.fixture
+def scored(on_cpu, make_repeat) -> Callable[..., Run]:
+    """A run of trained weights with scores by task; finer resolutions have more visual tokens."""
+
+    def make(
+        batch_size: int,
+        wall_s: float,
+        scores: dict[str, list[float | None]],
+        unparsed: int = 0,
+        **parts: Any,
+    ) -> Run:
+        told = {
+            task: {"metric": "exact_match", "values": values, "unparsed": unparsed}
+            for task, values in scores.items()
+        }
+        side = parts.setdefault("resolution", 256)
+        tokens = {"visual_tokens": 400 if side == "by_task" else side}
+        parts["repeats"] = [make_repeat(wall_s * f, **tokens) for f in (0.99, 1, 1.01)]
+        return on_cpu(batch_size, scores=told, random_weights=False, **parts)
+
+    return make
+
+
+@pytest.fixture
+def both_fonts(monkeypatch) -> None:
+    monkeypatch.setattr(fonts, "cjk_font", lambda: "DejaVu Sans")
+
+
+def quality_of(*runs: Run, lang: str = "en", **options: Any) -> str:
+    page = review(Runs(runs), **CENT_A_SECOND, lang=lang, **options)
+    return "\n".join(quality_sentences(page, page.recommendation))
+
+
+TODAY = {"read_small": forty(36), "colour": forty(40)}
+
+
+def test_a_difference_within_noise_is_said_with_its_interval(scored, both_fonts):
+    best = {"read_small": forty(35), "colour": forty(40)}
+    runs = scored(1, 10.0, TODAY), scored(4, 4.0, best)
+    pair = compare(list(TODAY.values()), list(best.values()))
+    low, high = points(pair.low), points(pair.high)
+    assert (points(pair.difference), pair.p_value) == ("−1.2", 1.0)
+    assert quality_of(*runs) == (
+        f"Quality: 0.94 against 0.95 today: the difference of −1.2 points ({low} to {high}) is "
+        "within noise (p = 1; mean score over the tasks, 80 answers compared with the true ones).\n"
+        "What it gives up: read, small print 0.90 → 0.88."
+    )
+    assert quality_of(*runs, lang="zh") == (
+        f"质量：0.94，当前 0.95：相差 −1.2 个百分点（{low} 至 {high}），在噪声范围内（p = 1；"
+        "各任务得分的平均，80 个答案与标准答案比较）。\n损失所在：小字编号 0.90 → 0.88。"
+    )
+
+
+def test_a_difference_beyond_noise_is_said_with_what_it_costs_each_task(scored, both_fonts):
+    best = {"read_small": forty(16), "colour": forty(30)}
+    runs = scored(1, 10.0, TODAY), scored(4, 4.0, best)
+    pair = compare(list(TODAY.values()), list(best.values()))
+    low, high = points(pair.low), points(pair.high)
+    said = quality_of(*runs, min_quality=0.5)
+    assert said.startswith(
+        f"Quality: 0.57 against 0.95 today: −37.5 points ({low} to {high}; p = {pair.p_value:.2g}; "
+    )
+    assert "noise" not in said
+    assert "What it gives up: read, small print 0.90 → 0.40, colour 1.00 → 0.75." in said
+    chinese = quality_of(*runs, min_quality=0.5, lang="zh")
+    assert f"质量：0.57，当前 0.95：−37.5 个百分点（{low} 至 {high}；p = " in chinese
+    assert "损失所在：小字编号 0.90 → 0.40, 颜色 1.00 → 0.75。" in chinese
+
+
+def test_a_gain_has_its_sign_and_gives_nothing_up(scored):
+    said = quality_of(scored(1, 10.0, {"colour": forty(30)}), scored(4, 4.0, {"colour": forty(40)}))
+    assert "Quality: 1.00 against 0.75 today: +25.0 points (+" in said
+    assert "gives up" not in said
+
+
+def test_todays_setting_has_its_quality_alone(scored, both_fonts):
+    run = scored(1, 4.0, TODAY)
+    kind = "mean score over the tasks, 80 answers compared with the true ones"
+    assert quality_of(run) == f"Quality: 0.95 ({kind})."
+    assert quality_of(run, lang="zh").startswith("质量：0.95（各任务得分的平均，80 个答案")
+
+
+def test_what_was_not_scored_is_counted(scored, both_fonts):
+    run = scored(1, 4.0, {"locate": forty(20, None, None)}, unparsed=3)
+    assert quality_of(run).splitlines()[1] == (
+        "Left out of the scores: 2 items without an answer. Scored as wrong: 3 answers from which "
+        "no box could be read."
+    )
+    assert "2 个没有得到答案的请求；计为错误：3 个" in quality_of(run, lang="zh")
+
+
+def test_random_and_unscored_answers_are_not_called_quality(grid, scored, both_fonts):
+    assert "The weights are random" in quality_of(*grid)
+    assert "权重为随机初始化" in quality_of(*grid, lang="zh")
+    assert "compare answers on your own images" in quality_of(scored(1, 4.0, {}))
+    assert "请先用自己的图片比较答案" in quality_of(scored(1, 4.0, {}), lang="zh")
+
+
+def test_an_agreement_is_called_one(scored, both_fonts):
+    def answered(batch_size: int, wall_s: float, *texts: str) -> Run:
+        rows = [
+            {"id": f"{i}", "task": "read", "question": "?", "expected": None, "answer": text}
+            for i, text in enumerate(texts)
+        ]
+        return scored(batch_size, wall_s, {}, answers=rows)
+
+    runs = answered(1, 10.0, *"abcd"), answered(4, 4.0, *"abcx")
+    said = quality_of(*runs, min_quality=0.5)
+    assert "Quality: 0.75 against 1.00 today" in said
+    assert "agreement of 4 answers with those of the most exact setting" in said
+    assert "4 个答案与最精确配置的一致程度；没有标准答案" in quality_of(
+        *runs, min_quality=0.5, lang="zh"
+    )
+
+
+def test_the_page_says_which_settings_the_limit_ruled_out(scored):
+    runs = [
+        scored(1, 10.0, TODAY),
+        scored(4, 4.0, TODAY),
+        scored(4, 2.0, {"read_small": forty(4), "colour": forty(40)}, resolution=128),
+    ]
+    page = review(Runs(runs), **CENT_A_SECOND)
+    assert page.recommendation.best["resolution"] == "256"
+    assert "1 settings under the limit on quality of 0.93" in text(page.waterfall())
+    said = text(page.headline())
+    assert (
+        "The cheapest setting of all, fp32 · 128 px · batch 4, would cost ¥0.20 (−80% against "
+        "today), but its quality is 0.55." in said
+    )
+    rows = [cells(row) for row in re.findall(r"<tr>(.*?)</tr>", said, re.DOTALL)]
+    assert [row[2].split(" (")[0] for row in rows if row] == ["0.95", "0.95", "0.55"]
+    assert "<th>quality</th>" in said
+    low = page.frame["quality_low"][0]
+    assert f"0.95 ({low:.2f}–" in said
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_quality_out_of_reach_is_the_headline_with_the_best_there_is(scored, both_fonts, lang):
+    runs = [
+        scored(1, 10.0, TODAY),
+        scored(4, 4.0, TODAY),
+        scored(4, 2.0, {"read_small": forty(4), "colour": forty(40)}, resolution=128),
+    ]
+    page = review(Runs(runs), **CENT_A_SECOND, min_quality=0.99, lang=lang)
+    first, rest = {
+        "en": ("No measured setting reaches a quality of 0.99; the best has 0.95.", "¥1.00 per"),
+        "zh": ("没有实测配置达到质量 0.99，最高为 0.95。", "当前每 100 张图 ¥1.00"),
+    }[lang]
+    assert text(page.headline()).split("\n\n")[1].startswith(f"## {first} {rest}")
+    assert (page.recommendation.best["batch_size"], page.recommendation.min_quality) == (4, 0.95)
+    assert page.recommendation.best["resolution"] == "256"
+    assert "--min-quality 0.99" in report_command(page)
+    within = review(Runs(runs), **CENT_A_SECOND, min_quality=0.95, lang=lang)
+    assert first[:10] not in first_line(within)
+
+
+def test_where_other_limits_rule_out_the_best_quality_it_is_an_error(scored):
+    runs = [scored(1, 10.0, TODAY), scored(4, 4.0, {"colour": forty(40)})]
+    with pytest.raises(LimitError, match=r"min_quality rules out 1, max_vram_gib rules out 1"):
+        review(Runs(runs[::-1]), min_quality=0.99, max_vram_gib=2)
+
+
+def test_resolution_is_kept_where_todays_quality_is_not_known(scored):
+    """As where only the large batches of a time-saving sweep saw all items."""
+    runs = [
+        scored(1, 10.0, {}),
+        scored(4, 4.0, TODAY),
+        scored(4, 2.0, {"read_small": forty(0), "colour": forty(0)}, resolution=128),
+    ]
+    page = review(Runs(runs), **CENT_A_SECOND)
+    assert page.recommendation.best["resolution"] == "256"
+    assert "Quality: not measured." in text(page.headline())
+
+
+def test_figures_of_quality_are_as_many_as_there_is_something_to_compare(scored, grid):
+    def pictures(*runs: Run) -> int:
+        parts = review(Runs(runs), **CENT_A_SECOND).quality()
+        assert all(isinstance(part, Image) for part in parts[1:])
+        assert not parts or "What the answers are worth" in text(parts)
+        return len(parts[1:])
+
+    one, lower = scored(1, 10.0, TODAY), scored(1, 5.0, TODAY, resolution=128)
+    assert pictures(one) == 1
+    assert pictures(one, lower) == 2
+    assert pictures(one, lower, scored(1, 4.0, TODAY, precision="bf16")) == 3
+    assert pictures(*grid) == 0
+
+
+# ---- a resolution for each task
+
+
+@pytest.fixture
+def sides(scored) -> list[Run]:
+    """Small print needs 512 pixels, colours 128; then both tables as settings."""
+    right = {128: (4, 40), 256: (20, 40), 512: (36, 39)}
+    runs = [
+        scored(
+            1,
+            side / 64,
+            {"read_small": forty(small), "colour": forty(colour)},
+            resolution=side,
+        )
+        for side, (small, colour) in right.items()
+    ]
+    tables = (
+        (dict(TASK_RESOLUTIONS), 5.0, 37, 38),
+        ({"read_small": 512, "colour": 128}, 4.0, 36, 40),
+    )
+    return runs + [
+        scored(
+            1,
+            seconds,
+            {"read_small": forty(small), "colour": forty(colour)},
+            resolution="by_task",
+            task_resolutions=table,
+        )
+        for table, seconds, small, colour in tables
+    ]
+
+
+def table_rows(page: str) -> list[list[list[str]]]:
+    """The rows of each table on a page."""
+    tables = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)
+    return [[cells(r) for r in re.findall(r"<tr>(.*?)</tr>", t, re.DOTALL)] for t in tables]
+
+
+def without_intervals(row: list[str]) -> list[str]:
+    return [re.sub(r" \(.*–.*\)$", "", cell) for cell in row]
+
+
+def test_each_task_has_its_resolution_beside_the_articles(sides):
+    page = text(review(Runs(sides), **CENT_A_SECOND).resolutions())
+    assert "### A resolution for each task" in page
+    assert "stays within 2 points of the highest one" in page
+    tasks, settings = table_rows(page)
+    assert [without_intervals(row) for row in tasks] == [
+        ["read, small print", "512 px", "0.90", "native", "0.93", "0.90"],
+        ["colour", "128 px", "1.00", "256 px", "0.95", "0.97"],
+    ]
+    assert re.fullmatch(r"0\.90 \(0\.\d\d–0\.9\d\)", tasks[0][2])
+    assert [row[0] for row in settings] == [
+        "fp32 · by task · batch 1",
+        "fp32 · by task (article) · batch 1",
+    ]
+    assert [row[2] for row in settings] == ["¥0.40", "¥0.50"]
+
+
+def test_the_articles_resolutions_need_not_be_measured_as_a_setting(sides):
+    """Then its numbers are those of the same resolution for all tasks, where there is one."""
+    (tasks,) = table_rows(text(review(Runs(sides[:3]), **CENT_A_SECOND).resolutions()))
+    assert [without_intervals(row)[3:5] for row in tasks] == [["native", "?"], ["256 px", "1.00"]]
+    (tasks,) = table_rows(text(review(Runs(sides[::2][:2]), **CENT_A_SECOND).resolutions()))
+    assert [without_intervals(row)[3:5] for row in tasks] == [["native", "?"], ["256 px", "?"]]
+
+
+def test_resolutions_are_proposed_in_chinese_too(sides, both_fonts):
+    page = text(review(Runs(sides), **CENT_A_SECOND, lang="zh").resolutions())
+    tasks, settings = table_rows(page)
+    assert "### 按任务选择分辨率" in page
+    assert [row[:2] for row in tasks] == [["小字编号", "512 px"], ["颜色", "128 px"]]
+    assert [row[0] for row in settings] == ["fp32·按任务·批量 1", "fp32·按任务（原文）·批量 1"]
+    words = re.findall(r"[A-Za-z]{4,}", re.sub(r"<[^>]*>", "", page))
+    assert set(words) == {"token"}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_with_less_than_two_resolutions_nothing_is_proposed(grid, sides, count):
+    runs = sides[:count] + sides[3:] if count else grid
+    assert review(Runs(runs), **CENT_A_SECOND).resolutions() == []
+
+
+def test_a_setting_by_task_is_recommended_with_its_table(sides):
+    from qvl_lab import cli
+
+    page = review(Runs(sides), **CENT_A_SECOND)
+    best = page.recommendation.best
+    assert json.loads(best["task_resolutions"]) == {"read_small": 512, "colour": 128}
+    command = page.command(best)
+    assert command.endswith("--task-resolution read_small=512 --task-resolution colour=128")
+    assert "--resolution by_task" in command
+    assert accepts(cli.app, shlex.split(command)[1:]) == ""
+    assert command in text(page.headline())
+    assert "--task-resolution" not in page.command(page.recommendation.current)
+    assert "task_resolutions" not in text(page.headline())
+
+
+# ---- provenance
+
+
+def test_provenance_names_price_workload_machine_and_file(grid, runs_file):
+    path = runs_file(*grid)
+    found = facts(review(path, gpu="A10G", provider="article"))
+    assert found["prov_price"] == "48 CNY/h: A10G, article, on demand, undated"
+    assert found["prov_workload"].startswith("hand: 10 items")
+    assert fingerprint()["torch"] in found["prov_software"]
+    assert fingerprint()["cpu"] in found["prov_machine"]
+    assert Runs.load(path).file_sha256[:16] in found["prov_file"]
+    assert found["prov_notes"] == ""
+
+
+def test_of_several_environments_the_newest_is_used_and_the_others_counted(on_cpu, runs_file):
+    old = {"torch": "1.0.old", "cpu": "Old CPU", "gpu": None}
+    path = runs_file(
+        on_cpu(1, 500.0, environment=old, started_at="2025-01-01T00:00:00+00:00"),
+        on_cpu(4, 400.0, environment=old, started_at="2025-01-01T00:10:00+00:00"),
+        on_cpu(1, 10.0, started_at="2026-01-01T00:00:00+00:00"),
+        on_cpu(4, 4.0, started_at="2026-01-01T00:10:00+00:00"),
+    )
+    page = review(path, **CENT_A_SECOND)
+    assert "## ¥1.00 per 100 images today" in text(page.headline())
+    said = text(page.provenance())
+    assert "2 rows of other environments" in said
+    assert "1.0.old" not in said
+    assert "Old CPU" not in said
+    assert "2026-01-01T00:00:00+00:00 - 2026-01-01T00:10:00+00:00" in said
+    assert len(page.runs) == 2
+
+
+def test_rows_of_another_workload_are_left_out_and_counted(grid, on_cpu, runs_file):
+    other = {"name": "other", "fingerprint": "0" * 16, "items": 10}
+    before = "2025-01-01T00:00:00+00:00"
+    path = runs_file(on_cpu(1, 1.0, workload=other, key="other", started_at=before), *grid)
+    page = review(path, **CENT_A_SECOND)
+    assert len(page.frame) == 4
+    assert "1 rows of another workload, model or way of measuring" in text(page.provenance())
+
+
+def test_damaged_lines_are_named(grid, runs_file):
+    path = runs_file(*grid)
+    with path.open("ab") as file:
+        file.write(b'{"torn')
+    assert "line 5 of runs.jsonl is left out" in text(review(path).provenance())
+
+
+def test_the_commands_in_the_report_are_accepted_by_the_command_line(grid, runs_file):
+    from qvl_lab import cli
+
+    page = review(
+        runs_file(*grid),
+        gpu="A10G",
+        provider="aws",
+        kind="on_demand",
+        currency="CNY",
+        exchange_rates={"USD": 7.1},
+        prices_file=report.asset("prices.toml"),
+        utilisation=0.5,
+        current={"batch_size": 1},
+        monthly_images=1000,
+        max_vram_gib=20.0,
+        max_ttft_s=5.0,
+    )
+    page.options["min_quality"] = 0.5  # random weights have none to limit
+    own = report_command(page)
+    assert "USD=7.1" in own
+    recommended = page.command(page.recommendation.best)
+    assert "--batch-size 4" in recommended
+    assert "--lang" not in own  # English is the default
+    for command in (own, recommended):
+        assert accepts(cli.app, shlex.split(command)[1:]) == "", command
+
+
+def test_the_report_command_names_the_file_from_here_and_no_defaults(grid, runs_file, monkeypatch):
+    path = runs_file(*grid)
+    assert report_command(review(path)) == f"qvl-lab report {path.resolve()}"
+    monkeypatch.chdir(path.parent.parent)
+    own = report_command(review(path, lang="zh", utilisation=0.5))
+    assert own == f"qvl-lab report {path.parent.name}/runs.jsonl --utilisation 0.5 --lang zh"
+
+
+def test_the_command_of_a_fast_setting_names_its_engine(on_cpu):
+    from qvl_lab import cli
+
+    fast = {"engine": "fast", "prefix_cache": True, "packing": True, "prefill_chunk": 512}
+    page = review(Runs([on_cpu(1), on_cpu(4, 4.0, **fast)]), **CENT_A_SECOND)
+    command = page.command(page.recommendation.best)
+    assert command.endswith("--set engine=fast --set prefill_chunk=512 --set prefix_cache=True")
+    assert accepts(cli.app, shlex.split(command)[1:]) == ""
+    assert "batch 4 · fast engine" in text(page.headline())
+    assert "engine" not in page.command(page.recommendation.current)
+
+
+def accepts(app: Any, arguments: list[str]) -> str:
+    """What the command line has against these arguments; it is not run."""
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    usage = CliRunner().invoke(app, [*arguments, "--no-such-option"])
+    assert result.exit_code == 0
+    complaint = re.search(r"No such option: (\S+)", usage.output)
+    assert complaint, usage.output
+    return "" if complaint[1] == "--no-such-option" else complaint[1]
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpu": "A1OG"}, "Did you mean 'A10G'"),
+        ({"gpu": "A10G", "provider": "awss"}, "Did you mean 'aws'"),
+        ({"utilisation": 0.0}, "utilisation must be above 0"),
+        ({"utilisation": 90}, "utilisation must be above 0"),
+        ({"per_hour": -1.0}, "per_hour must be a number above 0"),
+        ({"currency": "yuan"}, "three capital letters"),
+        ({"gpu": "A10G", "provider": "aws", "currency": "CHF"}, "no exchange rate"),
+        ({"current": {"batch_size": 3}}, "no measured setting has batch_size=3"),
+        ({"current": {"batch": 1}}, "Did you mean 'batch_size'"),
+        ({"max_vram_gib": 0.001}, "no measured setting passes"),
+        ({"min_quality": 0.5}, "no setting has a quality: the weights are random"),
+        ({"min_quality": 95}, "min_quality must be a number from 0 to 1"),
+        ({"lang": "fr"}, "unknown language 'fr'"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(grid, options, words):
+    with pytest.raises(ConfigError, match=words):
+        review(Runs(grid), **options)
+
+
+def test_unknown_names_are_their_own_kind_of_error(grid):
+    with pytest.raises(UnknownNameError):
+        review(Runs(grid), gpu="A1OG")
+
+
+def test_a_file_without_runs_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="cannot read the run file"):
+        review(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(QvlError, match="holds no runs"):
+        review(tmp_path / "empty.jsonl")
+
+
+def test_the_frame_behind_the_page_is_that_of_the_runs(grid):
+    page = review(Runs(grid), **CENT_A_SECOND)
+    expected = Runs(grid).frame()["s_per_100_images"] / 100
+    pd.testing.assert_series_equal(page.frame[page.cost], expected, check_names=False)
+
+
+def test_a_limit_that_todays_setting_breaks_is_paid_for_and_said(runs_file, on_cpu):
+    page = review(
+        runs_file(on_cpu(4, 4.0), on_cpu(1, 10.0)),
+        current={"batch_size": 4},
+        max_vram_gib=2,
+        **CENT_A_SECOND,
+    )
+    said = text(page.headline())
+    assert "¥0.40 per 100 images today" in said
+    assert "costs ¥1.00: 150% more" in said
+    assert "noise" not in said
+
+
+def test_names_from_a_run_file_are_text_and_not_markup(runs_file, on_cpu):
+    evil = "x<img src=x onerror=alert(1)>"
+    page = review(runs_file(on_cpu(1, model=evil), on_cpu(4, 4.0, model=evil)), **CENT_A_SECOND)
+    assert "<img" not in text(page.headline()).replace("```\nqvl-lab run IMAGES", "")[:400]
+    assert "x&lt;img" in text(page.headline())
+
+
+def test_rows_measured_another_way_are_left_out_and_counted(runs_file, on_cpu):
+    other = on_cpu(2, 30.0, plan={"timed_items": 1}, started_at="2020-01-01T00:00:00+00:00")
+    page = review(runs_file(other, on_cpu(1), on_cpu(4, 4.0)), **CENT_A_SECOND)
+    assert len(page.frame) == 2
+    assert "1 rows of another workload, model or way of measuring" in text(page.provenance())
+
+
+def test_the_first_row_need_not_have_loaded_to_name_the_device(runs_file, make_run):
+    gpu = {"environment": {"gpu": "NVIDIA H200"}, "resolved": {"device": "cuda"}}
+    lost = make_run(status="oom", batch_size=1, environment=gpu["environment"])
+    page = review(runs_file(lost, make_run(batch_size=2, **gpu), make_run(batch_size=4, **gpu)))
+    assert page.device == "NVIDIA H200"
+    assert page.frame.attrs["price"]["gpu"] == "H200"
+
+
+def test_settings_timed_a_different_number_of_times_are_told_apart(on_cpu):
+    page = review(Runs([on_cpu(1, [10.0]), on_cpu(4, [2.0, 2.1])]), **CENT_A_SECOND)
+    said = text(page.headline())
+    assert "1 over 10 items with today's setting, 2 over 10 with the recommended one" in said
+    assert "medians of" not in said
