@@ -1,35 +1,63 @@
-# Everything needs only python3 (3.11 or newer), make and git; the first target that runs installs.
+# Everything needs only python3 (3.11 to 3.13), make and git; the first target that runs installs.
+# Paths are relative, since make splits the names of targets at spaces.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
 OUT ?= reports/local
+lang ?= en
+JOBS ?= 2
+BIN := $(VENV)/bin
 
-.PHONY: report test lint types notebooks lab
+# Each worker of the tests has one thread, so that two workers do not share two cores four ways.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+# Jupyter refuses to serve as root, which is who one is in a container.
+ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-report: $(VENV)/.installed  ## sweep the embedded model and leave a report to open
-	$(BIN)/qvl-lab report --model tiny --out $(OUT)
+.DEFAULT_GOAL := report
+.PHONY: help report test test-slow test-gpu test-browser test-all coverage lint types notebooks lab
 
-test: $(VENV)/.installed  ## the fast tests; all of them: make test ARGS="-m ''"
-	$(BIN)/python -m pytest $(ARGS)
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
-lint: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+report: $(VENV)/.installed  ## sweep the embedded model and leave a report to open; lang=zh, OUT=folder
+	$(BIN)/python -m qvl_lab report --model tiny --lang "$(lang)" --out "$(OUT)"
 
-types: $(VENV)/.installed
-	$(BIN)/mypy
+test: $(VENV)/.installed  ## the fast tests; ARGS="-k word" chooses, JOBS=4 takes four processes
+	$(PYTEST) -n $(JOBS) $(ARGS)
 
-notebooks: $(VENV)/.installed  ## execute every notebook into reports/local
-	mkdir -p $(OUT)
-	cd $(OUT) && for n in $(CURDIR)/notebooks/*.ipynb; do \
-	  $(abspath $(BIN))/papermill --no-progress-bar --kernel python3 $$n $$(basename $$n) || exit 1; done
+test-slow: $(VENV)/.installed  ## the tests that take more than about ten seconds each
+	$(PYTEST) -m 'slow and not gpu and not browser' $(ARGS)
 
-lab: $(VENV)/.installed
-	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
+test-gpu: $(VENV)/.installed  ## the tests that need a CUDA device
+	$(PYTEST) -m gpu $(ARGS)
+
+test-browser: $(VENV)/.installed  ## the tests that drive Chromium (playwright install chromium)
+	$(PYTEST) -m browser $(ARGS)
+
+test-all: $(VENV)/.installed  ## every test that this machine can run
+	$(PYTEST) -m '' $(ARGS)
+
+coverage: $(VENV)/.installed  ## the fast tests with branch coverage; pyproject.toml names what needs a GPU
+	$(PYTEST) -n $(JOBS) --cov --cov-report term:skip-covered --cov-report html $(ARGS)
+
+lint: $(VENV)/.installed  ## ruff: rules and format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(VENV)/.installed  ## mypy, strict
+	$(BIN)/python -m mypy
+
+notebooks: $(VENV)/.installed  ## execute every notebook; the results go to OUT
+	mkdir -p "$(OUT)"
+	for n in notebooks/*.ipynb; do \
+	  $(BIN)/python -m papermill --no-progress-bar --kernel python3 --cwd "$(OUT)" \
+	    "$$n" "$(OUT)/$${n##*/}" || exit 1; done
+
+lab: $(VENV)/.installed  ## JupyterLab on the notebooks
+	$(BIN)/python -m jupyterlab --ip 127.0.0.1 $(ROOT_MAY) notebooks
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "qvl_lab needs Python 3.11 or newer; say which: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv "$(VENV)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,int8]'
-	touch $@
+	touch "$@"
