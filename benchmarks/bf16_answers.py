@@ -17,8 +17,8 @@ from torch import Tensor
 
 import qvl_lab as ql
 from qvl_lab.backends.fast.engine import Engine
-from qvl_lab.backends.processor import Request, SamplingParams
-from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.backends.processor import Request
+from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.workloads.items import decode_image, load_workload
 from qvl_lab.workloads.resize import resize
 

@@ -20,12 +20,11 @@ from qvl_lab.backends.processor import (
     Generation,
     InputProcessor,
     Request,
-    SamplingParams,
     as_model_error,
     overflow,
     too_large,
 )
-from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.errors import DeviceMemoryError, InputError
 from qvl_lab.models.hooks import StepWatch, marks
 from qvl_lab.models.load import base_dtype, first_line, free, out_of_memory

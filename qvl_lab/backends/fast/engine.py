@@ -28,13 +28,12 @@ from qvl_lab.backends.fast.vision_runner import VisionRunner
 from qvl_lab.backends.processor import (
     InputProcessor,
     Request,
-    SamplingParams,
     as_model_error,
     overflow,
     too_large,
 )
 from qvl_lab.caching.tensor_cache import Lru, TensorCache, image_key, model_key, path_key
-from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.errors import DeviceMemoryError, InputError, QueueFullError
 from qvl_lab.models.load import first_line, free, out_of_memory
 from qvl_lab.probe.stages import stage

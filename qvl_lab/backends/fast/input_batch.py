@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qvl_lab.backends.fast.model.qwen3_vl import KeyValues, Qwen3VLModel
-from qvl_lab.backends.processor import SamplingParams
+from qvl_lab.config import SamplingParams
 
 #: Columns of a slot's row, before its list of blocks.
 TOKEN, LENGTH, POSITION, GENERATED, LEAST, TOP_K = range(6)

@@ -16,8 +16,8 @@ from qvl_lab.backends.fast.model.attention import Lengths
 from qvl_lab.backends.fast.model.qwen3_vl import Prompts, Qwen3VLModel
 from qvl_lab.backends.fast.scheduler import Chunk, Copy
 from qvl_lab.backends.fast.scheduler import Sequence as Scheduled
-from qvl_lab.backends.processor import InputProcessor, SamplingParams
-from qvl_lab.config import EngineSpec
+from qvl_lab.backends.processor import InputProcessor
+from qvl_lab.config import EngineSpec, SamplingParams
 from qvl_lab.models.load import base_dtype
 from qvl_lab.probe.stages import stage
 

@@ -13,10 +13,10 @@ import torch
 
 from qvl_lab.backends.fast.engine import Caches, Engine
 from qvl_lab.backends.fast.model.qwen3_vl import FAMILIES
-from qvl_lab.backends.processor import Answer, Generation, InputProcessor, Request, SamplingParams
+from qvl_lab.backends.processor import Answer, Generation, InputProcessor, Request
 from qvl_lab.caching.disk import DiskTier
 from qvl_lab.caching.tensor_cache import Lru, TensorCache
-from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.errors import ConfigError, InputError, ModelError
 from qvl_lab.models.load import free, read_architecture
 from qvl_lab.probe.stages import Recorder, totals

@@ -21,7 +21,7 @@ from qvl_lab.backends.fast.input_batch import (
     draw,
     row_of,
 )
-from qvl_lab.backends.processor import SamplingParams
+from qvl_lab.config import SamplingParams
 
 VOCABULARY, SLOTS, WIDTH, NOWHERE = 12, 3, 2, 99
 STOPS, SUPPRESSED = [4, 5], [6]

@@ -16,11 +16,11 @@ import torch
 from qvl_lab.backends.fast.engine import Caches, Engine
 from qvl_lab.backends.fast.model_runner import ModelRunner
 from qvl_lab.backends.fast.sequence import Job
-from qvl_lab.backends.processor import Answer, SamplingParams
+from qvl_lab.backends.processor import Answer
 from qvl_lab.caching import disk
 from qvl_lab.caching.disk import DiskTier
 from qvl_lab.caching.tensor_cache import Lru, TensorCache
-from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.workloads.items import Item
 
 QUESTIONS = ("What is this?", "描述这张图片", "Count. " * 20, "?")

@@ -1,0 +1,145 @@
+"""A grid of configurations over one workload, and TOML files to keep it in."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from qvl_lab.config.checks import bounded, member, positive
+from qvl_lab.config.settings import FIELDS, PARTS, Config, digest
+from qvl_lab.errors import ConfigError, UnknownNameError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """A grid of configurations over one workload, and how to measure each.
+
+    Parameters
+    ----------
+    axes : mapping of str to sequence
+        Field name to the values it takes; the grid is their product.
+    base : Config
+        The fields that do not vary.
+    workload : str
+        A packaged set, a folder, a CSV or a JSONL file.
+    question : str, optional
+        Asked about every image that brings no question of its own.
+    items : int, optional
+        Use only this many items (a seeded sample). None uses all of them.
+    timed_items : int, optional
+        Time only this many of them (a seeded sample, the same for every setting). If quality is
+        measured, one more pass that is not timed answers all items.
+    batches : int, optional
+        Time at most this many batches per repeat, for long grids: small batches then see
+        fewer items. Fair only if the items are alike.
+    repeats : int
+        Timed passes over the items.
+    warmup : int
+        Untimed batches before them, the largest first. The static cache warms up on all.
+    seed : int
+        Seeds the sample of items.
+    timeout_s : float
+        A configuration that takes longer is given up (process isolation only).
+    quality : bool
+        Score the answers of items whose answer is known. Random weights are never scored.
+    metrics : mapping of str to str
+        Task to metric, for tasks of your own; see ``metric_for``.
+    isolation : str
+        ``"process"``: each configuration in a process of its own, so that a crash stays there and
+        memory peaks start from nothing. ``"none"``: all in this process.
+    """
+
+    axes: Mapping[str, Sequence[Any]]
+    base: Config = field(default_factory=Config)
+    workload: str = "mixed"
+    question: str | None = None
+    items: int | None = None
+    timed_items: int | None = None
+    batches: int | None = None
+    repeats: int = 3
+    warmup: int = 1
+    seed: int = 0
+    timeout_s: float = 3600.0
+    quality: bool = True
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    isolation: str = "process"
+
+    def __post_init__(self) -> None:
+        for name, values in self.axes.items():
+            if name not in FIELDS:
+                raise UnknownNameError("field", name, FIELDS)
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise ConfigError(f"axis {name} needs a list of values, not {values!r}")
+        bounded("repeats", self.repeats, 1, 1000)
+        bounded("warmup", self.warmup, 0, 1000)
+        for name in ("items", "timed_items", "batches"):
+            if getattr(self, name) is not None:
+                bounded(name, getattr(self, name), 1, 10**9)
+        positive("timeout_s", self.timeout_s)
+        member("quality", self.quality, (True, False))
+        if not isinstance(self.metrics, Mapping):
+            raise ConfigError(f"metrics must map tasks to metrics, not {self.metrics!r}")
+        member("isolation", self.isolation, ("process", "none"))
+        self.configurations()
+
+    def configurations(self) -> list[Config]:
+        """The grid, model by model, so that a loaded model is used for all of its settings."""
+        part_order = list(PARTS)
+        names = sorted(self.axes, key=lambda name: part_order.index(FIELDS[name]))
+        grid = itertools.product(*(self.axes[name] for name in names))
+        configs = [self.base.replace(**dict(zip(names, values, strict=True))) for values in grid]
+        return list({digest(c.flat()): c for c in configs}.values())
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read tables ``[sweep]``, ``[axes]`` and, for fixed fields, ``[fixed]``.
+
+        Raises
+        ------
+        ConfigError
+            If the file is missing, not TOML, or names an unknown table or field.
+        """
+        try:
+            tables = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as e:
+            raise ConfigError(f"cannot read {path}: {e.strerror}") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path} is not valid TOML: {e}") from e
+        for table in tables:
+            member("table", table, ("sweep", "axes", "fixed"))
+            if not isinstance(tables[table], dict):
+                raise ConfigError(f"{table} in {path} must be a table, [{table}]")
+        options = dict(tables.get("sweep", {}))
+        allowed = {f.name for f in fields(cls)} - {"axes", "base"}
+        for name in options:
+            member("sweep option", name, allowed)
+        base = Config().replace(**tables.get("fixed", {}))
+        return cls(axes=tables.get("axes", {}), base=base, **options)
+
+    def to_toml(self) -> str:
+        """The same sweep as TOML text; fields at their defaults are left out.
+
+        Raises
+        ------
+        ConfigError
+            If an axis holds None, which TOML cannot say.
+        """
+        import tomli_w
+
+        for name, values in self.axes.items():
+            if None in values:
+                raise ConfigError(f"axis {name} holds None, which TOML cannot say; name a value")
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        del options["axes"], options["base"]
+        defaults = {f.name: f.default for f in fields(self)} | {"metrics": {}}
+        default_fields = Config().flat()
+        tables = {
+            "sweep": {k: v for k, v in options.items() if v is not None and v != defaults[k]},
+            "axes": {name: list(values) for name, values in self.axes.items()},
+            "fixed": {k: v for k, v in self.base.flat().items() if v != default_fields[k]},
+        }
+        return tomli_w.dumps({name: table for name, table in tables.items() if table})
