@@ -20,8 +20,9 @@ NAMES = """
 #: The rooms from the ground up. A module may import its own room and the rooms of earlier lines.
 LAYERS = (
     "assets errors",
-    "hardware config",
-    "tasks claims",
+    "hardware claims",
+    "tasks",
+    "config",
     "runs workloads",
     "probe",
     "models",

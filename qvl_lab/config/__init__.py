@@ -17,7 +17,6 @@ from qvl_lab.config.images import (
     BY_TASK,
     NATIVE,
     PILLOW_MAX_PIXELS,
-    TASK_RESOLUTIONS,
     ImagePolicy,
 )
 from qvl_lab.config.model import PRECISIONS, ModelSpec
@@ -35,7 +34,6 @@ __all__ = [
     "NATIVE",
     "PILLOW_MAX_PIXELS",
     "PRECISIONS",
-    "TASK_RESOLUTIONS",
     "Config",
     "EngineSpec",
     "ImagePolicy",

@@ -8,15 +8,9 @@ from typing import Any
 
 from qvl_lab.config.checks import bounded
 from qvl_lab.errors import ConfigError
+from qvl_lab.tasks import article_resolutions
 
 NATIVE, BY_TASK = "native", "by_task"
-
-#: The article's table: side of a square pixel budget for each kind of task.
-TASK_RESOLUTIONS: dict[str, int | str] = {
-    "detection": 512,
-    "description": 256,
-    "fine_analysis": NATIVE,
-}
 #: Pillow refuses images of more pixels than this whatever we say.
 PILLOW_MAX_PIXELS = 178_956_970
 
@@ -37,9 +31,7 @@ class ImagePolicy:
     """
 
     resolution: int | str = NATIVE
-    task_resolutions: Mapping[str, int | str] = field(
-        default_factory=lambda: dict(TASK_RESOLUTIONS)
-    )
+    task_resolutions: Mapping[str, int | str] = field(default_factory=article_resolutions)
     max_image_pixels: int = 80_000_000
     max_image_bytes: int = 64 * 2**20
 

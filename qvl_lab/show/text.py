@@ -12,10 +12,10 @@ import pandas as pd
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.cost import cost_column, symbol
 from qvl_lab.analysis.money.recommend import PRECISION_ORDER, peak_memory_bytes
-from qvl_lab.analysis.quality.scoring import OTHER_NAMES
-from qvl_lab.config import BY_TASK, FAST_ONLY, TASK_RESOLUTIONS
+from qvl_lab.config import BY_TASK, FAST_ONLY
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.show.prose import PROSE
+from qvl_lab.tasks import article_resolutions, find_task
 
 LANGUAGES = ("en", "zh")
 
@@ -208,24 +208,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "beyond_noise": ("difference with p < 0.05", "差异 p < 0.05"),
     "within_noise": ("within noise (p ≥ 0.05)", "在噪声范围内（p ≥ 0.05）"),
-    # tasks
-    "task_none": ("no task", "无任务"),
-    "task_caption": ("caption", "图片说明"),
-    "task_colour": ("colour", "颜色"),
-    "task_count": ("count", "计数"),
-    "task_description": ("description", "描述"),
-    "task_detection": ("detection", "检测"),
-    "task_fine_analysis": ("fine analysis", "精细分析"),
-    "task_grounding": ("grounding", "定位（grounding）"),
-    "task_locate": ("locate", "定位"),
-    "task_ocr": ("OCR", "文字识别"),
-    "task_qa": ("question answering", "问答"),
-    "task_read": ("read", "读取文字"),
-    "task_read_large": ("read, large print", "大字编号"),
-    "task_read_small": ("read, small print", "小字编号"),
-    "task_total": ("receipt total", "收据合计"),
-    "task_vqa": ("visual questions", "视觉问答"),
-    "task_yes_no": ("yes or no", "是非判断"),
     **PROSE,
 }
 
@@ -276,14 +258,13 @@ def images_at(row: pd.Series, lang: str) -> str:
 def is_the_articles(table: Any) -> bool:
     """Whether a frame's ``task_resolutions`` is the article's table; it may know more tasks."""
     sides = json.loads(table) if isinstance(table, str) else {}
-    return TASK_RESOLUTIONS.items() <= sides.items()
+    return article_resolutions().items() <= sides.items()
 
 
 def task(name: str, lang: str) -> str:
     """A task by its name in this language, if it is a known one."""
-    known = name.strip().casefold()
-    key = f"task_{OTHER_NAMES.get(known, known)}"
-    return label(key, lang) if key in TEXTS else name
+    known = find_task(name)
+    return name if known is None else known.zh if lang == "zh" else known.en
 
 
 def changed(name: str, before: Any, after: Any, lang: str) -> str:

@@ -14,34 +14,10 @@ from PIL import Image
 
 from qvl_lab.config import BY_TASK, NATIVE, ImagePolicy
 from qvl_lab.errors import ImageError, UnknownNameError
-from qvl_lab.tasks import NO_TASK
+from qvl_lab.tasks import BY_NAME, NO_TASK, find_task
 from qvl_lab.workloads.items import ImageLike, image_size, read_bytes
 
 MAX_ASPECT_RATIO = 200
-#: Other names of the article's tasks; the left side is matched without case.
-TASK_ALIASES = {
-    "检测": "detection",
-    "目标检测": "detection",
-    "定位": "detection",
-    "locate": "detection",
-    "grounding": "detection",
-    "count": "detection",
-    "描述": "description",
-    "图像描述": "description",
-    "caption": "description",
-    "describe": "description",
-    "colour": "description",
-    "color": "description",
-    "精细分析": "fine_analysis",
-    "细粒度分析": "fine_analysis",
-    "文字识别": "fine_analysis",
-    "fine": "fine_analysis",
-    "ocr": "fine_analysis",
-    "read": "fine_analysis",
-    "read_large": "fine_analysis",
-    "read_small": "fine_analysis",
-    "total": "fine_analysis",
-}
 
 
 @dataclass(frozen=True)
@@ -54,20 +30,20 @@ class PixelLimits:
 
 
 def canonical_task(task: str, table: Iterable[str]) -> str:
-    """The table's name for a task, given in English or Chinese.
+    """The table's name for a task: its own name, else the article's kind that it belongs to.
 
     Raises
     ------
     UnknownNameError
-        If neither the table nor the aliases know it.
+        If the table has neither.
     """
-    names = {name.lower(): name for name in table}
-    wanted = task.strip().lower()
-    wanted = wanted if wanted in names else TASK_ALIASES.get(wanted, wanted)
-    if wanted not in names:
-        aliases = [alias for alias, name in TASK_ALIASES.items() if name in names]
-        raise UnknownNameError("task", task, [*names.values(), *aliases])
-    return names[wanted]
+    names = {name.strip().casefold(): name for name in table}
+    known = find_task(task)
+    for name in (task.strip().casefold(), *((known.name, known.article_kind) if known else ())):
+        if name in names:
+            return names[name]
+    aliases = [alias for alias, of in BY_NAME.items() if {of.name, of.article_kind} & {*names}]
+    raise UnknownNameError("task", task, dict.fromkeys([*names.values(), *aliases]))
 
 
 def knows_task(task: str, table: Iterable[str]) -> bool:

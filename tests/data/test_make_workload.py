@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from qvl_lab.assets import asset
-from qvl_lab.config import TASK_RESOLUTIONS, ImagePolicy
+from qvl_lab.config import ImagePolicy
+from qvl_lab.tasks import article_resolutions
 from qvl_lab.workloads.items import decode_image, image_size, load_workload, read_bytes
 
 SCRIPT = Path(__file__).parents[2] / "data" / "make_workload.py"
@@ -163,7 +164,7 @@ def test_rows_are_complete_and_unique(rows):
     assert all(set(row) == {"id", "image", "question", "answer", "task"} for row in rows)
     assert all(all(row.values()) for row in rows)
     assert len({row["id"] for row in rows}) == len(rows)
-    assert {row["task"] for row in rows} == set(TASK_RESOLUTIONS)
+    assert {row["task"] for row in rows} == set(article_resolutions())
     chinese = Counter(any("\u4e00" <= c <= "\u9fff" for c in row["question"]) for row in rows)
     assert min(chinese[True], chinese[False]) > len(rows) / 3
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from matplotlib import font_manager
 
-from qvl_lab.analysis.quality.scoring import TASK_METRICS
 from qvl_lab.errors import UnknownNameError
 from qvl_lab.show import fonts, text
+from qvl_lab.tasks import BY_NAME
 
 
 def placeholders(words: str) -> set[str]:
@@ -107,7 +107,7 @@ def test_differing_settings_are_told_apart():
     assert text.others(frame, ["batch_size", "engine"]) == ["", ""]
 
 
-@pytest.mark.parametrize("name", TASK_METRICS)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_known_tasks_have_a_name_in_both_languages(name):
     assert not is_chinese(text.task(name, "en"))
     assert is_chinese(text.task(name, "zh"))

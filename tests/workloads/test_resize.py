@@ -13,7 +13,6 @@ from PIL import Image
 from qvl_lab.config import ImagePolicy
 from qvl_lab.errors import ImageError, UnknownNameError
 from qvl_lab.workloads.resize import (
-    TASK_ALIASES,
     PixelLimits,
     canonical_task,
     fit,
@@ -169,9 +168,9 @@ def test_tasks_have_names_in_both_languages(task, name):
     assert canonical_task(task, ["detection", "description", "fine_analysis"]) == name
 
 
-def test_aliases_lead_to_the_articles_tasks():
-    assert set(TASK_ALIASES.values()) == set(ImagePolicy().task_resolutions)
-    assert all(alias == alias.lower() for alias in TASK_ALIASES)
+@pytest.mark.parametrize(("task", "name"), [("定位", "locate"), ("颜色", "Colour")])
+def test_a_table_may_name_a_task_that_the_workload_calls_otherwise(task, name):
+    assert canonical_task(task, ["detection", "description", name]) == name
 
 
 @pytest.mark.parametrize(

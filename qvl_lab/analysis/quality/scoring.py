@@ -15,40 +15,7 @@ from qvl_lab.analysis.quality.metrics import (
     parse_boxes,
 )
 from qvl_lab.errors import ConfigError, UnknownNameError, nearest
-from qvl_lab.tasks import NO_TASK
-
-#: Tasks by other names.
-OTHER_NAMES = {
-    "color": "colour",
-    "颜色": "colour",
-    "计数": "count",
-    "定位": "locate",
-    "检测": "detection",
-    "描述": "description",
-    "精细分析": "fine_analysis",
-    "文字识别": "ocr",
-}
-#: What a task is scored by, unless the user says otherwise or the expected answer is boxes.
-TASK_METRICS: dict[str, str] = {
-    NO_TASK: "exact_match",
-    "caption": "chrf",
-    "colour": "exact_match",
-    "count": "exact_match",
-    "description": "token_f1",
-    "detection": "exact_match",
-    "fine_analysis": "anls",
-    "grounding": "box_accuracy",
-    "locate": "box_accuracy",
-    "ocr": "anls",
-    "qa": "token_f1",
-    "read": "exact_match",
-    "read_large": "exact_match",
-    "read_small": "exact_match",
-    "total": "exact_match",
-    "vqa": "exact_match",
-    "yes_no": "exact_match",
-}
-TASK_METRICS |= {other: TASK_METRICS[task] for other, task in OTHER_NAMES.items()}
+from qvl_lab.tasks import BY_NAME, NO_TASK, find_task
 
 
 class Item(Protocol):
@@ -125,7 +92,7 @@ def metric_for(task: str | None, expected: str, metrics: Mapping[str, str] | Non
     Parameters
     ----------
     task : str or None
-        Ignoring case, a key of :data:`TASK_METRICS` or of ``metrics``.
+        Ignoring case, a name of :data:`qvl_lab.tasks.TASKS` or a key of ``metrics``.
     expected : str
         The expected answer; if it is boxes, they are compared as boxes.
     metrics : mapping, optional
@@ -144,7 +111,8 @@ def metric_for(task: str | None, expected: str, metrics: Mapping[str, str] | Non
     boxes = parse_boxes(expected) is not None
     name = own.get(key) or ("box_accuracy" if is_box_answer(expected) else None)
     if name is None or (name in BOX_METRICS and not boxes):
-        name = TASK_METRICS.get(key, name)
+        known = find_task(key)
+        name = known.metric if known else name
     if name is None:
         raise ConfigError(_unknown_task(task, own))
     if name in BOX_METRICS and not boxes:
@@ -211,8 +179,8 @@ def agreement(
 def _agreement_metric(task: str | None, reference: str) -> str:
     if is_box_answer(reference):
         return "box_accuracy"
-    key = _key(task or NO_TASK)
-    name = "chrf" if key == NO_TASK else TASK_METRICS.get(key, "chrf")
+    known = find_task(task or NO_TASK)
+    name = known.metric if known and known.name != NO_TASK else "chrf"
     # a model may answer a question for boxes in words
     return "chrf" if name in BOX_METRICS and parse_boxes(reference) is None else name
 
@@ -265,7 +233,7 @@ def _key(task: str) -> str:
 
 
 def _unknown_task(task: str | None, own: Mapping[str, str]) -> str:
-    similar = nearest(str(task), [*TASK_METRICS, *own])
+    similar = nearest(str(task), [*BY_NAME, *own])
     hint = f" Did you mean {similar!r}?" if similar else ""
     return (
         f"nothing says how answers of task {task!r} are scored.{hint} Give a metric, "

@@ -91,7 +91,8 @@ def default_sweep(
     """
     from qvl_lab.backends.fast.sizing import runs_fast
     from qvl_lab.bench.sweep import sweep
-    from qvl_lab.config import BY_TASK, TASK_RESOLUTIONS
+    from qvl_lab.config import BY_TASK
+    from qvl_lab.tasks import article_resolutions
     from qvl_lab.workloads.items import load_workload
 
     loaded = load_workload(workload)
@@ -107,7 +108,7 @@ def default_sweep(
         engines.append("fast")
         runs = sweep(**fixed, **grid, batch_size=batches[-1:], engine="fast")
     tasks = {item.task for item in loaded.items}
-    tables = [_for_all(tasks, table) for table in (TASK_RESOLUTIONS, *_proposed(runs))]
+    tables = [_for_all(tasks, table) for table in (article_resolutions(), *_proposed(runs))]
     if len(tables) > 1:
         fixed |= {"resolution": BY_TASK, "task_resolutions": tables}
         sweep(**fixed, batch_size=batches[-1:], precision=precisions, engine=engines)

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from qvl_lab.analysis.quality.metrics import METRICS, chrf
-from qvl_lab.analysis.quality.scoring import TASK_METRICS, TaskScores, agreement, metric_for, score
+from qvl_lab.analysis.quality.scoring import TaskScores, agreement, metric_for, score
 from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.tasks import BY_NAME, TASKS
 
 BOX = '[{"bbox_2d": [100, 200, 300, 400], "label": "cat"}]'
 
@@ -17,8 +18,8 @@ BOX = '[{"bbox_2d": [100, 200, 300, 400], "label": "cat"}]'
 
 
 def test_tasks_have_known_metrics():
-    assert set(TASK_METRICS.values()) <= set(METRICS)
-    assert {"颜色", "计数", "定位", "检测", "描述", "精细分析", "文字识别"} <= set(TASK_METRICS)
+    assert {task.metric for task in TASKS} <= set(METRICS)
+    assert {"颜色", "计数", "定位", "检测", "描述", "精细分析", "文字识别"} <= set(BY_NAME)
 
 
 @pytest.mark.parametrize(

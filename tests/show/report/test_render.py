@@ -15,12 +15,12 @@ from PIL import Image
 
 from qvl_lab.assets import asset
 from qvl_lab.bench.executors import per_process as executors
-from qvl_lab.config import TASK_RESOLUTIONS
 from qvl_lab.errors import ConfigError, QvlError, ReportError, StoreError
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs, Store
 from qvl_lab.show.report import render as module
 from qvl_lab.show.report.render import ReportFiles, default_sweep, report
+from qvl_lab.tasks import article_resolutions
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_the_default_sweep_measures_the_articles_table_and_the_one_it_proposes(
     out = tmp_path / "runs.jsonl"
     runs = default_sweep("tiny", table("read", "locate"), out, progress=False)
     assert len(runs) == 2 * 3 * (3 + 1) + 2 * 4
-    assert by_task(runs) == [TASK_RESOLUTIONS, {"read": 256, "locate": 128}]
+    assert by_task(runs) == [article_resolutions(), {"read": 256, "locate": 128}]
     before = out.read_bytes()
     default_sweep("tiny", table("read", "locate"), out, progress=False)
     assert out.read_bytes() == before  # all of it is resumed
@@ -304,7 +304,7 @@ def test_the_default_sweep_leaves_tasks_that_a_table_does_not_know_native(tmp_pa
     made_up()
     runs = default_sweep("tiny", table("invoice", "read"), tmp_path / "r.jsonl", progress=False)
     article, proposed = by_task(runs)
-    assert article == TASK_RESOLUTIONS | {"invoice": "native"}
+    assert article == article_resolutions() | {"invoice": "native"}
     assert proposed == {"invoice": 128, "read": 256}
 
 

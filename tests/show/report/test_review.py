@@ -14,7 +14,6 @@ from IPython.display import HTML, Image, Markdown
 from typer.testing import CliRunner
 
 from qvl_lab.analysis.stats.intervals import compare
-from qvl_lab.config import TASK_RESOLUTIONS
 from qvl_lab.errors import ConfigError, LimitError, QvlError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run
@@ -27,6 +26,7 @@ from qvl_lab.show.report.sections.first_page import first_line
 from qvl_lab.show.report.sections.provenance import facts
 from qvl_lab.show.report.sections.quality import quality_sentences
 from qvl_lab.show.text import points
+from qvl_lab.tasks import article_resolutions
 
 #: At this price a second costs a cent, so ten images in 10 s make 1 yuan per 100 images.
 CENT_A_SECOND = {"per_hour": 36.0, "currency": "CNY"}
@@ -530,7 +530,7 @@ def sides(scored) -> list[Run]:
         for side, (small, colour) in right.items()
     ]
     tables = (
-        (dict(TASK_RESOLUTIONS), 5.0, 37, 38),
+        (article_resolutions(), 5.0, 37, 38),
         ({"read_small": 512, "colour": 128}, 4.0, 36, 40),
     )
     return runs + [

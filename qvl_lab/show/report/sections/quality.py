@@ -15,13 +15,14 @@ from qvl_lab.analysis.quality.tradeoffs import (
     precision_loss,
     propose_resolutions,
 )
-from qvl_lab.config import BY_TASK, NATIVE, TASK_RESOLUTIONS
+from qvl_lab.config import BY_TASK, NATIVE
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
 from qvl_lab.show.report.components import picture, section, settings_table, table
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.text import is_the_articles, points, resolution, score
 from qvl_lab.show.text import task as task_name
+from qvl_lab.tasks import article_resolutions
 from qvl_lab.workloads.resize import canonical_task, knows_task
 
 
@@ -125,5 +126,5 @@ def _article_row(frame: pd.DataFrame) -> pd.Series | None:
 
 def _article_resolution(task: str) -> int | str:
     """What the article's table says for a task; native for one that it does not know."""
-    known = knows_task(task, TASK_RESOLUTIONS)
-    return TASK_RESOLUTIONS[canonical_task(task, TASK_RESOLUTIONS)] if known else NATIVE
+    sides = article_resolutions()
+    return sides[canonical_task(task, sides)] if knows_task(task, sides) else NATIVE
