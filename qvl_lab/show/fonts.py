@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from qvl_lab.errors import UnknownNameError
-from qvl_lab.show.text import LANGUAGES
+from qvl_lab.show.locale import LANGUAGES
 
 #: Okabe and Ito's colours for the colour-blind, less the yellow that white paper swallows; then
 #: two of Tol's, for a sweep of more resolutions.

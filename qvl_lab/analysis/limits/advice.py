@@ -1,7 +1,7 @@
 """What a measured run should change first: findings, each with its evidence and what it is worth.
 
 A rule looks at measurements and says nothing without one. Findings are names and numbers; the
-sentences, in two languages, are in :mod:`qvl_lab.show.prose`.
+sentences, in two languages, are in ``assets/locale``.
 """
 
 from __future__ import annotations

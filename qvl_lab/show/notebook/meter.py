@@ -18,7 +18,7 @@ import pandas as pd
 from qvl_lab.analysis.money.cost import Price
 from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.stages import Recorder, Total, listening, stage_table, totals
-from qvl_lab.show.text import money, number
+from qvl_lab.show.quantities import money, number
 
 #: How the values of a stage table's column are written; unknown ones are "".
 _FORMATS = {

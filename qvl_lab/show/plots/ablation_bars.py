@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from qvl_lab.analysis.levers.ablation import ablation_rows
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import interval_handle, is_wide, note
-from qvl_lab.show.text import label
 
 _COLOURS = {
     "stock_serial": "#AAAAAA",
@@ -58,7 +58,7 @@ def ablation(frame: pd.DataFrame, ax: Axes | None = None, *, lang: str = "en") -
     ax.set_ylim(places.iloc[-1] + 0.6, places.iloc[0] - 0.6)
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)
-    ax.set_title(label("ablation_title", lang, images=text.images_at(_whole(rows), lang)))
+    ax.set_title(label("ablation_title", lang, images=wording.images_at(_whole(rows), lang)))
     if rows["s_per_100_images_low"].notna().any():
         ax.legend(handles=[interval_handle(label("interval", lang))], loc="lower right")
     return ax
@@ -76,13 +76,13 @@ def _whole(rows: pd.DataFrame) -> pd.Series:
 
 def _name(row: pd.Series, rows: pd.DataFrame, lang: str) -> str:
     batch = int(rows["batch_size"].max())
-    lever = "" if pd.isna(row["lever"]) else text.lever(row["lever"], batch, lang)
+    lever = "" if pd.isna(row["lever"]) else wording.lever(row["lever"], batch, lang)
     return label(f"ablation_{row['variant']}", lang, n=batch, lever=lever)
 
 
 def _words(rows: pd.DataFrame, lang: str) -> list[str]:
     """Beside each bar: "12.3 s · ¥0.16 · 2.1x as fast as none"."""
-    column = text.cost_or_time(rows)
+    column = quantities.cost_or_time(rows)
     seconds = rows.set_index("variant")["s_per_100_images"]
     said = []
     for _, row in rows.iterrows():
@@ -91,9 +91,9 @@ def _words(rows: pd.DataFrame, lang: str) -> list[str]:
             known = row["status"] if row["status"] in ("oom", "skipped", "error") else None
             said.append(label(known or "not_measured", lang))
             continue
-        parts = [text.amount(value, "", lang)]
+        parts = [quantities.amount(value, "", lang)]
         if column != "s_per_100_images":
-            parts.append(text.amount(row[column], column, lang))
+            parts.append(quantities.amount(row[column], column, lang))
         if row["variant"] == "all_but":
             parts.append(_times("times_the_time", value / seconds["all"], lang))
         elif row["variant"] in ("alone", "all"):
@@ -103,7 +103,7 @@ def _words(rows: pd.DataFrame, lang: str) -> list[str]:
 
 
 def _times(key: str, factor: float, lang: str) -> str:
-    return "" if pd.isna(factor) else label(key, lang, times=text.number(factor))
+    return "" if pd.isna(factor) else label(key, lang, times=quantities.number(factor))
 
 
 def _time_axis(ax: Axes, rows: pd.DataFrame, lang: str) -> float:
@@ -114,7 +114,7 @@ def _time_axis(ax: Axes, rows: pd.DataFrame, lang: str) -> float:
     high = max(values.max(), high) if pd.notna(high) else values.max()
     start = float(low / 1.5) if log else 0.0
     end = high * (high / start) ** 0.6 if log else 1.6 * high  # room for the words
-    axis = text.axis(rows, "s_per_100_images", lang)
+    axis = wording.axis(rows, "s_per_100_images", lang)
     if pd.notna(end):
         ax.set_xscale("log" if log else "linear")
         ax.set_xlim(start, end)

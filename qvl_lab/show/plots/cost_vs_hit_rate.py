@@ -15,9 +15,9 @@ from qvl_lab.analysis.levers.cache_savings import (
     break_even,
     hit_points,
 )
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import MARKERS, interval_handle
-from qvl_lab.show.text import label
 
 _GREY = "#555555"
 
@@ -51,7 +51,7 @@ def hit_rates(
     ConfigError
         As :func:`qvl_lab.analysis.levers.cache_savings.break_even`.
     """
-    column = text.cost_or_time(frame)
+    column = quantities.cost_or_time(frame)
     points = hit_points(frame, column)
     found = break_even(frame, column=column, images=images, memory_gb=memory_gb, claim=claim)
     ax = fonts.new_axes((8.6, 4.4)) if ax is None else ax
@@ -68,11 +68,11 @@ def hit_rates(
         words = label("hits_break_even", lang, n=images)
         handles.append(Line2D([], [], label=words, color=_GREY, **_MARK))
     metric = "cost" if column.startswith("cost_") else column
-    ax.set(title=label("hits_title", lang, cost=text.title(frame, metric, lang)))
-    ax.set(xlabel=label("hits_axis", lang), ylabel=text.axis(frame, metric, lang))
+    ax.set(title=label("hits_title", lang, cost=wording.title(frame, metric, lang)))
+    ax.set(xlabel=label("hits_axis", lang), ylabel=wording.axis(frame, metric, lang))
     most = max(points["cost"].max(), found.attrs["reference"])
     ax.set_ylim(0, 1.08 * most / (0.96 - _PLACE * len(found)))  # a wide interval may leave it
-    fonts.number_axis(ax.yaxis, lang, sign=text.money_sign(frame))
+    fonts.number_axis(ax.yaxis, lang, sign=quantities.money_sign(frame))
     fonts.legend_beside(ax, handles, label("cache", lang))
     return ax
 
@@ -90,7 +90,7 @@ def _reference(ax: Axes, known: dict[Any, Any], lang: str) -> list[Any]:
         ax.axhspan(known["reference_low"], known["reference_high"], color=_GREY, alpha=0.12, lw=0)
     dashed = looks | {"ls": "--", "lw": 1.2}
     ax.axhline((1 - known["claim"]) * known["reference"], **dashed)
-    claimed = label("hits_claim", lang, percent=text.percent(1, 1 - known["claim"]))
+    claimed = label("hits_claim", lang, percent=quantities.percent(1, 1 - known["claim"]))
     return [
         Line2D([], [], label=label("cache_off", lang), **looks),
         Line2D([], [], label=claimed, **dashed),

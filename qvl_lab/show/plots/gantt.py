@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import fonts
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.stage_bars import STAGE_COLOURS
-from qvl_lab.show.text import label
 
 
 @fonts.styled

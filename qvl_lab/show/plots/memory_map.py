@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from qvl_lab.errors import UnknownNameError
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import CELL, is_wide, readings
-from qvl_lab.show.text import label
 
 
 @fonts.styled
@@ -33,12 +33,12 @@ def feasible(frame: pd.DataFrame, *, precision: str | None = None, lang: str = "
     UnknownNameError
         If the frame has no such precision.
     """
-    chosen = text.precisions(frame)
+    chosen = wording.precisions(frame)
     if precision is not None:
         if precision not in chosen:
             raise UnknownNameError("precision", precision, chosen)
         chosen, frame = [precision], frame[frame["precision"] == precision]
-    metric = "cost" if text.money_sign(frame) else "images_per_s"
+    metric = "cost" if quantities.money_sign(frame) else "images_per_s"
     data = readings(frame, metric, CELL)
     size = (1.5 + 0.72 * data["batch_size"].nunique(), 1.1 + 0.5 * data["order"].nunique())
     figure, grid = fonts.new_grid(1, len(chosen), size, sharey=True)
@@ -50,9 +50,9 @@ def feasible(frame: pd.DataFrame, *, precision: str | None = None, lang: str = "
     grid[0][0].set_ylabel(label("resolution", lang))
     figure.suptitle(label("feasible_title", lang, what=label(f"what_{metric}", lang)))
     if data["value"].notna().any():
-        bar = figure.colorbar(colours, ax=grid, label=text.axis(frame, metric, lang), pad=0.02)
+        bar = figure.colorbar(colours, ax=grid, label=wording.axis(frame, metric, lang), pad=0.02)
         fonts.number_axis(bar.ax.yaxis, lang, log=isinstance(colours.norm, LogNorm))
-    notes = _notes(data, text.differing(frame, CELL), lang)
+    notes = _notes(data, wording.differing(frame, CELL), lang)
     figure.legend(handles=notes, loc="outside lower center", ncols=2)
     return figure
 
@@ -77,7 +77,7 @@ def _heat_map(
     ax.add_collection(LineCollection(_boundary(status), colors=_LIMIT, linewidths=3.5))
     ax.set(xlim=(-0.5, len(batches) - 0.5), ylim=(-0.5, len(names) - 0.5))
     ax.set_xticks(range(len(batches)), [str(b) for b in batches])
-    ax.set_yticks(range(len(names)), [text.resolution(n, lang) for n in names])
+    ax.set_yticks(range(len(names)), [wording.resolution(n, lang) for n in names])
     ax.grid(False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -105,7 +105,7 @@ def _cell(
         ax.add_patch(Rectangle(corner, 1, 1, facecolor=colour, hatch=hatch, ec="#C9C9C9", lw=0))
     ax.add_patch(Rectangle(corner, 1, 1, facecolor=face, ec="white", lw=1))
     missing = {"oom": "cell_oom", "ok": "not_measured"}.get(status, status)
-    words = text.number(value) if known else label(missing, lang)
+    words = quantities.number(value) if known else label(missing, lang)
     dark = known and np.dot(face[:3], (0.299, 0.587, 0.114)) < 0.5
     ax.text(*at, words, ha="center", va="center", fontsize=9, color="w" if dark else "#222222")
 

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from qvl_lab.analysis.money.recommend import Recommendation
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import MARKERS, cycle, is_wide
-from qvl_lab.show.text import label
 
 
 def kinds(data: pd.DataFrame) -> pd.Series:
@@ -25,7 +25,7 @@ def kinds(data: pd.DataFrame) -> pd.Series:
 
 def kind_markers(frame: pd.DataFrame, data: pd.DataFrame) -> dict[str, str]:
     """A marker for each kind of the readings, the most exact precision first."""
-    order = text.precisions(frame)
+    order = wording.precisions(frame)
     named = zip(data["precision"].map(order.index), kinds(data), strict=True)
     return cycle([kind for _, kind in sorted(named)], MARKERS)
 
@@ -76,7 +76,7 @@ def named(recommendation: Recommendation | None) -> dict[str, pd.Series]:
 def handles(data: pd.DataFrame, markers: Mapping[str, str], lang: str) -> list[Line2D]:
     """For the legend: each resolution's colour, then each kind's marker."""
     shown = data[["resolution", "colour"]].drop_duplicates().to_numpy()
-    names = [(text.resolution(name, lang), colour, "s") for name, colour in shown]
+    names = [(wording.resolution(name, lang), colour, "s") for name, colour in shown]
     names += [(name, "#777777", marker) for name, marker in markers.items()]
     return [Line2D([], [], label=n, color=c, marker=m, ls="none") for n, c, m in names]
 
@@ -92,12 +92,12 @@ def cost_axis(ax: Axes, data: pd.DataFrame, lang: str) -> None:
 
 def name_point(ax: Axes, key: str, row: pd.Series, y: float, lang: str) -> None:
     """Ring a point; its name goes to the top corner, today's right, where the dear settings are."""
-    column = text.cost_or_time(row.to_frame().T)
+    column = quantities.cost_or_time(row.to_frame().T)
     at = (float(row[column]), y)
     if np.isnan(at).any():
         return
     named = label(
-        "named_point", lang, who=label(key, lang), amount=text.amount(at[0], column, lang)
+        "named_point", lang, who=label(key, lang), amount=quantities.amount(at[0], column, lang)
     )
     ax.scatter(*at, s=330, facecolors="none", edgecolors="#111111", lw=1.4)
     x, side = (0.02, "left") if key == "recommended" else (0.98, "right")
@@ -108,5 +108,5 @@ def name_point(ax: Axes, key: str, row: pd.Series, y: float, lang: str) -> None:
         "va": "top",
         "linespacing": 1.35,
     }
-    words = "\n".join([named, *text.setting_lines(row, lang)])
+    words = "\n".join([named, *wording.setting_lines(row, lang)])
     ax.annotate(words, at, ha=side, fontsize=9, **looks, **where)

@@ -15,11 +15,11 @@ from qvl_lab.analysis.money.recommend import Recommendation, with_quality
 from qvl_lab.analysis.quality import tradeoffs
 from qvl_lab.analysis.stats.intervals import NOISE_FROM
 from qvl_lab.errors import ConfigError
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots import points
 from qvl_lab.show.plots.shared import CELL, MARKERS, cycle, interval_handle, readings
 from qvl_lab.show.plots.vs_resolution import places, side_axis
-from qvl_lab.show.text import label
 
 #: Black is for the mean.
 _COLOURS = [colour for colour in fonts.PALETTE if colour != "#000000"]
@@ -59,10 +59,10 @@ def quality(
     side_axis(ax, at, lang)
     ax.set_ylim(-0.03, 1.03)
     fonts.number_axis(ax.yaxis, lang)
-    ax.set_ylabel(text.quality_axis(rows, lang))
+    ax.set_ylabel(wording.quality_axis(rows, lang))
     batch = label("batch", lang, n=rows["batch_size"].iloc[0])
     title = [label("quality_title", lang), rows["precision"].iloc[0], batch]
-    title.append(text.items(rows["quality_items"], lang))
+    title.append(wording.items(rows["quality_items"], lang))
     ax.set_title(label("between", lang).join(title))
     handles: list[Any] = [Line2D([], [], **looks) for looks in lines.values()]
     handles += _interval(rows["quality_low"], lang)
@@ -76,7 +76,7 @@ def _task_lines(rows: pd.DataFrame, lang: str) -> dict[str, dict[str, Any]]:
     lines = {}
     for i, (task, marker) in enumerate(cycle(tasks, MARKERS).items()):
         looks = {"color": _COLOURS[i % len(_COLOURS)], "marker": marker, "lw": 1.3}
-        lines[task_column(task)] = looks | {"label": text.task(task, lang)}
+        lines[task_column(task)] = looks | {"label": wording.task(task, lang)}
     mean = {"quality": _MEAN | {"label": label("tasks_mean", lang)}}
     return mean | lines if len(tasks) > 1 else lines
 
@@ -145,13 +145,13 @@ def quality_cost(
         min_quality = recommendation.min_quality
     if min_quality is not None and min_quality > 1:
         raise ConfigError(f"min_quality is a share from 0 to 1, not {min_quality}")
-    metric = "cost" if text.money_sign(frame) else "s_per_100_images"
+    metric = "cost" if quantities.money_sign(frame) else "s_per_100_images"
     data = readings(frame, metric, CELL)
     data["key"] = frame["key"].reset_index(drop=True)
     data[_SCORES] = frame[_SCORES].reset_index(drop=True).astype(float)
     known = data.dropna(subset=["value", "quality"])
     ax = fonts.new_axes((8.4, 4.8)) if ax is None else ax
-    title = [label("quality_cost_title", lang, cost=text.title(frame, metric, lang))]
+    title = [label("quality_cost_title", lang, cost=wording.title(frame, metric, lang))]
     if known.empty:
         ax.set(xticks=[], yticks=[])
         fonts.say(ax, label("no_quality" if data["value"].any() else "nothing_measured", lang))
@@ -161,9 +161,9 @@ def quality_cost(
         handles += _limit(ax, min_quality, lang)
         fonts.legend_beside(ax, handles, label("size_is_batch", lang))
         _cost_axes(ax, known, named, lang)
-        title.append(text.items(known["quality_items"], lang))
-    ax.set_xlabel(text.axis(frame, metric, lang))
-    ax.set_ylabel(text.quality_axis(frame, lang))
+        title.append(wording.items(known["quality_items"], lang))
+    ax.set_xlabel(wording.axis(frame, metric, lang))
+    ax.set_ylabel(wording.quality_axis(frame, lang))
     ax.set_title(label("between", lang).join(title))
     return ax
 
@@ -192,7 +192,7 @@ def _points(
 def _limit(ax: Axes, limit: float | None, lang: str) -> list[Any]:
     if limit is None:
         return []
-    words = label("min_quality_line", lang, value=text.number(limit))
+    words = label("min_quality_line", lang, value=quantities.number(limit))
     return [ax.axhline(limit, color="#D55E00", lw=1.2, ls=(0, (6, 3)), zorder=0.9, label=words)]
 
 
@@ -228,25 +228,25 @@ def precision_loss(frame: pd.DataFrame, ax: Axes | None = None, *, lang: str = "
     """
     rows = with_quality(frame)
     data = tradeoffs.precision_loss(rows).dropna(subset=["difference"])
-    data = _in_lanes(data, text.precisions(rows))
+    data = _in_lanes(data, wording.precisions(rows))
     beside = data["lane"].nunique() * data["resolution"].nunique()
     ax = fonts.new_axes((max(8.4, 2.6 + 0.08 * beside), 4.4)) if ax is None else ax
-    title = [label("loss_title", lang, against=text.precisions(rows)[0])]
+    title = [label("loss_title", lang, against=wording.precisions(rows)[0])]
     if data.empty:
         ax.set(xticks=[], yticks=[])
         fonts.say(ax, label("one_precision", lang))
     else:
-        _losses(ax, data, text.precisions(rows), lang)
-        title.append(text.items(data["items"], lang))
+        _losses(ax, data, wording.precisions(rows), lang)
+        title.append(wording.items(data["items"], lang))
     ax.set_xlabel(label("side_axis", lang))
-    ax.set_ylabel(text.quality_axis(rows, lang, loss=True))
+    ax.set_ylabel(wording.quality_axis(rows, lang, loss=True))
     ax.set_title(label("between", lang).join(title))
     return ax
 
 
 def _losses(ax: Axes, data: pd.DataFrame, precisions: Sequence[str], lang: str) -> None:
     colours, markers = cycle(precisions, fonts.PALETTE), cycle(precisions, MARKERS)
-    names = sorted(set(data["resolution"]), key=text.resolution_order)
+    names = sorted(set(data["resolution"]), key=wording.resolution_order)
     at = {name: float(i) for i, name in enumerate(names)}
     shifts = _shifts(data["lane"].max() + 1, at)
     for _, rows in data.groupby(["lane", "sure"]):

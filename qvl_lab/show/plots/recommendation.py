@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from qvl_lab.analysis.money.recommend import Recommendation
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots import points
 from qvl_lab.show.plots.shared import CELL, memory_gib, note, readings
-from qvl_lab.show.text import label
 
 
 @fonts.styled
@@ -57,46 +57,46 @@ _OUTER, _CHEAPER, _DEARER = "#7A7A7A", "#009E73", "#D55E00"
 
 def _bars(recommendation: Recommendation, lang: str) -> list[_Bar]:
     today, best = recommendation.current, recommendation.best
-    column = text.cost_or_time(today.to_frame().T)
+    column = quantities.cost_or_time(today.to_frame().T)
     factor = today[column] / today["s_per_100_images"]
     bars, position = [_outer("today", today, column, lang)], today
     for step in recommendation.steps:
         names = [
-            text.changed(n, position[n], v, lang)
+            wording.changed(n, position[n], v, lang)
             for n, v in step.changed.items()
-            if text.is_seen(position, n) and text.is_seen(step.row, n)
+            if wording.is_seen(position, n) and wording.is_seen(step.row, n)
         ]
         names = list(filter(None, names)) or [label("by_task", lang)]
         start, end = step.before_s * factor, step.after_s * factor
-        size = text.amount(abs(end - start), column, lang)
-        words = f"{'+' if end > start else '−'}{size}\n{text.percent(start, end)}"
+        size = quantities.amount(abs(end - start), column, lang)
+        words = f"{'+' if end > start else '−'}{size}\n{quantities.percent(start, end)}"
         colour = _DEARER if end > start else _CHEAPER
         bars.append(_Bar("\n".join(names), start, end, words, colour))
         position = step.row
     last = _outer("recommended", best, column, lang)
-    words = f"{last.words}\n{text.percent(bars[0].end, last.end)}"
+    words = f"{last.words}\n{quantities.percent(bars[0].end, last.end)}"
     return [*bars, last._replace(words=words)]
 
 
 def _outer(key: str, row: pd.Series, column: str, lang: str) -> _Bar:
     value, *interval = (float(row[column + suffix]) for suffix in ("", "_low", "_high"))
     known = () if np.isnan(interval).any() else tuple(interval)
-    name = "\n".join([label(key, lang), *text.setting(row, lang).split(label("between", lang))])
-    return _Bar(name, 0.0, value, text.amount(value, column, lang), _OUTER, known)
+    name = "\n".join([label(key, lang), *wording.setting(row, lang).split(label("between", lang))])
+    return _Bar(name, 0.0, value, quantities.amount(value, column, lang), _OUTER, known)
 
 
 def _waterfall_words(
     ax: Axes, recommendation: Recommendation, bars: Sequence[_Bar], lang: str
 ) -> None:
     frame = recommendation.current.to_frame().T
-    sign = text.money_sign(frame)
+    sign = quantities.money_sign(frame)
     fonts.number_axis(ax.yaxis, lang, sign=sign)
-    ax.set_ylabel(text.axis(frame, "cost" if sign else "s_per_100_images", lang))
+    ax.set_ylabel(wording.axis(frame, "cost" if sign else "s_per_100_images", lang))
     ax.set_xticks(range(len(bars)), [bar.name for bar in bars], linespacing=1.35)
     ax.tick_params(axis="x", length=0)
     ax.set_xlabel(label("waterfall_percent", lang), fontsize=9, color="#555555")
     ax.grid(axis="x", visible=False)
-    change = text.percent(bars[0].end, bars[-1].end)
+    change = quantities.percent(bars[0].end, bars[-1].end)
     same = recommendation.current["key"] == recommendation.best["key"]
     ax.set_title(label("waterfall_same" if same else "waterfall_title", lang, change=change))
 
@@ -114,7 +114,7 @@ def tradeoff(
     Colour is resolution, marker precision, size batch size. The step line joins the settings that
     no other one beats in both; today's and the recommended one are named.
     """
-    metric = "cost" if text.money_sign(frame) else "s_per_100_images"
+    metric = "cost" if quantities.money_sign(frame) else "s_per_100_images"
     data = readings(frame, metric, CELL)
     data["memory"] = memory_gib(frame.reset_index(drop=True))
     known = data.dropna(subset=["value", "memory"])
@@ -126,10 +126,10 @@ def tradeoff(
         _points(ax, known, points.kind_markers(frame, data), lang)
     for key, row in points.named(recommendation).items():
         points.name_point(ax, key, row, memory_gib(row.to_frame().T).iloc[0], lang)
-    ax.set_xlabel(text.axis(frame, metric, lang))
-    ax.set_ylabel(text.axis(frame, "vram", lang))
-    memory = text.title(frame, "vram", lang)
-    words = {"cost": text.title(frame, metric, lang), "memory": memory[0].lower() + memory[1:]}
+    ax.set_xlabel(wording.axis(frame, metric, lang))
+    ax.set_ylabel(wording.axis(frame, "vram", lang))
+    memory = wording.title(frame, "vram", lang)
+    words = {"cost": wording.title(frame, metric, lang), "memory": memory[0].lower() + memory[1:]}
     ax.set_title(label("tradeoff_title", lang, **words))
     return ax
 

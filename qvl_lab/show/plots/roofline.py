@@ -6,9 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from qvl_lab.show import fonts
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import note
 from qvl_lab.show.plots.stage_bars import STAGE_COLOURS
-from qvl_lab.show.text import label, number
+from qvl_lab.show.quantities import number
 
 
 @fonts.styled

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from qvl_lab.analysis.money.cost import cost_column
 from qvl_lab.analysis.money.recommend import peak_memory_bytes
 from qvl_lab.errors import ConfigError, UnknownNameError
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
 
 METRICS = ("images_per_s", "vram", "cost", "ttft_s", "s_per_100_images")
 #: The settings that most figures draw, each in its own way.
@@ -36,15 +36,18 @@ def readings(frame: pd.DataFrame, metric: str, drawn: Sequence[str]) -> pd.DataF
     data = frame[[*CELL, "status"]].copy()
     for column, suffix in {"value": "", "low": "_low", "high": "_high"}.items():
         data[column] = _column(frame, metric, suffix).where(data["status"] == "ok")
-    data["other"] = text.others(frame, drawn)
-    data["order"] = data["resolution"].map(text.resolution_order)
+    data["other"] = wording.others(frame, drawn)
+    data["order"] = data["resolution"].map(wording.resolution_order)
     data = data.sort_values(["order", "other", "batch_size"], kind="stable")
     data["colour"] = data["resolution"].map(cycle(data["resolution"], fonts.PALETTE))
     data["marker"] = data["resolution"].map(cycle(data["resolution"], MARKERS))
     data["dashes"] = data["other"].map(cycle(data["other"], _DASHES))
     panel = [name for name in ("precision", "batch_size") if name in drawn]
     data["place"] = data[data["status"] != "ok"].groupby(panel).cumcount()
-    data.attrs = {"metric": metric, "sign": text.money_sign(frame) if metric == "cost" else ""}
+    data.attrs = {
+        "metric": metric,
+        "sign": quantities.money_sign(frame) if metric == "cost" else "",
+    }
     return data
 
 

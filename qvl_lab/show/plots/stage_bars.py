@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from qvl_lab.runs.records import STAGES
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import CELL, note
-from qvl_lab.show.text import label
 
 #: A stage has the same colour in every figure.
 STAGE_COLOURS = dict(
@@ -44,7 +44,7 @@ def stages(
         ax.barh(range(len(frame)), widths[:, i], left=ends[:, i] - widths[:, i], **looks)
     for y, status in enumerate(frame["status"]):
         missing = label("not_measured" if status == "ok" else status, lang)
-        words = text.amount(total[y], "", lang) if total[y] > 0 else missing
+        words = quantities.amount(total[y], "", lang) if total[y] > 0 else missing
         note(ax, words, (ends[y, -1], y), (4, 0), va="center")
     _stage_axes(ax, frame, ends.max(initial=0), lang)
     ax.set_xlabel(label("stages_share_axis" if normalise else "stages_axis", lang))
@@ -53,9 +53,9 @@ def stages(
 
 def _stage_axes(ax: Axes, frame: pd.DataFrame, longest: float, lang: str) -> None:
     rows = zip(
-        (row for _, row in frame.iterrows()), text.others(frame, (*CELL, "engine")), strict=True
+        (row for _, row in frame.iterrows()), wording.others(frame, (*CELL, "engine")), strict=True
     )
-    names = ["\n".join(filter(None, [text.setting(row, lang), other])) for row, other in rows]
+    names = ["\n".join(filter(None, [wording.setting(row, lang), other])) for row, other in rows]
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, longest * 1.14 or 1))  # room for the totals
     fonts.number_axis(ax.xaxis, lang)

@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import CELL, interval_handle, is_wide, readings
-from qvl_lab.show.text import label
 
 
 @fonts.styled
@@ -42,8 +42,8 @@ def curve(frame: pd.DataFrame, metric: str, ax: Axes | None = None, *, lang: str
     data = readings(frame, metric, ["batch_size", "resolution"])
     ax = fonts.new_axes((7.6, 4.2)) if ax is None else ax
     _panel(ax, data, data, lang)
-    ax.set_title(text.title(frame, metric, lang))
-    ax.set_ylabel(text.axis(frame, metric, lang))
+    ax.set_title(wording.title(frame, metric, lang))
+    ax.set_ylabel(wording.axis(frame, metric, lang))
     ax.set_xlabel(label("batch_axis", lang))
     fonts.legend_beside(ax, _legend(data, lang), label("resolution", lang))
     return ax
@@ -60,14 +60,14 @@ def curves(
 
     Cost is left out if the frame has not been priced.
     """
-    metrics = [m for m in metrics if m != "cost" or text.money_sign(frame)] or list(metrics)
+    metrics = [m for m in metrics if m != "cost" or quantities.money_sign(frame)] or list(metrics)
     tables = [readings(frame, m, CELL) for m in metrics]
-    precisions = text.precisions(frame)
+    precisions = wording.precisions(frame)
     figure, grid = fonts.new_grid(len(metrics), len(precisions), (3.7, 2.4), sharey="row")
     for metric, data, axes in zip(metrics, tables, grid, strict=True):
         for precision, ax in zip(precisions, axes, strict=True):
             _panel(ax, data[data["precision"] == precision], data, lang)
-        axes[0].set_ylabel(text.axis(frame, metric, lang))
+        axes[0].set_ylabel(wording.axis(frame, metric, lang))
     for precision, top, bottom in zip(precisions, grid[0], grid[-1], strict=True):
         top.set_title(precision)
         bottom.set_xlabel(label("batch_axis", lang))
@@ -118,7 +118,7 @@ def _legend(data: pd.DataFrame, lang: str) -> list[Any]:
     """Handles: the lines, what their bars are, then the marks of what was not measured."""
     handles: list[Any] = []
     for (_, other), rows in data.groupby(["order", "other"]):
-        name = text.resolution(rows["resolution"].iloc[0], lang)
+        name = wording.resolution(rows["resolution"].iloc[0], lang)
         handles.append(
             Line2D([], [], label=" · ".join(filter(None, [name, str(other)])), **_line(rows))
         )

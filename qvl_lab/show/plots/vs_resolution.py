@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, quantities, wording
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots import points
 from qvl_lab.show.plots.shared import CELL, cycle, interval_handle, readings
-from qvl_lab.show.text import label
 
 
 @fonts.styled
@@ -29,7 +29,7 @@ def resolution_curves(
     For a single batch size, over which there is nothing to draw. Other settings that differ get
     lines of their own. Cost is left out if the frame has not been priced.
     """
-    metrics = [m for m in metrics if m != "cost" or text.money_sign(frame)] or list(metrics)
+    metrics = [m for m in metrics if m != "cost" or quantities.money_sign(frame)] or list(metrics)
     figure, (axes,) = fonts.new_grid(1, len(metrics), (3.3, 2.6))
     at = places(frame["resolution"])
     for metric, ax in zip(metrics, axes, strict=True):
@@ -40,7 +40,7 @@ def resolution_curves(
             bars: dict[str, Any] = {"yerr": error, "capsize": 2.5, "elinewidth": 1, "label": kind}
             ax.errorbar(rows["resolution"].map(at), rows["value"], **bars, **look)
         side_axis(ax, at, lang)
-        ax.set(title=text.title(frame, metric, lang), ylabel=text.axis(frame, metric, lang))
+        ax.set(title=wording.title(frame, metric, lang), ylabel=wording.axis(frame, metric, lang))
         ax.set_xlabel(label("resolution_axis", lang))
         ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
         fonts.number_axis(ax.yaxis, lang, sign=data.attrs["sign"])
@@ -63,7 +63,7 @@ def places(resolutions: Iterable[Any]) -> dict[str, float]:
 
     Those too close for their names to be read are moved apart.
     """
-    names = sorted({str(name) for name in resolutions}, key=text.resolution_order)
+    names = sorted({str(name) for name in resolutions}, key=wording.resolution_order)
     doublings = [float(np.log2(int(name))) for name in names if name.isdigit()]
     gap = 0.6 * (doublings[-1] - doublings[0] if doublings else 0) / max(len(names) - 1, 1) or 1.0
     found: dict[str, float] = {}
@@ -76,7 +76,9 @@ def places(resolutions: Iterable[Any]) -> dict[str, float]:
 
 def side_axis(ax: Axes, at: dict[str, float], lang: str) -> None:
     """Ticks and names of the resolutions that :func:`places` placed."""
-    ax.set_xticks(list(at.values()), [n if n.isdigit() else text.resolution(n, lang) for n in at])
+    ax.set_xticks(
+        list(at.values()), [n if n.isdigit() else wording.resolution(n, lang) for n in at]
+    )
     first, last = min(at.values()), max(at.values())
     room = 0.09 * (last - first) or 0.6
     ax.set_xlim(first - room, last + room)

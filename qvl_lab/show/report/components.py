@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qvl_lab.analysis.money.recommend import Recommendation, peak_memory_bytes
+from qvl_lab.show.locale import has_text
+from qvl_lab.show.quantities import amount, number, percent
 from qvl_lab.show.report.context import ReportContext
-from qvl_lab.show.text import TEXTS, amount, number, percent
 
 
 def section(found: ReportContext, heading: str, note: str | None = None) -> Markdown:
@@ -37,7 +38,7 @@ def named_rows(advice: Recommendation) -> dict[str, pd.Series]:
 
 def table(found: ReportContext, data: pd.DataFrame, names: Sequence[str] = ()) -> HTML:
     """A frame whose columns are keys of texts (or have none), and its rows too where named."""
-    worded = data.rename(columns=lambda name: found.say(name) if name in TEXTS else name)
+    worded = data.rename(columns=lambda name: found.say(name) if has_text(name) else name)
     if names:
         worded.insert(0, "", [found.say(name) for name in names])
     return HTML(worded.to_html(index=False, border=0))

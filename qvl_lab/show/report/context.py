@@ -12,9 +12,11 @@ from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.config import BY_TASK
 from qvl_lab.probe.ceilings import MeasuredCeilings
 from qvl_lab.runs.store import Runs
+from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import CELL
+from qvl_lab.show.quantities import money, score
 from qvl_lab.show.report.selection import environment, on_gpu
-from qvl_lab.show.text import differing, is_told, label, money, score, setting
+from qvl_lab.show.wording import differing, is_told, setting
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from qvl_lab.analysis.limits.advice import Finding
 from qvl_lab.runs.records import STAGES
-from qvl_lab.show.text import label
+from qvl_lab.show.locale import label
 
 #: Evidence that is a share, 0-1.
 _SHARES = ("share", "stage_share", "mfu", "bandwidth_share", "padded", "busy")

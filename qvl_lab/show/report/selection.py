@@ -13,7 +13,7 @@ from qvl_lab.analysis.money.cost import find_price
 from qvl_lab.analysis.money.recommend import Recommendation, find_row, measured, recommend
 from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
 from qvl_lab.hardware import Gpu, cpu_label, find_gpu
-from qvl_lab.show.text import label
+from qvl_lab.show.locale import label
 
 ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
 #: Rows that differ in these answer different questions and are not compared.

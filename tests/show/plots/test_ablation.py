@@ -19,7 +19,7 @@ from qvl_lab.analysis.levers.ablation import ablation_rows
 from qvl_lab.analysis.money.cost import price
 from qvl_lab.config import EngineSpec
 from qvl_lab.errors import ConfigError
-from qvl_lab.show import fonts, plots, text
+from qvl_lab.show import fonts, plots, quantities
 
 LEVERS = ["batch_size", *(f.name for f in fields(EngineSpec) if f.default is True)]
 COUNT = len(LEVERS)
@@ -86,8 +86,8 @@ def test_words_are_seconds_money_and_factor(frame):
     assert said[3 : 3 + COUNT] == ["320 s · ¥3.20 · 2.00x as fast as none"] * COUNT
     all_s = 640 / 2**COUNT
     assert {w.split(" · ")[2] for w in said[3 + COUNT : -1]} == {"2.00x the time of all"}
-    assert said[-1].startswith(f"{text.number(all_s)} s · ")
-    assert said[-1].endswith(f"{text.number(2**COUNT)}x as fast as none")
+    assert said[-1].startswith(f"{quantities.number(all_s)} s · ")
+    assert said[-1].endswith(f"{quantities.number(2**COUNT)}x as fast as none")
 
 
 def test_without_a_price_there_is_no_money(runs):

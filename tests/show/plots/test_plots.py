@@ -21,7 +21,7 @@ from qvl_lab.analysis.money.cost import price
 from qvl_lab.analysis.money.recommend import recommend
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.records import STAGES, Repeat, Run
-from qvl_lab.show import fonts, plots, text
+from qvl_lab.show import fonts, plots, wording
 
 BATCHES, RESOLUTIONS, PRECISIONS = (1, 2, 4, 8, 16), ("native", "512", "256"), ("bf16", "fp32")
 PIXELS = {"256": 0.25, "512": 0.5, "1024": 1.0, "native": 1.6, "by_task": 0.7}
@@ -590,7 +590,7 @@ def test_one_table_of_resolutions_is_told_by_the_resolution_and_two_by_their_num
     def others(*tables: str | None) -> list[str]:
         sides = ["512" if table is None else "by_task" for table in tables]
         frame = pd.DataFrame({"resolution": sides, "task_resolutions": tables})
-        return text.others(frame, ["resolution"])
+        return wording.others(frame, ["resolution"])
 
     assert others(None, '{"a": 1}', '{"a": 1}') == ["", "", ""]
     assert others('{"a": 1}', '{"a": 2}') == ["task_resolutions=1", "task_resolutions=2"]

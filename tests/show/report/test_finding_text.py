@@ -7,8 +7,8 @@ import re
 import pytest
 
 from qvl_lab.analysis.limits.advice import Finding
+from qvl_lab.show.locale import texts
 from qvl_lab.show.report.finding_text import sentences
-from qvl_lab.show.text import TEXTS
 
 #: One of each, with the evidence that the rules give.
 FINDINGS = [
@@ -39,7 +39,7 @@ FINDINGS = [
 
 
 def test_every_sentence_is_tried_here():
-    rules = {key.removeprefix("finding_") for key in TEXTS if key.startswith("finding_")}
+    rules = {key.removeprefix("finding_") for key in texts("en") if key.startswith("finding_")}
     worth = {f"{kind}_{unit}" for kind in ("most", "measured") for unit in ("times", "percent")}
     assert rules - worth == {finding.rule for finding in FINDINGS}
 
@@ -47,7 +47,7 @@ def test_every_sentence_is_tried_here():
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.rule)
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_a_sentence_uses_all_its_evidence(finding, lang):
-    template = TEXTS[f"finding_{finding.rule}"][("en", "zh").index(lang)]
+    template = texts(lang)[f"finding_{finding.rule}"]
     assert set(re.findall(r"{(\w+)}", template)) == set(finding.evidence)
     (said,) = sentences([finding], lang)
     assert "{" not in said

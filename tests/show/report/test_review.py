@@ -19,13 +19,13 @@ from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs
 from qvl_lab.show import fonts, plots
+from qvl_lab.show.quantities import points
 from qvl_lab.show.report import render as report
 from qvl_lab.show.report.commands import report_command
 from qvl_lab.show.report.review import Review, review
 from qvl_lab.show.report.sections.first_page import first_line
 from qvl_lab.show.report.sections.provenance import facts
 from qvl_lab.show.report.sections.quality import quality_sentences
-from qvl_lab.show.text import points
 from qvl_lab.tasks import article_resolutions
 
 #: At this price a second costs a cent, so ten images in 10 s make 1 yuan per 100 images.

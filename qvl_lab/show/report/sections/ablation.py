@@ -11,10 +11,12 @@ from qvl_lab.analysis.levers.ablation import ONE_LEVER, ablation_rows, times_as_
 from qvl_lab.analysis.levers.ablation import ablation as by_lever
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
+from qvl_lab.show.locale import has_text
+from qvl_lab.show.quantities import money, number
 from qvl_lab.show.report.commands import ablate_command
 from qvl_lab.show.report.components import picture, plain, section, table, with_interval
 from qvl_lab.show.report.context import ReportContext
-from qvl_lab.show.text import TEXTS, lever, money, number
+from qvl_lab.show.wording import lever
 
 
 def ablation(found: ReportContext) -> list[Any]:
@@ -58,7 +60,7 @@ def _summary(found: ReportContext, rows: pd.DataFrame) -> list[str]:
 
 def _meanings(found: ReportContext, named: dict[str, str]) -> str:
     """What each lever does, as a list."""
-    known = {words: f"lever_{name}" for name, words in named.items() if f"lever_{name}" in TEXTS}
+    known = {words: f"lever_{name}" for name, words in named.items() if has_text(f"lever_{name}")}
     said = [
         found.say("ablation_meaning", lever=words, meaning=found.say(key))
         for words, key in known.items()

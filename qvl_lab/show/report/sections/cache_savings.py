@@ -12,9 +12,9 @@ from qvl_lab.analysis.levers.cache_savings import HELD, break_even
 from qvl_lab.errors import ConfigError
 from qvl_lab.runs.store import Runs
 from qvl_lab.show import plots
+from qvl_lab.show.quantities import number, percent
 from qvl_lab.show.report.components import picture, plain, section, table, with_interval
 from qvl_lab.show.report.context import ReportContext
-from qvl_lab.show.text import number, percent
 from qvl_lab.workloads.items import REPEATED
 
 

@@ -15,6 +15,8 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.models.architecture import Architecture
 from qvl_lab.runs.records import STAGES
 from qvl_lab.show import plots
+from qvl_lab.show.locale import label
+from qvl_lab.show.quantities import money, number, percent, score
 from qvl_lab.show.report.components import (
     named_rows,
     picture,
@@ -25,7 +27,7 @@ from qvl_lab.show.report.components import (
 )
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.selection import on_gpu
-from qvl_lab.show.text import images_at, label, money, number, percent, resolution_order, score
+from qvl_lab.show.wording import images_at, resolution_order
 
 ARTICLE_CNY_PER_S = 0.8 / 60
 _ARTICLE_SPLIT = {

@@ -7,12 +7,13 @@ from IPython.display import Markdown
 
 from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.show.fonts import figure_language
+from qvl_lab.show.quantities import money, percent, score
 from qvl_lab.show.report.commands import run_command
 from qvl_lab.show.report.components import named_rows, plain, settings_table
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.sections.quality import quality_sentences
 from qvl_lab.show.report.selection import measured_gpu
-from qvl_lab.show.text import money, percent, resolution, score
+from qvl_lab.show.wording import resolution
 
 
 def title(found: ReportContext) -> str:

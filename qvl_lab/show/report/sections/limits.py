@@ -20,11 +20,11 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.probe.ceilings import read_ceilings
 from qvl_lab.runs.records import Run
 from qvl_lab.show import plots
+from qvl_lab.show.quantities import number
 from qvl_lab.show.report.components import named_rows, picture, plain, section, table
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.finding_text import sentences
 from qvl_lab.show.report.selection import measured_gpu
-from qvl_lab.show.text import number
 
 
 def beside(runs: Path) -> Path:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from qvl_lab.show.quantities import number
 from qvl_lab.show.report.commands import report_command
 from qvl_lab.show.report.components import section, table
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.sections.limits import ceilings_said
-from qvl_lab.show.text import number
 
 _MACHINE = ("gpu", "driver", "cpu", "cpu_count", "platform")
 _SOFTWARE = ("qvl_lab", "commit", "torch", "transformers", "torchvision", "python")

@@ -18,10 +18,11 @@ from qvl_lab.analysis.quality.tradeoffs import (
 from qvl_lab.config import BY_TASK, NATIVE
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
+from qvl_lab.show.quantities import points, score
 from qvl_lab.show.report.components import picture, section, settings_table, table
 from qvl_lab.show.report.context import ReportContext
-from qvl_lab.show.text import is_the_articles, points, resolution, score
-from qvl_lab.show.text import task as task_name
+from qvl_lab.show.wording import is_the_articles, resolution
+from qvl_lab.show.wording import task as task_name
 from qvl_lab.tasks import article_resolutions
 from qvl_lab.workloads.resize import canonical_task, knows_task
 

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import font_manager
 
 from qvl_lab.errors import UnknownNameError
-from qvl_lab.show import fonts, text
+from qvl_lab.show import fonts, locale, quantities, wording
 from qvl_lab.tasks import BY_NAME
 
 
@@ -22,28 +22,32 @@ def is_chinese(words: str) -> bool:
     return any("一" <= letter <= "鿿" for letter in words)
 
 
-@pytest.mark.parametrize("key", text.TEXTS)
-def test_every_text_has_both_languages_with_the_same_placeholders(key):
-    english, chinese = text.TEXTS[key]
+def test_both_languages_have_the_same_texts():
+    assert list(locale.texts("en")) == list(locale.texts("zh"))
+
+
+@pytest.mark.parametrize("key", locale.texts("en"))
+def test_both_languages_of_a_text_have_the_same_placeholders(key):
+    english, chinese = (locale.texts(lang)[key] for lang in locale.LANGUAGES)
     assert english.strip() and chinese.strip()
     assert placeholders(english) == placeholders(chinese)
 
 
 @pytest.mark.parametrize("metric", ["images_per_s", "cost", "ttft_s", "s_per_100_images"])
 def test_every_metric_has_a_title_and_an_axis(metric):
-    assert {metric, f"{metric}_axis"} <= set(text.TEXTS)
+    assert {metric, f"{metric}_axis"} <= set(locale.texts("en"))
 
 
 def test_label_fills_placeholders():
-    assert text.label("batch", "en", n=8) == "batch 8"
-    assert text.label("batch", "zh", n=8) == "批量 8"
+    assert locale.label("batch", "en", n=8) == "batch 8"
+    assert locale.label("batch", "zh", n=8) == "批量 8"
 
 
 def test_label_refuses_unknown_names():
     with pytest.raises(KeyError, match="no_such_text"):
-        text.label("no_such_text", "en")
+        locale.label("no_such_text", "en")
     with pytest.raises(UnknownNameError, match=r"'fr'.*Allowed: en, zh"):
-        text.label("batch", "fr", n=8)
+        locale.label("batch", "fr", n=8)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +62,13 @@ def test_label_refuses_unknown_names():
     ],
 )
 def test_number_keeps_about_three_digits(value, written):
-    assert text.number(value) == written
+    assert quantities.number(value) == written
 
 
 def test_money_puts_the_minus_before_the_sign():
-    assert text.money(3.1, "CNY") == "¥3.10"
-    assert text.money(-0.42, "USD") == "−$0.42"
-    assert text.money(12, "AUD") == "AUD 12.0"
+    assert quantities.money(3.1, "CNY") == "¥3.10"
+    assert quantities.money(-0.42, "USD") == "−$0.42"
+    assert quantities.money(12, "AUD") == "AUD 12.0"
 
 
 @pytest.mark.parametrize(
@@ -78,52 +82,54 @@ def test_money_puts_the_minus_before_the_sign():
     ],
 )
 def test_percent(before, after, written):
-    assert text.percent(before, after) == written
+    assert quantities.percent(before, after) == written
 
 
 def test_settings_are_named():
     row = pd.Series({"precision": "fp32", "resolution": "1024", "batch_size": 1})
-    assert text.setting(row, "en") == "fp32 · 1024 px · batch 1"
+    assert wording.setting(row, "en") == "fp32 · 1024 px · batch 1"
     row["resolution"] = "native"
-    assert text.setting(row, "zh") == "fp32·原始尺寸·批量 1"
-    assert text.resolution("by_task", "zh") == "按任务"
-    assert text.changed("batch_size", 1, 32, "en") == "batch 1 → 32"
-    assert text.changed("precision", "fp32", "bf16", "zh") == "fp32 → bf16"
-    assert text.changed("cache_implementation", None, "static", "en") == "KV cache default → static"
-    assert text.changed("revision", "a", "b", "en") == "revision a → b"
+    assert wording.setting(row, "zh") == "fp32·原始尺寸·批量 1"
+    assert wording.resolution("by_task", "zh") == "按任务"
+    assert wording.changed("batch_size", 1, 32, "en") == "batch 1 → 32"
+    assert wording.changed("precision", "fp32", "bf16", "zh") == "fp32 → bf16"
+    assert (
+        wording.changed("cache_implementation", None, "static", "en") == "KV cache default → static"
+    )
+    assert wording.changed("revision", "a", "b", "en") == "revision a → b"
 
 
 def test_resolutions_sort_by_size_then_native_then_by_task():
     names = ["by_task", "1024", "native", "256"]
-    assert sorted(names, key=text.resolution_order) == ["256", "1024", "native", "by_task"]
+    assert sorted(names, key=wording.resolution_order) == ["256", "1024", "native", "by_task"]
 
 
 def test_differing_settings_are_told_apart():
     frame = pd.DataFrame(
         {"batch_size": [1, 2], "engine": ["stock", "fast"], "precision": "fp32", "seed": 0}
     )
-    assert text.differing(frame, ["batch_size"]) == ["engine"]
-    assert text.others(frame, ["batch_size"]) == ["engine=stock", "engine=fast"]
-    assert text.others(frame, ["batch_size", "engine"]) == ["", ""]
+    assert wording.differing(frame, ["batch_size"]) == ["engine"]
+    assert wording.others(frame, ["batch_size"]) == ["engine=stock", "engine=fast"]
+    assert wording.others(frame, ["batch_size", "engine"]) == ["", ""]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_known_tasks_have_a_name_in_both_languages(name):
-    assert not is_chinese(text.task(name, "en"))
-    assert is_chinese(text.task(name, "zh"))
+    assert not is_chinese(wording.task(name, "en"))
+    assert is_chinese(wording.task(name, "zh"))
 
 
 def test_tasks_are_named():
-    assert text.task("read_small", "en") == "read, small print"
-    assert text.task("颜色", "en") == text.task("color", "en") == "colour"
-    assert text.task(" Total ", "zh") == "收据合计"
-    assert text.task("My task", "zh") == "My task"
+    assert wording.task("read_small", "en") == "read, small print"
+    assert wording.task("颜色", "en") == wording.task("color", "en") == "colour"
+    assert wording.task(" Total ", "zh") == "收据合计"
+    assert wording.task("My task", "zh") == "My task"
 
 
 def test_items_are_a_number_or_a_range():
-    assert text.items(pd.Series([60, 60]), "en") == "60 items"
-    assert text.items(pd.Series([57.0, 60.0]), "zh") == "57–60 题"
-    assert text.items(pd.Series([1]), "en") == "1 item"
+    assert wording.items(pd.Series([60, 60]), "en") == "60 items"
+    assert wording.items(pd.Series([57.0, 60.0]), "zh") == "57–60 题"
+    assert wording.items(pd.Series([1]), "en") == "1 item"
 
 
 def test_quality_is_called_what_it_is():
@@ -131,7 +137,7 @@ def test_quality_is_called_what_it_is():
         scored = [kind is not None for kind in kinds]
         frame = pd.DataFrame({"quality": scored, "quality_kind": kinds})
         frame["quality"] = frame["quality"].where(frame["quality"])
-        return text.quality_axis(frame, "en"), text.quality_axis(frame, "en", loss=True)
+        return wording.quality_axis(frame, "en"), wording.quality_axis(frame, "en", loss=True)
 
     score = ("mean score (0–1)", "change in mean score (percentage points)")
     assert axis("answers", None) == axis("answers", "answers") == score
@@ -142,7 +148,7 @@ def test_quality_is_called_what_it_is():
 def test_memory_is_called_what_it_is():
     def axis(reserved, process):
         peaks = {"peak_reserved_bytes": reserved, "peak_process_bytes": process}
-        return text.axis(pd.DataFrame(peaks), "vram", "en")
+        return wording.axis(pd.DataFrame(peaks), "vram", "en")
 
     assert axis([1.0, 2.0], [5.0, 5.0]) == "peak VRAM (GiB)"
     assert axis([None, None], [5.0, 5.0]) == "peak process memory (GiB)"
@@ -215,8 +221,8 @@ def test_what_an_engine_does_not_look_at_is_not_said():
             "packing": [False, True, True, True],  # differs between engines alone
         }
     )
-    assert text.differing(frame, ["engine"]) == ["cache_implementation", "prefill_chunk"]
-    assert text.others(frame, ["engine"]) == [
+    assert wording.differing(frame, ["engine"]) == ["cache_implementation", "prefill_chunk"]
+    assert wording.others(frame, ["engine"]) == [
         *("", "cache_implementation=static"),
         *("prefill_chunk=8192", "prefill_chunk=32768"),
     ]

@@ -1,0 +1,44 @@
+"""The texts of figures and reports, read from ``assets/locale/en.toml`` and ``zh.toml``."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import lru_cache
+from typing import Any
+
+from qvl_lab.assets import asset
+from qvl_lab.errors import UnknownNameError
+
+LANGUAGES = ("en", "zh")
+
+
+@lru_cache(maxsize=len(LANGUAGES))
+def texts(lang: str) -> dict[str, str]:
+    """All texts of a language by key, with their {placeholders}.
+
+    Raises
+    ------
+    UnknownNameError
+        If the language is not one of LANGUAGES.
+    """
+    if lang not in LANGUAGES:
+        raise UnknownNameError("language", lang, LANGUAGES)
+    return tomllib.loads(asset(f"locale/{lang}.toml").read_text("utf-8"))
+
+
+def has_text(key: str) -> bool:
+    """Whether there is a text of that key; both languages have the same keys."""
+    return key in texts(LANGUAGES[0])
+
+
+def label(key: str, lang: str, **values: Any) -> str:
+    """The text of ``key`` in a language, with its placeholders filled.
+
+    Raises
+    ------
+    UnknownNameError
+        If the language is not one of LANGUAGES.
+    KeyError
+        If there is no such text, or a placeholder has no value.
+    """
+    return texts(lang)[key].format(**values)

@@ -1,0 +1,70 @@
+"""Written quantities: numbers, money, changes, scores."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from qvl_lab.analysis.money.cost import cost_column, symbol
+from qvl_lab.errors import ConfigError
+from qvl_lab.show.locale import label
+
+
+def number(value: float) -> str:
+    """About three significant digits without an exponent: 1,234, 56.7, 3.10, 0.042."""
+    size = abs(value)
+    if size == 0 or size >= 100:
+        return f"{value:,.0f}"
+    decimals = 1 if size >= 10 else 2 if size >= 0.1 else 1 - math.floor(math.log10(size))
+    return f"{value:.{decimals}f}"
+
+
+def money(value: float, currency: str) -> str:
+    """An amount with its currency's sign, the minus before it: "¥3.10", "−$0.42"."""
+    return f"{'−' if value < 0 else ''}{symbol(currency)}{number(abs(value))}"
+
+
+def percent(before: float, after: float) -> str:
+    """A signed change; a decimal where rounding would say "nothing" or "everything"."""
+    change = 100 * (after / before - 1)
+    digits = 1 if 0 < abs(change) < 1 or -100 < change < -99 else 0
+    sign = "+" if change > 0 else "−" if change < 0 else "±"
+    return f"{sign}{abs(change):.{digits}f}%"
+
+
+def points(value: float) -> str:
+    """A difference of quality in signed percentage points: "−1.3"."""
+    sign = "+" if value > 0 else "−" if value < 0 else "±"
+    return f"{sign}{100 * abs(value):.1f}"
+
+
+def score(value: Any) -> str:
+    """A quality from 0 to 1: "0.95"; "?" if unknown."""
+    return "?" if pd.isna(value) else f"{value:.2f}"
+
+
+def amount(value: float, column: str, lang: str) -> str:
+    """A value of a frame's cost or time column: "¥3.10", "12.3 s"."""
+    if column.startswith("cost_"):
+        return money(value, _currency(column))
+    return label("seconds", lang, value=number(value))
+
+
+def cost_or_time(frame: pd.DataFrame) -> str:
+    """The frame's cost column, or its seconds per 100 images if it has not been priced."""
+    try:
+        return cost_column(frame)
+    except ConfigError:
+        return "s_per_100_images"
+
+
+def money_sign(frame: pd.DataFrame) -> str:
+    """The sign of the frame's money; "" if it has not been priced."""
+    column = cost_or_time(frame)
+    return symbol(_currency(column)) if column.startswith("cost_") else ""
+
+
+def _currency(column: str) -> str:
+    return column.split("_")[1].upper()  # cost_CUR_per_100_images

@@ -1,0 +1,176 @@
+"""Settings, tasks and metrics in words, English or Chinese."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from qvl_lab.analysis.frame import SETTINGS
+from qvl_lab.analysis.money.recommend import PRECISION_ORDER, peak_memory_bytes
+from qvl_lab.config import BY_TASK, FAST_ONLY
+from qvl_lab.show.locale import has_text, label
+from qvl_lab.show.quantities import money_sign
+from qvl_lab.tasks import article_resolutions, find_task
+
+
+def resolution(value: Any, lang: str) -> str:
+    """ "512 px", "native", "by task"."""
+    name = str(value)
+    if name.isdigit():
+        return label("px", lang, n=name)
+    return label(name, lang) if name in ("native", "by_task", "by_task_article") else name
+
+
+def setting(row: pd.Series, lang: str) -> str:
+    """A frame's row in short: "fp32 · 1024 px · batch 1"; the stock engine is not named."""
+    return label("between", lang).join(setting_lines(row, lang))
+
+
+def setting_lines(row: pd.Series, lang: str) -> list[str]:
+    """The same in two lines, images and engine."""
+    engine = [label("engine_fast", lang)] if row.get("engine") == "fast" else []
+    batch = label("between", lang).join([label("batch", lang, n=row["batch_size"]), *engine])
+    return [images_at(row, lang), batch]
+
+
+def images_at(row: pd.Series, lang: str) -> str:
+    """A row's precision and resolution, whatever its batch size: "fp32 · 1024 px"."""
+    side = row["resolution"]
+    if side == BY_TASK and is_the_articles(row.get("task_resolutions")):
+        side = "by_task_article"
+    return label("between", lang).join([str(row["precision"]), resolution(side, lang)])
+
+
+def is_the_articles(table: Any) -> bool:
+    """Whether a frame's ``task_resolutions`` is the article's table; it may know more tasks."""
+    sides = json.loads(table) if isinstance(table, str) else {}
+    return article_resolutions().items() <= sides.items()
+
+
+def task(name: str, lang: str) -> str:
+    """A task by its name in this language, if it is a known one."""
+    known = find_task(name)
+    return name if known is None else known.zh if lang == "zh" else known.en
+
+
+def changed(name: str, before: Any, after: Any, lang: str) -> str:
+    """One field's change: "batch 1 → 32"; precision and resolution name themselves.
+
+    A table of resolutions by task says nothing beyond the change of the resolution: "".
+    """
+    if name == "task_resolutions":
+        return ""
+    arrow = f"{_value(name, before, lang)} → {_value(name, after, lang)}"
+    if name in ("precision", "resolution"):
+        return arrow
+    key = f"field_{name}"
+    return f"{label(key, lang) if has_text(key) else name} {arrow}"
+
+
+def lever(name: str, batch: int, lang: str) -> str:
+    """A lever of the fast engine that is on: "batch 8", "packing"."""
+    if name == "batch_size":
+        return label("batch", lang, n=batch)
+    key = f"field_{name}"
+    return label(key, lang) if has_text(key) else name
+
+
+def _value(name: str, value: Any, lang: str) -> str:
+    if name == "resolution":
+        return resolution(value, lang)
+    return label("default", lang) if pd.isna(value) else str(value)
+
+
+def title(frame: pd.DataFrame, metric: str, lang: str) -> str:
+    """What a metric is called above a panel."""
+    return label(_memory(frame) if metric == "vram" else metric, lang)
+
+
+def axis(frame: pd.DataFrame, metric: str, lang: str) -> str:
+    """What a metric is called beside an axis, with its unit."""
+    key = _memory(frame) if metric == "vram" else metric
+    return label(f"{key}_axis", lang, unit=money_sign(frame).strip())
+
+
+def quality_axis(frame: pd.DataFrame, lang: str, *, loss: bool = False) -> str:
+    """What quality is called beside an axis; the answers' truth is not a reference's agreement."""
+    kinds = set(frame.loc[frame["quality"].notna(), "quality_kind"])
+    kind = kinds.pop() if len(kinds) == 1 else "quality"
+    return label(f"{kind}_loss_axis" if loss else f"{kind}_axis", lang)
+
+
+def items(counts: pd.Series, lang: str) -> str:
+    """How many items quality rests on: "60 items", or "58–60 items" where settings differ."""
+    fewest, most = int(counts.min()), int(counts.max())
+    n = str(most) if fewest == most else f"{fewest}–{most}"
+    return label("item" if n == "1" else "items", lang, n=n)
+
+
+def _memory(frame: pd.DataFrame) -> str:
+    """Which memory :func:`peak_memory_bytes` gave; VRAM if none is known."""
+    reserved = frame.loc[peak_memory_bytes(frame).notna(), "peak_reserved_bytes"].notna()
+    if reserved.all():
+        return "vram"
+    return "mixed_memory" if reserved.any() else "process_memory"
+
+
+def resolution_order(value: Any) -> tuple[int, int]:
+    """Sorts numbers by size, then "native", then "by_task"."""
+    name = str(value)
+    return (0, int(name)) if name.isdigit() else ({"native": 1, "by_task": 2}.get(name, 3), 0)
+
+
+def precisions(frame: pd.DataFrame) -> list[str]:
+    """The frame's precisions, the most exact first."""
+    names = {str(name) for name in frame["precision"]}
+    known = [name for name in PRECISION_ORDER if name in names]
+    return known + sorted(names - set(known))
+
+
+def _in_short(column: pd.Series) -> pd.Series:
+    """A column in words; long tables of resolutions are numbered."""
+    if column.name != "task_resolutions":
+        return column.map(str)
+    tables = list(dict.fromkeys(value for value in column if isinstance(value, str)))
+    return column.map(lambda value: str(tables.index(value) + 1) if value in tables else "-")
+
+
+def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
+    """What tells rows apart besides the settings that a figure draws.
+
+    Whether a row has a table of resolutions is told by its resolution; only tables differ here.
+    """
+    names = [n for n in (*SETTINGS, "workload", "environment") if n not in drawn and n in frame]
+    tables = ["task_resolutions"] if "resolution" in drawn else []
+    compared = {n: frame[n].dropna() if n in tables else frame[n] for n in names}
+    fast = frame["engine"] == "fast" if "engine" in frame else slice(None)
+    compared |= {n: compared[n][fast] for n in FAST_ONLY if n in compared}
+    return [name for name, values in compared.items() if values.map(str).nunique() > 1]
+
+
+def others(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
+    """For each row what :func:`differing` finds, "bf16 · engine=stock"; "" if nothing.
+
+    What a row leaves to its default, or its engine does not look at, is left out.
+    """
+    names = differing(frame, drawn)
+    words = {
+        n: frame[n].map(str) if n == "precision" else f"{n}=" + _in_short(frame[n]) for n in names
+    }
+    rows = [row for _, row in frame.iterrows()]
+    return [
+        " · ".join(words[n].iloc[i] for n in names if is_told(row, n)) for i, row in enumerate(rows)
+    ]
+
+
+def is_told(row: pd.Series, name: str) -> bool:
+    """Whether a row's setting is worth a word: it is not the default, and its engine sees it."""
+    return not pd.isna(row[name]) and is_seen(row, name)
+
+
+def is_seen(row: pd.Series, name: str) -> bool:
+    """Whether a row's engine looks at a setting."""
+    return row.get("engine") != "stock" or name not in FAST_ONLY
