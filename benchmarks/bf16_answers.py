@@ -19,8 +19,9 @@ import qvl_lab as ql
 from qvl_lab.backends.fast.engine import Engine
 from qvl_lab.backends.processor import Request
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
-from qvl_lab.workloads.items import decode_image, load_workload
+from qvl_lab.workloads.decode import decode_image
 from qvl_lab.workloads.resize import resize
+from qvl_lab.workloads.sources import load_workload
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import time
 from statistics import median
 
 import qvl_lab as ql
-from qvl_lab.workloads.items import load_workload
+from qvl_lab.workloads.sources import load_workload
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from scipy.stats import binom
 import qvl_lab as ql
 from qvl_lab.models.hooks import StepWatch, marks
 from qvl_lab.probe.stages import Recorder, begin, end, listening, totals
-from qvl_lab.workloads.items import load_workload
+from qvl_lab.workloads.sources import load_workload
 
 Inputs = dict[str, torch.Tensor]
 WAYS = ("unheard", "table")

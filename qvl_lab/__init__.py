@@ -22,7 +22,7 @@ _HOME = {
     "ablate": "qvl_lab.bench.ablation",
     "hit_rates": "qvl_lab.bench.cache_savings",
     "load": "qvl_lab.session",
-    "load_workload": "qvl_lab.workloads.items",
+    "load_workload": "qvl_lab.workloads.sources",
     "propose_resolutions": "qvl_lab.analysis.quality.tradeoffs",
     "plots": "qvl_lab.show",
     "price": "qvl_lab.analysis.money.cost",
@@ -75,8 +75,8 @@ if TYPE_CHECKING:
     from qvl_lab.show import plots
     from qvl_lab.show.notebook.watch import watch
     from qvl_lab.show.report.render import report
-    from qvl_lab.workloads.items import load_workload
     from qvl_lab.workloads.resize import visual_tokens
+    from qvl_lab.workloads.sources import load_workload
 
 
 def load_ipython_extension(ipython: Any) -> None:

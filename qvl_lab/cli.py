@@ -148,7 +148,7 @@ def run(
     from qvl_lab.analysis.quality.scoring import own_metrics
     from qvl_lab.backends.processor import Answer
     from qvl_lab.session import load
-    from qvl_lab.workloads.items import load_workload
+    from qvl_lab.workloads.sources import load_workload
 
     metrics = own_metrics(_pairs("--metric", metric))
     config = _config(
@@ -232,7 +232,7 @@ def profile(
     from qvl_lab.bench.profile import profile as profiled
     from qvl_lab.probe import vram
     from qvl_lab.session import load
-    from qvl_lab.workloads.items import load_workload
+    from qvl_lab.workloads.sources import load_workload
 
     settings: dict[str, Any] = {"model": model, "precision": precision, "device": device}
     settings |= {"revision": revision, "batch_size": batch_size, "resolution": resolution}

@@ -18,7 +18,8 @@ import pytest
 
 from qvl_lab.config import Config
 from qvl_lab.runs.records import Repeat, Run, run_key
-from qvl_lab.workloads.items import Item, load_workload
+from qvl_lab.workloads.items import Item
+from qvl_lab.workloads.sources import load_workload
 
 if TYPE_CHECKING:
     from qvl_lab.session import Lab

@@ -26,8 +26,8 @@ from qvl_lab.errors import ReportError
 from qvl_lab.runs.store import Runs, Store
 from qvl_lab.show.report.review import review
 from qvl_lab.show.report.sections.first_page import change, first_line
-from qvl_lab.workloads.items import load_workload
 from qvl_lab.workloads.resize import visual_tokens
+from qvl_lab.workloads.sources import load_workload
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)

@@ -21,7 +21,8 @@ from qvl_lab.errors import (
 from qvl_lab.models.load import LoadedModel
 from qvl_lab.probe.stages import Total, outermost, stage, stage_table
 from qvl_lab.runs.records import Work
-from qvl_lab.workloads.items import ImageLike, Item, image_size, read_bytes
+from qvl_lab.workloads.decode import image_size, read_bytes
+from qvl_lab.workloads.items import ImageLike, Item
 from qvl_lab.workloads.resize import resolution_for, target_size
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from qvl_lab.models.hooks import StepWatch, marks
 from qvl_lab.models.load import base_dtype, first_line, free, out_of_memory
 from qvl_lab.probe.stages import Recorder, end, stage, totals
 from qvl_lab.runs.records import Work
-from qvl_lab.workloads.items import Item, decode_image
+from qvl_lab.workloads.decode import decode_image
+from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.resize import resize
 
 

@@ -15,7 +15,8 @@ from qvl_lab.bench.sweep import measure_each, spec_from
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs
-from qvl_lab.workloads.items import ImageLike, Workload, load_workload
+from qvl_lab.workloads.items import ImageLike, Workload
+from qvl_lab.workloads.sources import load_workload
 
 RATES = tuple(tenths / 10 for tenths in range(10))
 #: Fields that say which cache is on, and options that would leave requests out.

@@ -18,7 +18,8 @@ from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.vram import peak_bytes, reset_peak
 from qvl_lab.runs.records import Repeat, Run, run_key
 from qvl_lab.session import Lab, load
-from qvl_lab.workloads.items import Item, Workload, read_bytes
+from qvl_lab.workloads.decode import read_bytes
+from qvl_lab.workloads.items import Item, Workload
 
 MAX_FAILURES_KEPT = 100
 

@@ -17,7 +17,8 @@ from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run, environment_key
 from qvl_lab.runs.store import Runs, Store
-from qvl_lab.workloads.items import Workload, load_workload
+from qvl_lab.workloads.items import Workload
+from qvl_lab.workloads.sources import load_workload
 
 log = logging.getLogger(__name__)
 ON_OTHER_ENVIRONMENT = ("refuse", "keep", "fresh")

@@ -314,7 +314,7 @@ def _digest(*parts: str | bytes) -> str:
 
 
 def _pixels(image: Image.Image) -> tuple[str | bytes, ...]:
-    """All that :func:`qvl_lab.workloads.items.decode_image` looks at in a PIL image."""
+    """All that :func:`qvl_lab.workloads.decode.decode_image` looks at in a PIL image."""
     try:
         raw, palette = image.tobytes(), bytes(image.getpalette("RGBA") or ())
     except Exception as e:  # decoders fail on foreign bytes in many ways

@@ -15,7 +15,8 @@ from PIL import Image
 from qvl_lab.config import BY_TASK, NATIVE, ImagePolicy
 from qvl_lab.errors import ImageError, UnknownNameError
 from qvl_lab.tasks import BY_NAME, NO_TASK, find_task
-from qvl_lab.workloads.items import ImageLike, image_size, read_bytes
+from qvl_lab.workloads.decode import image_size, read_bytes
+from qvl_lab.workloads.items import ImageLike
 
 MAX_ASPECT_RATIO = 200
 

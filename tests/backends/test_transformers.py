@@ -23,7 +23,8 @@ from qvl_lab.probe import stages
 from qvl_lab.probe.stages import outermost
 from qvl_lab.runs.records import Work
 from qvl_lab.session import Lab
-from qvl_lab.workloads.items import Item, load_workload
+from qvl_lab.workloads.items import Item
+from qvl_lab.workloads.sources import load_workload
 
 SMALL: dict[str, Any] = {"resolution": 128, "max_new_tokens": 6}
 

@@ -14,7 +14,7 @@ from qvl_lab.bench.measure import Plan, Trial, measure
 from qvl_lab.config import Config
 from qvl_lab.errors import ConfigError, UnknownNameError, WorkloadError
 from qvl_lab.runs.store import Runs
-from qvl_lab.workloads.items import load_workload
+from qvl_lab.workloads.sources import load_workload
 
 SMALL: dict[str, Any] = {
     **{"model": "random:tiny", "precision": "fp32", "device": "cpu", "resolution": 64},

@@ -19,7 +19,8 @@ from qvl_lab.errors import ModelError
 from qvl_lab.models.architecture import Architecture
 from qvl_lab.models.load import parameter_count
 from qvl_lab.runs.records import PARTS, STAGES, Run, Work
-from qvl_lab.workloads.items import Item, Workload, load_workload
+from qvl_lab.workloads.items import Item, Workload
+from qvl_lab.workloads.sources import load_workload
 
 FIELDS: dict[str, Any] = {
     "batch_size": 4,

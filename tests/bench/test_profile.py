@@ -15,7 +15,7 @@ from qvl_lab.bench.profile import profile
 from qvl_lab.errors import ConfigError
 from qvl_lab.probe import stages
 from qvl_lab.probe.stages import Span, outermost
-from qvl_lab.workloads.items import load_workload
+from qvl_lab.workloads.sources import load_workload
 
 CALL = {"batch_size": 2, "resolution": 96, "max_new_tokens": 4, "min_new_tokens": 4}
 

@@ -29,7 +29,7 @@ from qvl_lab.caching.tensor_cache import (
 )
 from qvl_lab.config import ImagePolicy, ModelSpec
 from qvl_lab.errors import ConfigError, ImageError, ModelError
-from qvl_lab.workloads.items import decode_image
+from qvl_lab.workloads.decode import decode_image
 
 ROOM = 10**6
 

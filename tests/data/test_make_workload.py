@@ -15,7 +15,8 @@ from PIL import Image
 from qvl_lab.assets import asset
 from qvl_lab.config import ImagePolicy
 from qvl_lab.tasks import article_resolutions
-from qvl_lab.workloads.items import decode_image, image_size, load_workload, read_bytes
+from qvl_lab.workloads.decode import decode_image, image_size, read_bytes
+from qvl_lab.workloads.sources import load_workload
 
 SCRIPT = Path(__file__).parents[2] / "data" / "make_workload.py"
 MIXED = asset("data/mixed")

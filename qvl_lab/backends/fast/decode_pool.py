@@ -18,7 +18,7 @@ from torch import Tensor
 from qvl_lab.backends.fast import pixels as pillow
 from qvl_lab.backends.processor import Request
 from qvl_lab.config import ImagePolicy
-from qvl_lab.workloads.items import decode_image
+from qvl_lab.workloads.decode import decode_image
 from qvl_lab.workloads.resize import resize
 
 T = TypeVar("T")

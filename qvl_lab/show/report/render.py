@@ -93,7 +93,7 @@ def default_sweep(
     from qvl_lab.bench.sweep import sweep
     from qvl_lab.config import BY_TASK
     from qvl_lab.tasks import article_resolutions
-    from qvl_lab.workloads.items import load_workload
+    from qvl_lab.workloads.sources import load_workload
 
     loaded = load_workload(workload)
     most = max(1, min(items, len(loaded)))

@@ -22,7 +22,8 @@ from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, QueueFull
 from qvl_lab.models.load import build, resolve
 from qvl_lab.runs.records import Work
 from qvl_lab.session import Lab
-from qvl_lab.workloads.items import Item, load_workload
+from qvl_lab.workloads.items import Item
+from qvl_lab.workloads.sources import load_workload
 
 SMALL: dict[str, Any] = {"resolution": 128, "max_new_tokens": 6}
 QUESTIONS = ("What is this?", "描述这张图片", "Count. " * 30, "?")

@@ -16,7 +16,7 @@ from qvl_lab.bench.executors import per_process as executors
 from qvl_lab.bench.measure import Plan, Trial
 from qvl_lab.config import Config
 from qvl_lab.runs.records import Run
-from qvl_lab.workloads.items import load_workload
+from qvl_lab.workloads.sources import load_workload
 
 
 @pytest.fixture

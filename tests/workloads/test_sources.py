@@ -1,0 +1,277 @@
+"""Reading workloads: folders, tables, packaged sets, images in hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qvl_lab.analysis.quality.metrics import parse_boxes
+from qvl_lab.analysis.quality.scoring import score
+from qvl_lab.errors import UnknownNameError, WorkloadError
+from qvl_lab.workloads.items import DEFAULT_QUESTION, Item, Workload
+from qvl_lab.workloads.sources import load_workload
+
+
+def encoded(image, fmt="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+def picture(width=40, height=20):
+    return Image.new("RGB", (width, height), (255, 0, 0))
+
+
+def jsonl(path, *rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+# ---- folders ----
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images, one of them nested, beside hidden and other files."""
+    root = tmp_path / "shop"
+    for name in ("b.png", "sub/A.JPG", ".hidden.png", ".cache/c.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(root / name)
+    (root / "notes.txt").write_text("hello")
+    (root / "sub" / "rows.csv").write_text("image\n")
+    return root
+
+
+def test_a_folder_is_searched_with_its_subfolders(folder):
+    workload = load_workload(folder)
+    assert workload.name == "shop"
+    assert [item.id for item in workload.items] == ["b.png", "sub/A.JPG"]
+    assert [item.image for item in workload.items] == [folder / "b.png", folder / "sub" / "A.JPG"]
+    assert {item.question for item in workload.items} == {DEFAULT_QUESTION}
+
+
+def test_files_that_are_no_images_are_listed_and_hidden_ones_are_not(folder):
+    assert load_workload(folder).ignored == ("notes.txt", "sub/rows.csv")
+
+
+def test_question_and_task_apply_to_a_folder(folder):
+    item = load_workload(folder, question="几个?", task="detection").items[0]
+    assert (item.question, item.task, item.answer) == ("几个?", "detection", None)
+
+
+def test_a_folder_without_images_says_what_an_image_is(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(WorkloadError, match=r"no usable item; images end in \.bmp, .*\.webp"):
+        load_workload(tmp_path)
+
+
+def test_file_names_need_not_be_utf8(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(encoded(picture()))
+    workload = load_workload(tmp_path)
+    assert len(workload) == 1
+    assert len(workload.fingerprint) == 16
+
+
+# ---- tables ----
+
+
+def test_csv_with_a_byte_order_mark_and_empty_cells(tmp_path):
+    path = tmp_path / "set.csv"
+    text = "id,image,question,answer,task,price\none,a.png,几个?,3,detection,9\n,b.png,,,,\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    workload = load_workload(path, question="What?", task="description")
+    assert workload.name == "set"
+    assert workload.items == (
+        Item("one", tmp_path / "a.png", "几个?", "3", "detection"),
+        Item("set.csv:3", tmp_path / "b.png", "What?", None, "description"),
+    )
+    assert workload.errors == ()
+
+
+def test_csv_numbers_stay_as_written(tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_text("image,answer\na.png,007\nb.png,NA\n")
+    assert [item.answer for item in load_workload(path).items] == ["007", "NA"]
+
+
+def test_csv_rows_are_numbered_by_line(tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_text('image,question\na.png,"two\nlines"\n\n,no image\nb.png,x\n')
+    workload = load_workload(path)
+    assert [item.id for item in workload.items] == ["set.csv:3", "set.csv:6"]
+    assert [error["id"] for error in workload.errors] == ["set.csv:5"]
+    assert "no column 'image'" in workload.errors[0]["error"]
+    assert "found question" in workload.errors[0]["error"]
+
+
+def test_csv_trailing_commas_do_not_shift_the_columns(tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_text("image,question\na.png,hi,\nb.png,ho,\n")
+    rows = [(item.image.name, item.question) for item in load_workload(path).items]
+    assert rows == [("a.png", "hi"), ("b.png", "ho")]
+
+
+def test_csv_row_with_an_unquoted_comma_is_one_error(tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_text("image,question\na.png,red, or blue?\nb.png,ok\n")
+    workload = load_workload(path)
+    assert [item.question for item in workload.items] == ["ok"]
+    (error,) = workload.errors
+    assert error["id"] == "set.csv:2"
+    assert "more values than columns" in error["error"]
+
+
+def test_csv_without_an_image_column_lists_the_columns(tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_text("picture,question\na.png,hi\n")
+    message = "no column 'image' .allowed: id, image, question, answer, task.; found picture, que"
+    with pytest.raises(WorkloadError, match=message):
+        load_workload(path)
+
+
+@pytest.mark.parametrize("text", [b"", b"image,question\n"])
+def test_csv_without_rows_has_no_usable_item(tmp_path, text):
+    (tmp_path / "set.csv").write_bytes(text)
+    with pytest.raises(WorkloadError, match="'set' has no usable item"):
+        load_workload(tmp_path / "set.csv")
+
+
+def test_csv_must_be_utf8(tmp_path):
+    (tmp_path / "set.csv").write_bytes("image,question\na.png,é\n".encode("latin-1"))
+    with pytest.raises(WorkloadError, match="not a readable CSV in UTF-8"):
+        load_workload(tmp_path / "set.csv")
+
+
+def test_jsonl_goes_on_after_bad_lines(tmp_path):
+    path = jsonl(
+        tmp_path / "set.jsonl",
+        {"id": "one", "image": "sub/a.png", "question": "Q", "answer": 3, "task": None},
+        "{broken",
+        "",
+        "[1, 2]",
+        {"question": "no image"},
+        {"image": ""},
+        {"image": "/abs/b.png", "answer": None, "question": ""},
+    )
+    workload = load_workload(path)
+    assert workload.items == (
+        Item("one", tmp_path / "sub" / "a.png", "Q", "3", None),
+        Item("set.jsonl:7", Path("/abs/b.png"), DEFAULT_QUESTION, None, None),
+    )
+    errors = {error["id"]: error["error"] for error in workload.errors}
+    assert list(errors) == [f"set.jsonl:{line}" for line in (2, 4, 5, 6)]
+    assert "not valid JSON" in errors["set.jsonl:2"]
+    assert errors["set.jsonl:4"] == "not an object: [1, 2]"
+    assert "found question" in errors["set.jsonl:5"]
+    assert "no column 'image'" in errors["set.jsonl:6"]
+
+
+def test_jsonl_without_a_good_line_gives_the_first_reason(tmp_path):
+    with pytest.raises(WorkloadError, match="'set' has no usable item: not valid JSON"):
+        load_workload(jsonl(tmp_path / "set.jsonl", "{broken"))
+
+
+def test_jsonl_may_start_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "set.jsonl").write_bytes(b'\xef\xbb\xbf{"image": "a.png"}\n')
+    assert [item.image.name for item in load_workload(tmp_path / "set.jsonl").items] == ["a.png"]
+
+
+def test_repeated_ids_are_made_unique(tmp_path):
+    rows = [{"id": name, "image": "a.png"} for name in ("x", "y", "x")]
+    workload = load_workload(jsonl(tmp_path / "set.jsonl", *rows))
+    assert [item.id for item in workload.items] == ["0:x", "1:y", "2:x"]
+
+
+# ---- other sources ----
+
+
+def test_the_packaged_set_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workload = load_workload("mixed")
+    assert workload.name == "mixed"
+    assert workload.errors == ()
+    assert all(item.image.is_file() and item.answer and item.task for item in workload.items)
+
+
+def test_the_packaged_evaluation_has_questions_that_can_be_scored():
+    workload = load_workload("evaluation")
+    items = workload.items
+    assert workload.errors == ()
+    assert len(items) >= 300
+    assert len({item.image for item in items}) == len(set(workload.contents)) >= 100
+    assert len({item.id for item in items}) == len(items)
+    assert len({(item.image, item.question) for item in items}) == len(items)
+    counts = Counter(item.task for item in workload.items)
+    assert set(counts) == {"count", "locate", "read_large", "read_small", "colour", "total"}
+    assert min(counts.values()) >= 40
+    assert all(item.question.strip() == item.question != "" for item in items)
+    assert {item.question.isascii() for item in items} == {True, False}  # in two languages
+
+
+def test_every_answer_of_the_packaged_evaluation_scores_1_against_itself():
+    items = load_workload("evaluation").items
+    answers = [item.answer for item in items]
+    scores = score([item.task for item in items], answers, answers)
+    metrics = {task: found.metric for task, found in scores.items()}
+    assert metrics.pop("locate") == "box_accuracy"
+    assert set(metrics.values()) == {"exact_match"}
+    assert {found.mean for found in scores.values()} == {1.0}
+    assert sum(found.count for found in scores.values()) == len(items)
+
+
+def test_boxes_of_the_packaged_evaluation_lie_within_the_picture():
+    for item in load_workload("evaluation").items:
+        if item.task != "locate":
+            assert parse_boxes(item.answer) is None
+            continue
+        (written,) = json.loads(item.answer)
+        x1, y1, x2, y2 = written["bbox_2d"]
+        assert 0 <= x1 < x2 <= 1000, item
+        assert 0 <= y1 < y2 <= 1000, item
+        assert parse_boxes(item.answer) == [(x1, y1, x2, y2)]
+        assert written["label"]
+
+
+def test_one_image_is_a_workload(tmp_path):
+    picture().save(tmp_path / "a.png")
+    workload = load_workload(str(tmp_path / "a.png"), question="Q")
+    assert workload.items == (Item("a.png", tmp_path / "a.png", "Q"),)
+
+
+def test_images_in_hand_keep_their_order():
+    hand = [b"bytes", picture(), "dir/a.png", Path("b.png")]
+    workload = load_workload(hand, question="Q")
+    assert [item.image for item in workload.items] == hand
+    assert [item.id for item in workload.items] == ["image 0", "image 1", "a.png", "b.png"]
+
+
+def test_a_workload_passes_through():
+    workload = Workload("w", (Item("a", b"x"),))
+    assert load_workload(workload) is workload
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/at/all", "nowhere/at/all does not exist; give a folder, a .csv"),
+        ("none.png", "none.png does not exist"),
+        ("none.csv", "cannot read none.csv: No such file"),
+        ("none.jsonl", "cannot read none.jsonl: No such file"),
+        ([], "'images' has no usable item"),
+    ],
+)
+def test_sources_that_do_not_exist(source, message):
+    with pytest.raises(WorkloadError, match=message):
+        load_workload(source)
+
+
+def test_a_packaged_name_with_a_slip_is_corrected():
+    with pytest.raises(UnknownNameError, match=r"'mixd'. Did you mean 'mixed'"):
+        load_workload("mixd")
