@@ -251,7 +251,7 @@ def test_answers_are_scored_where_the_true_ones_are_known(qvl):
     said = dict(line.split("\t") for line in result.out.splitlines())
     items = load_workload("evaluation").sample(6).items
     texts = [cli._one_line(said[cli._one_line(item.id)]) for item in items]
-    scores = score([i.task for i in items], texts, [i.answer for i in items])
+    scores = score([i.task for i in items], texts, [i.reference for i in items])
     lines = [line for line in result.err.splitlines() if line.startswith("quality: ")]
     assert lines == [
         f"quality: {task} {found.mean:.3f} ({found.metric}, 1 items"
@@ -275,7 +275,7 @@ def test_scores_are_in_the_json_summary_by_the_metrics_asked_for(qvl):
     items = {item.id: item for item in load_workload("evaluation").items}
     for answer in answers:
         item = items[answer["id"]]
-        value = METRICS[metrics[item.task]](answer["text"], item.answer)
+        value = METRICS[metrics[item.task]](answer["text"], item.reference)
         found = quality[item.task]
         assert found["mean"] == pytest.approx(value, abs=1e-6)
         assert (found["count"], found["missing"]) == (1, 0)

@@ -167,12 +167,18 @@ def _judged(job: Trial, lab: Lab, generation: Generation) -> dict[str, Any]:
     """
     items, config = job.workload.items, job.config
     if len(generation) < len(items):
-        if all(item.answer is None for item in items):
+        if all(item.reference is None for item in items):
             return {}
         everything = _loaded(job.workload, config)
         generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
     rows = [
-        {"id": i.id, "task": i.task, "question": i.question, "expected": i.answer, "answer": text}
+        {
+            "id": i.id,
+            "task": i.task,
+            "question": i.question,
+            "expected": i.reference,
+            "answer": text,
+        }
         for i, text in zip(items, generation.texts, strict=True)
     ]
     scores = score_items(items, generation.texts, job.plan.metrics)

@@ -250,7 +250,7 @@ def _check(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> No
 
 def _check_metrics(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> None:
     """Score the true answers: whatever keeps answers from being scored shows before the work."""
-    expected = [item.answer for item in workload.items]
+    expected = [item.reference for item in workload.items]
     models = {config.model.model for config in configs}
     try:
         own_metrics(spec.metrics)

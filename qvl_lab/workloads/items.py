@@ -26,12 +26,12 @@ ImageLike = str | Path | bytes | Image.Image
 
 @dataclass(frozen=True)
 class Item:
-    """One request: an image and a question about it; the answer if it is known."""
+    """One request: an image and a question about it; the reference answer if it is known."""
 
     id: str
     image: ImageLike
     question: str = DEFAULT_QUESTION
-    answer: str | None = None
+    reference: str | None = None
     task: str | None = None
 
 
@@ -59,9 +59,9 @@ class Workload:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Names the content: ids, questions, answers, tasks and the images' bytes."""
+        """Names the content: ids, questions, references, tasks and the images' bytes."""
         pairs = zip(self.items, self.contents, strict=True)
-        return digest([[i.id, i.question, i.answer, i.task, content] for i, content in pairs])
+        return digest([[i.id, i.question, i.reference, i.task, content] for i, content in pairs])
 
     def sample(self, count: int | None, seed: int = 0) -> Self:
         """``count`` items drawn without replacement, in their old order; None keeps all.
@@ -88,8 +88,8 @@ class Workload:
         """As many requests, a share of which repeats the image of an earlier one.
 
         All images are asked about equally often, as far as whole requests allow, in a shuffled
-        order; the first request about an image is one of this workload. Answers to another
-        question are not known. The name says the share: "mixed, 30% repeated".
+        order; the first request about an image is one of this workload. The reference
+        of another question is not known. The name says the share: "mixed, 30% repeated".
 
         Parameters
         ----------
@@ -154,7 +154,7 @@ class Workload:
             "fingerprint": self.fingerprint,
             "items": len(self.items),
             "unique_images": len(set(self.contents)),
-            "with_answer": sum(i.answer is not None for i in self.items),
+            "with_reference": sum(i.reference is not None for i in self.items),
             "tasks": tasks,
         }
 
@@ -168,7 +168,7 @@ def _again(original: Item, nth: int, pool: Sequence[str], same_question: bool) -
         return replace(original, id=name)
     others = [question for question in pool if question != original.question]
     question = others[nth - 1] if nth <= len(others) else f"{original.question} ({nth + 1})"
-    return replace(original, id=name, question=question, answer=None)
+    return replace(original, id=name, question=question, reference=None)
 
 
 def _shares(sizes: Sequence[int], count: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Reading workloads from folders, CSV and JSONL files, packaged sets and images in hand.
 
-A table has the columns image, question, answer, task; its paths are relative to the file. Files are
-only listed here: bytes are read when an item is used, and one bad row never stops the others.
+A table has the columns id, image, question, reference (or answer), task; its paths are relative to
+the file. Files are only listed here: bytes are read when an item is used, and one bad row never
+stops the others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from qvl_lab.errors import UnknownNameError, WorkloadError
 from qvl_lab.workloads.items import DEFAULT_QUESTION, ImageLike, Item, Workload
 
 PACKAGED = ("evaluation", "mixed")
-COLUMNS = ("id", "image", "question", "answer", "task")
+COLUMNS = ("id", "image", "question", "reference", "answer", "task")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ""})
 MAX_ITEMS = 1_000_000
 
@@ -129,6 +130,9 @@ def _item(row: Any, folder: Path, label: str, defaults: dict[str, Any]) -> Item:
         raise WorkloadError(f"no column 'image' (allowed: {', '.join(COLUMNS)}); found {unknown}")
     path = Path(values.pop("image"))
     name = values.pop("id", None) or label
+    answer = values.pop("answer", None)  # the older name of the column
+    if answer is not None and values.setdefault("reference", answer) != answer:
+        raise WorkloadError("the columns 'reference' and 'answer' differ; keep one of them")
     return Item(name, path if path.is_absolute() else folder / path, **{**defaults, **values})
 
 

@@ -122,7 +122,7 @@ def test_batches_of_the_trained_model_answer_like_single_requests(trained, asked
 
 def test_the_trained_model_answers_most_questions_right(asked):
     items = asked["items"]
-    scores = score([i.task for i in items], asked["alone"].texts, [i.answer for i in items])
+    scores = score([i.task for i in items], asked["alone"].texts, [i.reference for i in items])
     assert len(scores) == 6
     assert sum(value == 1.0 for found in scores.values() for value in found.values) >= 9
     assert scores["locate"].metric == "box_accuracy"

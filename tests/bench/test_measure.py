@@ -275,10 +275,16 @@ def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, job, six):
     items = six.items
     texts = trained.generate_batch(items, batch_size=6, resolution=128, max_new_tokens=40).texts
     assert run.answers == [
-        {"id": i.id, "task": i.task, "question": i.question, "expected": i.answer, "answer": text}
+        {
+            "id": i.id,
+            "task": i.task,
+            "question": i.question,
+            "expected": i.reference,
+            "answer": text,
+        }
         for i, text in zip(items, texts, strict=True)
     ]
-    wanted = score([i.task for i in items], texts, [i.answer for i in items])
+    wanted = score([i.task for i in items], texts, [i.reference for i in items])
     assert {task: TaskScores.from_dict(found) for task, found in run.scores.items()} == wanted
     assert list(run.scores) == list(dict.fromkeys(item.task for item in items))
     assert run.scores["locate"]["metric"] == "box_accuracy"

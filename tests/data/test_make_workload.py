@@ -96,7 +96,7 @@ def test_uniform_images_differ_and_have_one_size(script, tmp_path):
     sizes = {image_size(read_bytes(i.image, ImagePolicy()), ImagePolicy()) for i in workload.items}
     assert sizes == {(96, 64)}
     assert workload.info()["unique_images"] == len(workload) == 3
-    assert {(item.question, item.answer) for item in workload.items} == {
+    assert {(item.question, item.reference) for item in workload.items} == {
         ("Describe this image in detail.", None)
     }
 

@@ -40,10 +40,10 @@ def three(question="Q", order=(0, 1, 2), data=b"c", **last):
         three(question="R"),
         three(order=(1, 0, 2)),
         three(order=(0, 1)),
-        three(answer="x"),
+        three(reference="x"),
         three(task="x"),
     ],
-    ids=["bytes", "question", "order", "count", "answer", "task"],
+    ids=["bytes", "question", "order", "count", "reference", "task"],
 )
 def test_fingerprint_changes_with_the_content(changed):
     assert changed.fingerprint != three().fingerprint
@@ -138,7 +138,7 @@ def album(images=20, each=1):
     return Workload(
         "album",
         tuple(
-            Item(f"{i}.{n}", bytes([i]), f"Q{i}.{n}", answer="a", task=f"t{i}")
+            Item(f"{i}.{n}", bytes([i]), f"Q{i}.{n}", reference="a", task=f"t{i}")
             for i in range(images)
             for n in range(each)
         ),
@@ -176,10 +176,10 @@ def test_a_repeated_question_keeps_its_answer_and_another_one_has_none():
     known = {item.image: item for item in album().items}
     for item, again in zip(whole.items, repeats(whole), strict=True):
         first = known[item.image]
-        assert (item.question, item.answer, item.task) == (first.question, "a", first.task)
+        assert (item.question, item.reference, item.task) == (first.question, "a", first.task)
         assert (" again " in item.id) == again
     for item, again in zip(another.items, repeats(another), strict=True):
-        assert (item.answer is None) == again  # the question was asked of another image
+        assert (item.reference is None) == again  # the question was asked of another image
         assert (item.question == known[item.image].question) != again
         assert item.task == known[item.image].task  # resolution and cache key go by the task
 
@@ -219,7 +219,7 @@ def test_a_hit_rate_that_cannot_be_made_is_refused(images, each, rate, message):
 
 def test_info_counts_items_images_answers_and_tasks():
     items = (
-        Item("a", b"1", answer="x", task="ocr"),
+        Item("a", b"1", reference="x", task="ocr"),
         Item("b", b"1", task="ocr"),
         Item("c", b"2"),
     )
@@ -229,6 +229,6 @@ def test_info_counts_items_images_answers_and_tasks():
         "fingerprint": Workload("other", items).fingerprint,
         "items": 3,
         "unique_images": 2,
-        "with_answer": 1,
+        "with_reference": 1,
         "tasks": {"ocr": 2, "none": 1},
     }

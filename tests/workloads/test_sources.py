@@ -63,7 +63,7 @@ def test_files_that_are_no_images_are_listed_and_hidden_ones_are_not(folder):
 
 def test_question_and_task_apply_to_a_folder(folder):
     item = load_workload(folder, question="几个?", task="detection").items[0]
-    assert (item.question, item.task, item.answer) == ("几个?", "detection", None)
+    assert (item.question, item.task, item.reference) == ("几个?", "detection", None)
 
 
 def test_a_folder_without_images_says_what_an_image_is(tmp_path):
@@ -98,7 +98,17 @@ def test_csv_with_a_byte_order_mark_and_empty_cells(tmp_path):
 def test_csv_numbers_stay_as_written(tmp_path):
     path = tmp_path / "set.csv"
     path.write_text("image,answer\na.png,007\nb.png,NA\n")
-    assert [item.answer for item in load_workload(path).items] == ["007", "NA"]
+    assert [item.reference for item in load_workload(path).items] == ["007", "NA"]
+
+
+def test_the_true_answer_is_read_from_reference_or_answer(tmp_path):
+    for column in ("reference", "answer"):
+        (tmp_path / "set.csv").write_text(f"image,{column}\na.png,red\n")
+        assert load_workload(tmp_path / "set.csv").items[0].reference == "red"
+    (tmp_path / "set.csv").write_text("image,answer,reference\na.png,red,blue\nb.png,2,\nc.png,3,3")
+    workload = load_workload(tmp_path / "set.csv")
+    assert [item.reference for item in workload.items] == ["2", "3"]
+    assert "'reference' and 'answer' differ" in workload.errors[0]["error"]
 
 
 def test_csv_rows_are_numbered_by_line(tmp_path):
@@ -131,7 +141,10 @@ def test_csv_row_with_an_unquoted_comma_is_one_error(tmp_path):
 def test_csv_without_an_image_column_lists_the_columns(tmp_path):
     path = tmp_path / "set.csv"
     path.write_text("picture,question\na.png,hi\n")
-    message = "no column 'image' .allowed: id, image, question, answer, task.; found picture, que"
+    message = (
+        "no column 'image' .allowed: id, image, question, reference, answer, task.; "
+        "found picture, question"
+    )
     with pytest.raises(WorkloadError, match=message):
         load_workload(path)
 
@@ -197,7 +210,7 @@ def test_the_packaged_set_is_found_from_anywhere(tmp_path, monkeypatch):
     workload = load_workload("mixed")
     assert workload.name == "mixed"
     assert workload.errors == ()
-    assert all(item.image.is_file() and item.answer and item.task for item in workload.items)
+    assert all(item.image.is_file() and item.reference and item.task for item in workload.items)
 
 
 def test_the_packaged_evaluation_has_questions_that_can_be_scored():
@@ -217,7 +230,7 @@ def test_the_packaged_evaluation_has_questions_that_can_be_scored():
 
 def test_every_answer_of_the_packaged_evaluation_scores_1_against_itself():
     items = load_workload("evaluation").items
-    answers = [item.answer for item in items]
+    answers = [item.reference for item in items]
     scores = score([item.task for item in items], answers, answers)
     metrics = {task: found.metric for task, found in scores.items()}
     assert metrics.pop("locate") == "box_accuracy"
@@ -229,13 +242,13 @@ def test_every_answer_of_the_packaged_evaluation_scores_1_against_itself():
 def test_boxes_of_the_packaged_evaluation_lie_within_the_picture():
     for item in load_workload("evaluation").items:
         if item.task != "locate":
-            assert parse_boxes(item.answer) is None
+            assert parse_boxes(item.reference) is None
             continue
-        (written,) = json.loads(item.answer)
+        (written,) = json.loads(item.reference)
         x1, y1, x2, y2 = written["bbox_2d"]
         assert 0 <= x1 < x2 <= 1000, item
         assert 0 <= y1 < y2 <= 1000, item
-        assert parse_boxes(item.answer) == [(x1, y1, x2, y2)]
+        assert parse_boxes(item.reference) == [(x1, y1, x2, y2)]
         assert written["label"]
 
 

@@ -153,7 +153,7 @@ def score_items(
     items: Sequence[Item], answers: Sequence[str | None], metrics: Mapping[str, str] | None = None
 ) -> dict[str, TaskScores]:
     """:func:`score` of a workload's items, which know their tasks and true answers."""
-    tasks, expected = [item.task for item in items], [item.answer for item in items]
+    tasks, expected = [item.task for item in items], [item.reference for item in items]
     return score(tasks, answers, expected, metrics)
 
 

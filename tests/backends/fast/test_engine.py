@@ -538,7 +538,7 @@ def test_features_on_disk_serve_the_next_run(lab, ids_of, requests, tmp_path):
 def test_a_cache_by_path_gives_the_old_picture_where_one_by_content_does_not(trained, tmp_path):
     """The flaw of the article's cache by path: the file changes, the features do not."""
     file = tmp_path / "shape.png"
-    by_answer = {i.answer: i for i in load_workload("evaluation").items if i.task == "colour"}
+    by_answer = {i.reference: i for i in load_workload("evaluation").items if i.task == "colour"}
     red, blue = by_answer["red"], by_answer["blue"]
     for key, second in (("content", "blue"), ("path", "red")):
         options = {"engine": "fast", "resolution": 256, "max_new_tokens": 8, "cache_key": key}
