@@ -105,17 +105,26 @@ def gpu_index(device: str) -> int | None:
     return int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
 
 
-def fingerprint() -> dict[str, Any]:
+def fingerprint(device: str = "auto") -> dict[str, Any]:
     """What a number depends on besides its configuration.
 
-    Keys: ``gpu``, ``gpu_count``, ``driver``, ``cpu``, ``cpu_count``, ``platform``, ``python``,
-    ``torch``, ``torchvision``, ``transformers``, ``qvl_lab``, ``commit``; None where unknown.
-    ``host`` is a digest that tells two machines of one kind apart; see
-    :func:`qvl_lab.runs.records.environment_key`.
+    Parameters
+    ----------
+    device : str
+        The device that the work runs on, as :class:`~qvl_lab.config.ModelSpec` names it.
+
+    Returns
+    -------
+    dict
+        ``gpu``, ``gpu_count``, ``driver``, ``cpu``, ``cpu_count``, ``platform``, ``python``,
+        ``torch``, ``torchvision``, ``transformers``, ``qvl_lab``, ``commit``; None where unknown.
+        ``gpu`` is the GPU that ``device`` names, the first one for "auto", "cuda" and "cpu".
+        ``host`` is a digest that tells two machines of one kind apart; see
+        :func:`qvl_lab.runs.records.environment_key`.
     """
-    lib = nvml()
+    lib, index = nvml(), gpu_index(device) or 0
     return {
-        "gpu": gpu_name(),
+        "gpu": gpu_name(index),
         "gpu_count": lib.nvmlDeviceGetCount() if lib else 0,
         "driver": _text(lib.nvmlSystemGetDriverVersion()) if lib else None,
         "cpu": _cpu_name(),
@@ -127,19 +136,19 @@ def fingerprint() -> dict[str, Any]:
         "transformers": _version("transformers"),
         "qvl_lab": _own_version(),
         "commit": commit(),
-        "host": _host(),
+        "host": _host(index),
     }
 
 
 @functools.cache
-def _host() -> str:
+def _host(index: int) -> str:
     """A digest of the machine's and the GPU's identity, which do not leave the machine."""
     lib = nvml()
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append(Path("/etc/machine-id").read_text("utf-8").strip())
-    if lib and lib.nvmlDeviceGetCount():
-        parts.append(_text(lib.nvmlDeviceGetUUID(nvml_handle(lib))))
+    if lib and index < lib.nvmlDeviceGetCount():
+        parts.append(_text(lib.nvmlDeviceGetUUID(nvml_handle(lib, index))))
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
 
 
@@ -153,16 +162,29 @@ def commit() -> str | None:
     head = _git(root, "rev-parse", "--short=12", "HEAD") if (root / ".git").exists() else ""
     if not head:
         return os.environ.get("QVL_LAB_COMMIT") or None
-    changed = _git(root, "diff", "HEAD", "--", "qvl_lab")
-    return head + ("+" + hashlib.sha256(changed.encode()).hexdigest()[:6] if changed else "")
+    changed = _git(root, "diff", "HEAD", "--", "qvl_lab").encode(
+        "utf-8", "surrogateescape"
+    ) + _untracked(root)
+    return head + ("+" + hashlib.sha256(changed).hexdigest()[:6] if changed else "")
+
+
+def _untracked(root: Path) -> bytes:
+    """Names and contents of the package's files that git neither tracks nor ignores."""
+    listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "qvl_lab")
+    found = b""
+    for name in filter(None, listed.split("\0")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found += name.encode("utf-8", "surrogateescape") + b"\0" + (root / name).read_bytes()
+    return found
 
 
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        done = subprocess.run(command, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    return done.stdout.decode("utf-8", "surrogateescape").strip()
 
 
 def _cpu_name() -> str | None:

@@ -113,6 +113,25 @@ def test_fingerprint_with_a_gpu(monkeypatch):
     assert (found["gpu"], found["gpu_count"], found["driver"]) == ("NVIDIA L4", 2, "550.54")
 
 
+@pytest.mark.parametrize(
+    ("device", "gpu"),
+    [
+        ("auto", "NVIDIA A10G"),
+        ("cuda", "NVIDIA A10G"),
+        ("cuda:0", "NVIDIA A10G"),
+        ("cuda:1", "NVIDIA H100"),
+        ("cuda:2", None),
+    ],
+)
+def test_fingerprint_names_the_gpu_of_the_device(monkeypatch, device, gpu):
+    monkeypatch.setattr(hardware, "nvml", lambda: fake_nvml("NVIDIA A10G", "NVIDIA H100"))
+    hardware._host.cache_clear()
+    assert fingerprint(device)["gpu"] == gpu
+    same = gpu == "NVIDIA A10G"
+    assert (fingerprint(device)["host"] == fingerprint()["host"]) == same
+    hardware._host.cache_clear()
+
+
 def test_fingerprint_without_a_gpu(monkeypatch):
     monkeypatch.setattr(hardware, "nvml", lambda: None)
     found = fingerprint()
@@ -130,7 +149,7 @@ def test_host_tells_machines_and_gpus_apart_without_naming_them(monkeypatch):
         monkeypatch.setattr(hardware.platform, "node", lambda node=node: node)
         monkeypatch.setattr(hardware, "nvml", lambda lib=lib: lib)
         hardware._host.cache_clear()
-        hosts.append(hardware._host())
+        hosts.append(hardware._host(0))
     assert hosts[0] == hosts[3]
     assert len(set(hosts)) == 3
     assert all(re.fullmatch("[0-9a-f]{8}", host) for host in hosts)
@@ -155,6 +174,25 @@ def test_commit_names_the_head_and_marks_changes(checkout):
     source.write_text("2")
     hardware.commit.cache_clear()
     assert re.fullmatch(f"{head}\\+[0-9a-f]{{6}}", hardware.commit())
+
+
+def test_commit_marks_untracked_modules_by_their_content(checkout):
+    package = checkout / "qvl_lab"
+    (package / "a.py").write_text("1")
+    (checkout / ".gitignore").write_text("*.pyc\n")
+    git(checkout, "init")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-m", "first")
+    seen = [hardware.commit()]
+    for name, text in (("new.py", "1"), ("new.py", "2"), ("b.py", "2"), ("c.pyc", "ignored")):
+        (package / name).write_text(text)
+        hardware.commit.cache_clear()
+        seen.append(hardware.commit())
+    head = git(checkout, "rev-parse", "HEAD")[:12]
+    assert seen[0] == head
+    assert all(re.fullmatch(f"{head}\\+[0-9a-f]{{6}}", commit) for commit in seen[1:])
+    assert len(set(seen)) == 4
+    assert seen[3] == seen[4]
 
 
 def test_commit_of_a_copy_comes_from_the_environment(checkout, monkeypatch):
