@@ -47,8 +47,10 @@ class Sampler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="qvl-lab sampler", daemon=True)
         self._samples: list[dict[str, Any]] = []
+        self._counted_j: list[float] = []
 
     def __enter__(self) -> Self:
+        self._counted_j.append(self._energy_counter_j())
         self._samples.append(self._sample())
         self._thread.start()
         return self
@@ -62,6 +64,7 @@ class Sampler:
         self._stop.set()
         self._thread.join()
         self._samples.append(self._sample())
+        self._counted_j.append(self._energy_counter_j())
         if self._activity:
             self._activity.close()
 
@@ -79,17 +82,36 @@ class Sampler:
         return pd.DataFrame(self._samples)
 
     def summary(self) -> dict[str, float | None]:
-        """Means of utilisation and power, energy in joules, peaks of memory in bytes."""
+        """Means of utilisation and power, energy in joules, peaks of memory in bytes.
+
+        The energy is read off the driver's energy counter, which misses no burst between two
+        samples. Where the driver offers none, it is the mean power times the time.
+        """
         frame = self.frame()
-        elapsed_s = frame["time_s"].iloc[-1] - frame["time_s"].iloc[0]
         power_w = _known(frame["power_w"].mean())
         return {
             "gpu_utilisation": _known(frame["gpu_utilisation"].mean()),
             "power_w": power_w,
-            "energy_j": None if power_w is None else power_w * elapsed_s,
+            "energy_j": self._energy_j(frame, power_w),
             "device_memory_bytes": _known(frame["device_memory_bytes"].max()),
             "process_memory_bytes": _known(frame["process_memory_bytes"].max()),
         }
+
+    def _energy_j(self, frame: pd.DataFrame, power_w: float | None) -> float | None:
+        counted_j = self._counted_j[-1] - self._counted_j[0]
+        if counted_j > 0:  # NaN without a counter; 0 if it was not refreshed in so short a time
+            return counted_j
+        elapsed_s = frame["time_s"].iloc[-1] - frame["time_s"].iloc[0]
+        return None if power_w is None else power_w * elapsed_s
+
+    def _energy_counter_j(self) -> float:
+        """Joules since the driver was loaded, which NVML counts in millijoules, or NaN."""
+        if self._lib is None:
+            return float("nan")
+        try:
+            return float(self._lib.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        except (self._lib.NVMLError, AttributeError):  # before Volta, or an old driver
+            return float("nan")
 
     def _loop(self) -> None:
         while not self._stop.wait(self._interval_s):

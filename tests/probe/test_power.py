@@ -171,6 +171,33 @@ def test_summary_has_means_peaks_and_energy(monkeypatch):
     }
 
 
+class CountsEnergy(FakeNvml):
+    """One with an energy counter."""
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802
+        return self._read("millijoules")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "energy_j"),
+    [
+        (7_000_000, 7_420_000, 420.0),  # with a burst that no sample saw
+        (7_000_000, 7_000_000, 200.0),  # not refreshed meanwhile: 50 W for 4 s
+        (7_000_000, 1_000, 200.0),  # the driver was loaded again
+        (None, None, 200.0),
+        (7_000_000, None, 200.0),
+    ],
+)
+def test_energy_is_what_the_driver_counted_where_it_counts(monkeypatch, before, after, energy_j):
+    lib = CountsEnergy(milliwatts=50_000, millijoules=before)
+    monkeypatch.setattr(power, "nvml", lambda: lib)
+    monkeypatch.setattr(power, "time", SimpleNamespace(perf_counter=iter((10.0, 14.0)).__next__))
+    with Sampler(0, interval_s=60) as sampler:
+        lib.readings["millijoules"] = after
+    assert sampler.summary()["energy_j"] == energy_j
+    assert sampler.summary()["power_w"] == 50.0
+
+
 def test_what_the_driver_does_not_tell_is_unknown(monkeypatch):
     summary = sampled(monkeypatch, FakeNvml(milliwatts=None, processes=None)).summary()
     assert summary["power_w"] is None
