@@ -29,13 +29,14 @@ class Lab:
         Model, tokenizer, image processor, resolved spec.
     used : bool
         Whether it has answered anything yet.
-    heard : callable or None
-        Hears the arguments of every finished :meth:`run`, as a dict, and its generation.
+    listeners : list of callable
+        Each is called after every :meth:`run`, in the thread that ran it, with the call's
+        arguments as a dict and its generation.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.used = loaded, False
-        self.heard: Callable[..., object] | None = None
+        self.listeners: list[Callable[[dict[str, Any], Generation], object]] = []
         self.reader = InputProcessor(loaded)
         self.stock = Stock(self.reader)
         self.fast = Fast(self.reader)
@@ -130,9 +131,11 @@ class Lab:
         result.wall_s = time.perf_counter() - started
         result.answers = [answer for answer in answers if answer is not None]
         self.used = True
-        if self.heard:
+        if self.listeners:
             call = {"items": list(items), "engine": engine, "policy": policy}
-            self.heard(call | {"halve_on_oom": halve_on_oom, "max_batches": max_batches}, result)
+            call |= {"halve_on_oom": halve_on_oom, "max_batches": max_batches}
+            for listener in tuple(self.listeners):
+                listener(call, result)
         return result
 
     def forget(self) -> None:

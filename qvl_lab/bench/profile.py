@@ -2,14 +2,18 @@
 
 Listeners hear the stage marks: a recorder for the table, ranges for the trace, a memory timeline;
 a thread samples the device. After the block the same calls run once more without any of them, and
-the difference is the profile's own overhead.
+the difference is the profile's own overhead. Caches are emptied before that, so that the repeated
+calls have the same work to do; where they find other entries all the same, the overhead is unknown.
 """
 
 from __future__ import annotations
 
 import html
+import threading
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +37,12 @@ from qvl_lab.runs.records import Work
 from qvl_lab.session import Lab
 
 
+#: Whether a profile is under way, in this thread or task.
+_profiling: ContextVar[bool] = ContextVar("profiling", default=False)
+#: Held while kernels are recorded: torch.profiler does one recording at a time in a process.
+_recording_kernels = threading.Lock()
+
+
 class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
     """Profile the calls of a lab in a block; the tables are there when it has ended.
 
@@ -41,7 +51,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
     Parameters
     ----------
     lab : Lab
-        Its calls in the block are profiled.
+        Its calls in the block are profiled, as far as the thread of the block makes them.
     kernels : bool
         Record operators and kernels with torch.profiler. Without, only the stages, memory and
         power are read, which costs next to nothing.
@@ -80,6 +90,12 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         None if they were not repeated.
     notes : list of str
         What is unknown, and why.
+
+    Raises
+    ------
+    ConfigError
+        On entering the block inside another profile's block, or while another thread records
+        kernels.
     """
 
     #: The attributes that are tables.
@@ -119,8 +135,10 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._lab.heard = lambda call, done: self._calls.append((call, done))
-            stack.callback(setattr, self._lab, "heard", None)
+            stack.enter_context(_alone(kernels=self._recording is not None))
+            self._thread = threading.get_ident()
+            self._lab.listeners.append(self._hear)
+            stack.callback(self._lab.listeners.remove, self._hear)
             stack.enter_context(listening(self._reached))  # first, and last of those who listen
             if self._recording:
                 stack.enter_context(self._recording)
@@ -143,9 +161,25 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
             _settle(self._device)
         self._read()
         if self._repeat and self._calls and error is None:
-            plain = [self._lab.run(**call).wall_s for call, _ in self._calls]
-            self.plain_s = sum(plain)
+            self._run_plain()
         self._explain()
+
+    def _hear(self, call: dict[str, Any], done: Generation) -> None:
+        if threading.get_ident() == self._thread:
+            self._calls.append((call, done))
+
+    def _run_plain(self) -> None:
+        """Repeat the calls from empty caches; what they took counts if the caches hit as before."""
+        self._lab.forget()
+        plain = [self._lab.run(**call) for call, _ in self._calls]
+        profiled = [done for _, done in self._calls]
+        if [_hits(done) for done in plain] == [_hits(done) for done in profiled]:
+            self.plain_s = sum(done.wall_s for done in plain)
+        else:
+            self.notes.append(
+                "the repeated calls found other entries in the caches than the profiled ones, so "
+                "they cannot be compared; call lab.forget() before the block, or turn caches off"
+            )
 
     @property
     def overhead(self) -> float | None:
@@ -261,6 +295,33 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
                 "torch.profiler saw no kernel: the driver or another profiler refuses; "
                 "set KINETO_LOG_LEVEL=0 to see what it says"
             )
+
+
+@contextmanager
+def _alone(*, kernels: bool) -> Iterator[None]:
+    """Hold the place of the one profile that can be under way."""
+    if _profiling.get():
+        raise ConfigError(
+            "a profile is running already, and profiles do not nest; end its block first, or "
+            "profile all calls in one block"
+        )
+    if kernels and not _recording_kernels.acquire(blocking=False):
+        raise ConfigError(
+            "another thread is recording kernels, and torch.profiler makes one recording at a "
+            "time; wait for it, or use kernels=False"
+        )
+    token = _profiling.set(True)
+    try:
+        yield
+    finally:
+        _profiling.reset(token)
+        if kernels:
+            _recording_kernels.release()
+
+
+def _hits(done: Generation) -> dict[str, int]:
+    """What a call found in the caches and what it did not."""
+    return {name: n for name, n in done.caches.items() if name.endswith(("hits", "misses"))}
 
 
 class _Moments:

@@ -42,7 +42,7 @@ def profiled(lab, items):
 def nothing_is_left(lab):
     yield
     assert stages._listeners == ()
-    assert lab.heard is None
+    assert lab.listeners == []
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lab.loaded.model.modules())
     assert "qvl-lab sampler" not in [thread.name for thread in threading.enumerate()]
     assert not torch.autograd._profiler_enabled()
@@ -207,3 +207,75 @@ def test_every_sample_gets_the_stage_under_way():
     samples = pd.DataFrame({"time_s": [0.5, 1.0, 2.5, 5.5, 8.0]})
     assert _with_stages(samples, spans)["stage"].tolist() == ["", "vision", "", "decode", ""]
     assert _with_stages(samples, [])["stage"].tolist() == [""] * 5
+
+
+# ---- caches, and more than one profile
+
+FAST = CALL | {"engine": "fast", "kv_cache_gib": 0.05}
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [{"answer_cache_entries": 100}, {"feature_cache_gib": 0.1}, {"prefix_cache": True}],
+    ids=lambda cache: next(iter(cache)),
+)
+def test_the_calls_are_repeated_on_caches_as_empty_as_the_first_time(lab, cache):
+    items = list(load_workload("evaluation").distinct().items[:4])
+    lab.generate_batch(items, **FAST | cache)
+    lab.forget()
+    with profile(lab, kernels=False) as found:
+        first = lab.generate_batch(items, **FAST | cache)
+        second = lab.generate_batch(items, **FAST | cache)
+    assert sum(n for name, n in second.caches.items() if name.endswith("_hits")) == 4
+    assert sum(n for name, n in first.caches.items() if name.endswith("_hits")) == 0
+    assert -0.9 < found.overhead < 3  # answered from the cache, it would be over a hundred
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["warm in memory", "kept in a folder"])
+def test_calls_that_find_other_entries_when_repeated_have_no_overhead(lab, items, tmp_path, folder):
+    options = FAST | {"feature_cache_gib": 0.1}
+    if folder:
+        options |= {"feature_cache_dir": str(tmp_path / "features")}
+    else:
+        lab.generate_batch(items, **options)
+    with profile(lab, kernels=False) as found:
+        lab.generate_batch(items, **options)
+    assert found.overhead is None
+    assert any("other entries in the caches" in note for note in found.notes)
+
+
+def test_a_profile_inside_a_profile_is_refused_and_the_outer_one_goes_on(lab, items):
+    with profile(lab, kernels=False, overhead=False) as outer:
+        with pytest.raises(ConfigError, match="do not nest"), profile(lab):
+            raise AssertionError("never reached")
+        answers = lab.generate_batch(items[:2], **CALL)
+    assert outer.work == answers.work
+    with profile(lab, kernels=False, overhead=False) as after:
+        lab.generate_batch(items[:1], **CALL)
+    assert after.work.images == 1
+
+
+def test_a_profile_has_the_calls_of_its_own_thread_alone(lab, items):
+    with profile(lab, kernels=False, overhead=False) as found:
+        other = threading.Thread(target=lambda: lab.generate_batch(items[:2], **CALL))
+        other.start()
+        other.join()
+        lab.generate_batch(items[:1], **CALL)
+    assert found.work.images == 1
+
+
+def test_kernels_are_recorded_by_one_thread_at_a_time(lab):
+    said: list[str] = []
+
+    def second() -> None:
+        try:
+            with profile(lab):
+                raise AssertionError("never reached")
+        except ConfigError as e:
+            said.append(str(e))
+
+    with profile(lab, overhead=False):
+        other = threading.Thread(target=second)
+        other.start()
+        other.join()
+    assert len(said) == 1 and "kernels=False" in said[0]
