@@ -36,7 +36,6 @@ from qvl_lab.probe.vram import Timeline
 from qvl_lab.runs.records import Work
 from qvl_lab.session import Lab
 
-
 #: Whether a profile is under way, in this thread or task.
 _profiling: ContextVar[bool] = ContextVar("profiling", default=False)
 #: Held while kernels are recorded: torch.profiler does one recording at a time in a process.
