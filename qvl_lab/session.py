@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from qvl_lab.backends.fast.sizing import Fast
 from qvl_lab.backends.processor import Answer, Generation, InputProcessor, items_of, settings_of
 from qvl_lab.backends.transformers import Stock
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
+from qvl_lab.errors import ConfigError
 from qvl_lab.models.load import LoadedModel, load_model
 from qvl_lab.probe.stages import Recorder, listening
 from qvl_lab.workloads.items import ImageLike, Item
@@ -22,6 +24,8 @@ from qvl_lab.workloads.items import ImageLike, Item
 
 class Lab:
     """A loaded model and the one call to use it; made by :func:`load`.
+
+    Threads may share a lab: one call runs at a time, and the others wait for it.
 
     Attributes
     ----------
@@ -37,6 +41,7 @@ class Lab:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.used = loaded, False
         self.listeners: list[Callable[[dict[str, Any], Generation], object]] = []
+        self._lock = _OwnerLock()
         self.reader = InputProcessor(loaded)
         self.stock = Stock(self.reader)
         self.fast = Fast(self.reader)
@@ -105,15 +110,38 @@ class Lab:
         max_batches : int, optional
             Stop after so many batches, for a warm-up; the largest come first.
         on_answer : callable, optional
-            Hears each (index, answer) as its batch finishes.
+            Is called with each (index, answer) as its batch finishes. It cannot use this lab.
 
         Raises
         ------
+        ConfigError
+            If it is called from ``on_answer``, while the lab is at work for the same thread.
         DeviceMemoryError
             If memory runs out and ``halve_on_oom`` is off.
         ModelError
             If the model fails for another reason.
         """
+        with self._lock:
+            result = self._run(
+                items, engine, policy, halve_on_oom, max_batches, progress, on_answer
+            )
+        if self.listeners:
+            call = {"items": list(items), "engine": engine, "policy": policy}
+            call |= {"halve_on_oom": halve_on_oom, "max_batches": max_batches}
+            for listener in tuple(self.listeners):
+                listener(call, result)
+        return result
+
+    def _run(
+        self,
+        items: Sequence[Item],
+        engine: EngineSpec,
+        policy: ImagePolicy,
+        halve_on_oom: bool,
+        max_batches: int | None,
+        progress: bool,
+        on_answer: Callable[[int, Answer], None] | None,
+    ) -> Generation:
         answers: list[Answer | None] = [None] * len(items)
         result = Generation(answers=[])
         recorder = Recorder(cuda=self.loaded.device.type == "cuda")
@@ -131,22 +159,39 @@ class Lab:
         result.wall_s = time.perf_counter() - started
         result.answers = [answer for answer in answers if answer is not None]
         self.used = True
-        if self.listeners:
-            call = {"items": list(items), "engine": engine, "policy": policy}
-            call |= {"halve_on_oom": halve_on_oom, "max_batches": max_batches}
-            for listener in tuple(self.listeners):
-                listener(call, result)
         return result
 
     def forget(self) -> None:
         """Empty the fast engine's caches in memory; a folder of features keeps its files."""
-        self.fast.forget()
+        with self._lock:
+            self.fast.forget()
 
     def _engine(self, name: str) -> Stock | Fast:
         if name == "fast":
             return self.fast
         self.fast.close()  # its cache would take memory from the other
         return self.stock
+
+
+class _OwnerLock:
+    """A lock that tells a thread that it already holds it, where a plain one would deadlock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def __enter__(self) -> None:
+        if self._owner == threading.get_ident():
+            raise ConfigError(
+                "this lab is answering a call of the same thread: on_answer must not use the lab; "
+                "collect what it is given, and ask again after the call"
+            )
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        self._owner = None
+        self._lock.release()
 
 
 def load(model: str | ModelSpec = "tiny", **fields: Any) -> Lab:

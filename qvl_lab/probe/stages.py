@@ -1,9 +1,12 @@
 """Stage marks: who spends the time, without asking the GPU to stop and tell.
 
 Code that does work says where it is with :func:`stage` or :func:`begin` and :func:`end`; it does
-not know who listens. With nobody listening a mark is one test of an empty tuple. A
-:class:`Recorder` listens: it notes CPU times, and for GPU stages drops CUDA events into the
-stream, which are read only after the work is done.
+not know who listens. Listeners belong to a context (:mod:`contextvars`), so a listener hears the
+marks of the thread that subscribed it and of no other: calls in two threads never mix. A thread
+that is started later hears nothing unless the context is handed to it, as ``asyncio.to_thread``
+does. With nobody listening a mark costs a look at an empty tuple. A :class:`Recorder` listens: it
+notes CPU times, and for GPU stages drops CUDA events into the stream, which are read only after
+the work is done.
 
 Stages nest. A stage that begins inside another is named by its path, "decode/lm_head".
 """
@@ -14,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
@@ -26,25 +30,40 @@ MOST_EVENTS = 4096
 
 
 class Listener(Protocol):
-    """Hears every mark made while it is subscribed."""
+    """Hears every mark made in its context while it is subscribed."""
 
     def begin(self, name: str, gpu: bool, **amounts: int) -> None: ...
 
     def end(self, name: str, gpu: bool, **amounts: int) -> None: ...
 
 
-_listeners: tuple[Listener, ...] = ()
+_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("stage listeners", default=())
+#: Those that hear every thread.
+_everywhere: tuple[Listener, ...] = ()
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Subscribe a listener for the duration of a ``with`` block."""
-    global _listeners
-    _listeners = (*_listeners, listener)
+def listening(listener: Listener, *, all_threads: bool = False) -> Iterator[None]:
+    """Subscribe a listener in this context for the duration of a ``with`` block.
+
+    The block may end in another context, as a notebook's cell does; the first is gone then. With
+    ``all_threads`` the listener hears every thread of the process, and must tell them apart.
+    """
+    global _everywhere
+    if all_threads:
+        _everywhere = (*_everywhere, listener)
+    else:
+        _listeners.set((*_listeners.get(), listener))
     try:
         yield
     finally:
-        _listeners = tuple(other for other in _listeners if other is not listener)
+        _everywhere = tuple(other for other in _everywhere if other is not listener)
+        _listeners.set(tuple(other for other in _listeners.get() if other is not listener))
+
+
+def _hearing() -> tuple[Listener, ...]:
+    """All who hear a mark that is made here and now."""
+    return _listeners.get() + _everywhere
 
 
 def begin(name: str, *, gpu: bool = False, **amounts: int) -> None:
@@ -53,13 +72,13 @@ def begin(name: str, *, gpu: bool = False, **amounts: int) -> None:
     ``gpu`` says that its work is queued on the current CUDA stream; ``amounts`` what goes through
     it, such as ``tokens`` or ``bytes``.
     """
-    for listener in _listeners:
+    for listener in _hearing():
         listener.begin(name, gpu, **amounts)
 
 
 def end(name: str, *, gpu: bool = False, **amounts: int) -> None:
     """The stage that was begun last under this name ends here, and all that is open in it."""
-    for listener in _listeners:
+    for listener in _hearing():
         listener.end(name, gpu, **amounts)
 
 
@@ -76,7 +95,7 @@ class stage:  # noqa: N801 - reads as a statement: with stage("decode"): ...
         self.name, self.gpu, self.amounts = name, gpu, amounts
 
     def __enter__(self) -> Self:
-        if _listeners:
+        if _hearing():
             begin(self.name, gpu=self.gpu, **self.amounts)
         return self
 
@@ -86,7 +105,7 @@ class stage:  # noqa: N801 - reads as a statement: with stage("decode"): ...
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if _listeners:
+        if _hearing():
             end(self.name, gpu=self.gpu, **self.amounts)
 
 

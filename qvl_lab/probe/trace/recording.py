@@ -177,7 +177,7 @@ class Recording:
             ranges = Ranges(nvtx=self._nvtx)
             self._profiler = stack.enter_context(self._new_profiler())
             stack.callback(ranges.close)
-            stack.enter_context(listening(ranges))
+            stack.enter_context(listening(ranges, all_threads=self._all_threads))
             self._stack = stack.pop_all()
         return self
 

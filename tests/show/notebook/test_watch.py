@@ -24,9 +24,9 @@ from qvl_lab.show.report.render import _own_kernel
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind():
-    assert stages._listeners == ()
+    assert stages._hearing() == ()
     yield
-    assert stages._listeners == ()
+    assert stages._hearing() == ()
     assert [t.name for t in threading.enumerate() if t.name.startswith("qvl-lab")] == []
 
 

@@ -1,0 +1,121 @@
+"""A lab as its users hold it: shared by threads, listened to, closed."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import qvl_lab as ql
+from qvl_lab.errors import ConfigError
+from qvl_lab.probe.stages import Recorder, listening, stage
+from qvl_lab.workloads.sources import load_workload
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"engine": "fast", "batch_size": 3, "resolution": 64},
+    {"engine": "fast", "batch_size": 3, "resolution": 96, "max_new_tokens": 6},
+    {"engine": "fast", "batch_size": 2, "prefix_cache": True, "resolution": 64},
+    {"engine": "stock", "batch_size": 2, "resolution": 96},
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Some items and the settings that they are asked with."""
+
+    items: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def on(self, lab):
+        return lab.generate_batch(list(self.items), **{"max_new_tokens": 4, **self.options})
+
+
+def mixed_calls(requests, seed=0):
+    """Calls of one to four items, by turns of every setting, with so many requests in all."""
+    rng, calls = random.Random(seed), []
+    pool = load_workload("mixed").items
+    while requests:
+        count = min(requests, rng.randint(1, 4))
+        calls.append(Call(tuple(rng.sample(pool, count)), SETTINGS[len(calls) % len(SETTINGS)]))
+        requests -= count
+    return calls
+
+
+def belongs_to(call, generation):
+    """Whether a stage table counts the tokens of its own answers and images, and no others."""
+    totals = generation.totals
+    return (
+        [answer.id for answer in generation] == [item.id for item in call.items]
+        and totals["detokenize"].amounts["tokens"] >= sum(a.new_tokens for a in generation)
+        and generation.work.images == len(call.items)
+        and sum(generation.stages_s.values()) == pytest.approx(generation.wall_s)
+    )
+
+
+def asked_by_threads(lab, calls, threads=8):
+    """Every call's answers, asked by threads that start together."""
+    together = threading.Barrier(threads)
+    shares = [range(first, len(calls), threads) for first in range(threads)]
+
+    def ask(share):
+        together.wait()
+        return [(index, calls[index].on(lab)) for index in share]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(pair for answered in pool.map(ask, shares) for pair in answered)
+
+
+@pytest.mark.parametrize("requests", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_eight_threads_on_one_lab_get_the_answers_of_a_single_one(requests):
+    lab = ql.load("random:tiny", precision="fp32", device="cpu")
+    calls = mixed_calls(requests)
+    alone = [call.on(lab) for call in calls]
+    together = asked_by_threads(lab, calls)
+    assert [together[i].texts for i in range(len(calls))] == [one.texts for one in alone]
+    assert len({text for one in alone for text in one.texts}) > 5  # they do not all say the same
+    assert all(belongs_to(call, together[i]) for i, call in enumerate(calls))
+    assert [set(together[i].totals) for i in range(len(calls))] == [set(a.totals) for a in alone]
+
+
+def test_a_profile_hears_the_calls_of_its_own_thread_alone(trained):
+    calls = mixed_calls(32, seed=1)
+    together = threading.Barrier(4)
+
+    def profiled(share):
+        together.wait()
+        with ql.profile(trained, kernels=False, overhead=False) as profile:
+            answered = [call.on(trained) for call in share]
+        return profile, answered
+
+    with ThreadPoolExecutor(4) as pool:
+        for profile, answered in pool.map(profiled, (calls[i::4] for i in range(4))):
+            assert profile.work.images == sum(one.work.images for one in answered)
+            detokenized = profile.stages.set_index("path").loc["detokenize"]
+            assert detokenized["calls"] == sum(o.totals["detokenize"].calls for o in answered)
+            assert profile.profiled_s == pytest.approx(sum(one.wall_s for one in answered))
+
+
+def test_a_recorder_hears_only_the_thread_that_subscribed_it():
+    recorder = Recorder()
+    with listening(recorder), ThreadPoolExecutor(1) as pool:
+
+        def elsewhere():
+            with stage("elsewhere"):
+                pass
+
+        pool.submit(elsewhere).result()
+        with stage("here"):
+            pass
+    assert [span.path for span in recorder.spans()] == ["here"]
+
+
+def test_on_answer_that_asks_the_same_lab_is_refused_and_the_lab_stays_usable(trained):
+    call = mixed_calls(2)[0]
+    engine, policy = ql.EngineSpec(max_new_tokens=2), ql.ImagePolicy(resolution=64)
+    with pytest.raises(ConfigError, match="on_answer must not use the lab"):
+        trained.run(call.items, engine, policy, on_answer=lambda *_: call.on(trained))
+    assert call.on(trained).errors == []
