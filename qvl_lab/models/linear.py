@@ -1,9 +1,8 @@
-"""Products with a model's weight matrices: several of one input as one, and in 8 bits.
+"""Linear layers: several that share an input merged into one product, and 8-bit floats.
 
-``precision="fp8"`` keeps the language model's matrices as 8-bit floats (e4m3: 4 bits of exponent,
-3 of fraction, up to 448), each row of outputs with a scale of its own. Inputs are brought to the
-same range token by token as they come. The formats are those of Micikevicius et al., "FP8 formats
-for deep learning", 2022.
+``precision="fp8"`` stores the language model's weights as 8-bit floats (e4m3: 4 bits of exponent,
+3 of fraction, up to 448) with one scale a row of outputs. Activations are quantised token by token
+as they come. The formats are those of Micikevicius et al., "FP8 formats for deep learning", 2022.
 """
 
 from __future__ import annotations
@@ -18,18 +17,27 @@ from torch.nn import functional
 from qvl_lab.errors import ConfigError
 
 FP8 = torch.float8_e4m3fn
-_MOST = torch.finfo(FP8).max
-#: Up to so many tokens a product is faster without scales, which then multiply what comes out. On
-#: one H200, 96 tokens by (4096, 12288): 18 us against 34; 8448 tokens: 652 us against 616.
+_FP8_MAX = torch.finfo(FP8).max
+#: Up to this many tokens a product without scales, which are applied to its output, is the faster
+#: one. On one H200, 96 tokens by (4096, 12288): 18 us against 34; 8448 tokens: 652 us against 616.
 FEW_ROWS = 256
 #: Both sides of an 8-bit product have to be multiples of this.
 FP8_MULTIPLE = 16
 
 
-class Matrix(NamedTuple):
-    """Weights, (outputs, inputs), and their bias; in 8 bits a scale for each row, and the number 1.
+class LinearWeights(NamedTuple):
+    """The tensors of a linear layer.
 
-    ``scale`` is (1, outputs), ``one`` has no dimension and stays where the weights are.
+    Attributes
+    ----------
+    weight : Tensor
+        (outputs, inputs).
+    bias : Tensor or None
+        (outputs,).
+    scale : Tensor or None
+        (1, outputs): the scale of each row of an 8-bit weight.
+    one : Tensor or None
+        The number 1 without dimensions, on the device of an 8-bit weight.
     """
 
     weight: Tensor
@@ -39,90 +47,100 @@ class Matrix(NamedTuple):
 
 
 class MergedLinear(NamedTuple):
-    """Matrices of one input, or all of them as one, and how many outputs each has."""
+    """Linear layers that share an input.
 
-    matrices: tuple[Matrix, ...]
+    Attributes
+    ----------
+    linears : tuple of LinearWeights
+        One that holds all layers, or one for each where they could not be merged.
+    sizes : tuple of int
+        Outputs of each layer.
+    """
+
+    linears: tuple[LinearWeights, ...]
     sizes: tuple[int, ...]
 
 
-def product(x: Tensor, matrix: Matrix) -> Tensor:
-    """Tokens, (tokens, inputs), to (tokens, outputs)."""
-    if matrix.scale is None:
-        return functional.linear(x, matrix.weight, matrix.bias)
+def linear(x: Tensor, weights: LinearWeights) -> Tensor:
+    """Apply a linear layer to tokens, (tokens, inputs), and return (tokens, outputs)."""
+    if weights.scale is None:
+        return functional.linear(x, weights.weight, weights.bias)
     values, scale = to_fp8(x)
     if len(x) > FEW_ROWS or not x.is_cuda:
-        out = _product8(values, matrix.weight, scale, matrix.scale, x.dtype)
+        out = _fp8_matmul(values, weights.weight, scale, weights.scale, x.dtype)
     else:
-        out = _product8(values, matrix.weight, matrix.one, matrix.one, x.dtype)
-        out = (out.float() * scale * matrix.scale).to(x.dtype)
-    return out if matrix.bias is None else out + matrix.bias
+        out = _fp8_matmul(values, weights.weight, weights.one, weights.one, x.dtype)
+        out = (out.float() * scale * weights.scale).to(x.dtype)
+    return out if weights.bias is None else out + weights.bias
 
 
-def gelu_product(x: Tensor, matrix: Matrix) -> Tensor:
-    """The tanh form of GELU (Hendrycks and Gimpel, 2016) of a product.
+def gelu_linear(x: Tensor, weights: LinearWeights) -> Tensor:
+    """Apply a linear layer and the tanh form of GELU (Hendrycks and Gimpel, 2016).
 
-    On CUDA cuBLAS applies it as it writes the product.
+    On CUDA cuBLAS applies the activation as it writes the product.
     """
-    bias, weight = matrix.bias, matrix.weight
-    ordinary = matrix.scale is None and type(weight.data) is Tensor
-    if x.is_cuda and ordinary and bias is not None:
+    bias, weight = weights.bias, weights.weight
+    plain = weights.scale is None and type(weight.data) is Tensor
+    if x.is_cuda and plain and bias is not None:
         return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
-    return functional.gelu(product(x, matrix), approximate="tanh")
+    return functional.gelu(linear(x, weights), approximate="tanh")
 
 
-def _product8(x: Tensor, weight: Tensor, s: Any, t: Any, dtype: torch.dtype) -> Tensor:
+def _fp8_matmul(x: Tensor, weight: Tensor, s: Any, t: Any, dtype: torch.dtype) -> Tensor:
     return torch._scaled_mm(x, weight.t(), s, t, out_dtype=dtype, use_fast_accum=x.is_cuda)
 
 
-def products(x: Tensor, layers: MergedLinear) -> Sequence[Tensor]:
-    """Outputs of each of the layers that :func:`joined` put together."""
-    if len(layers.matrices) == 1:
-        return torch.split(product(x, layers.matrices[0]), list(layers.sizes), -1)
-    return [product(x, matrix) for matrix in layers.matrices]
+def merged_linear(x: Tensor, merged: MergedLinear) -> Sequence[Tensor]:
+    """Apply layers that :func:`merge` took together; one output, (tokens, outputs), for each."""
+    if len(merged.linears) == 1:
+        return torch.split(linear(x, merged.linears[0]), list(merged.sizes), -1)
+    return [linear(x, weights) for weights in merged.linears]
 
 
 def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in 8 bits, and the scale of each, (rows, 1), that brings them back."""
-    scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / _MOST
-    return (x.float() / scale).clamp(-_MOST, _MOST).to(FP8), scale
+    """Quantise rows to 8-bit floats; also returns the scale of each row, (rows, 1)."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / _FP8_MAX
+    return (x.float() / scale).clamp(-_FP8_MAX, _FP8_MAX).to(FP8), scale
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer in 8 bits, with the interface of the one that it replaces."""
+    """A linear layer with an 8-bit weight, with the interface of the layer that it replaces."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    one: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, scale = to_fp8(linear.weight.data)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        weight, scale = to_fp8(layer.weight.data)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scale = nn.Parameter(scale.t().contiguous(), requires_grad=False)
-        self.one = nn.Parameter(torch.ones((), device=weight.device), requires_grad=False)
-        self.bias = linear.bias
+        self.register_buffer("one", torch.ones((), device=weight.device), persistent=False)
+        self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) to (..., outputs)."""
-        flat = product(x.flatten(0, -2), matrix_of(self))
+        """Map (..., inputs) to (..., outputs)."""
+        flat = linear(x.flatten(0, -2), linear_weights(self))
         return flat.view(*x.shape[:-1], self.out_features)
 
 
-def fp8_layers(model: nn.Module) -> int:
-    """Replace the linear layers inside ``model`` whose sizes 8-bit products take; how many."""
-    found = 0
+def quantize_fp8(model: nn.Module) -> int:
+    """Replace the linear layers whose sizes 8-bit products allow; returns how many those are."""
+    replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and not any(n % FP8_MULTIPLE for n in child.weight.shape):
                 setattr(parent, name, Fp8Linear(child))
-                found += 1
-    return found
+                replaced += 1
+    return replaced
 
 
-def matrix_of(layer: Any) -> Matrix:
-    """A linear layer's matrix, not copied.
+def linear_weights(layer: Any) -> LinearWeights:
+    """The tensors of a linear layer, which are shared with it and not copied.
 
     Raises
     ------
     ConfigError
-        If the layer may be more than a product with its matrix.
+        If the layer may compute more than the product with its weight.
     """
     if type(layer) not in (nn.Linear, Fp8Linear):
         raise ConfigError(
@@ -130,34 +148,34 @@ def matrix_of(layer: Any) -> Matrix:
             "into the weights, or use engine='stock'"
         )
     if type(layer) is Fp8Linear:
-        return Matrix(layer.weight, layer.bias, layer.scale, layer.one)
-    return Matrix(layer.weight, layer.bias)
+        return LinearWeights(layer.weight, layer.bias, layer.scale, layer.one)
+    return LinearWeights(layer.weight, layer.bias)
 
 
-def joined(layers: Sequence[Any]) -> MergedLinear:
-    """Linear layers of one input as one matrix.
+def merge(layers: Sequence[Any]) -> MergedLinear:
+    """Merge linear layers that share an input into one.
 
-    The layers' own weights become views of it, so that nothing is held twice. Layers that are
-    quantised by a library, that have a bias or that differ in kind stay apart.
+    The layers' own weights become views of the merged weight, so that nothing is held twice. Layers
+    that a library quantised, that have a bias or that differ in kind are not merged.
     """
-    matrices = tuple(matrix_of(layer) for layer in layers)
+    linears = tuple(linear_weights(layer) for layer in layers)
     sizes = tuple(layer.out_features for layer in layers)
-    alike = len({type(layer) for layer in layers}) == 1
-    ordinary = all(type(m.weight.data) is Tensor and m.bias is None for m in matrices)
-    if not (alike and ordinary):
-        return MergedLinear(matrices, sizes)
-    weight = _whole([layer.weight for layer in layers], sizes, 0)
-    if matrices[0].scale is None:
-        return MergedLinear((Matrix(weight),), sizes)
-    scale = _whole([layer.scale for layer in layers], sizes, 1)
-    return MergedLinear((Matrix(weight, None, scale, matrices[0].one),), sizes)
+    same_type = len({type(layer) for layer in layers}) == 1
+    plain = all(type(w.weight.data) is Tensor and w.bias is None for w in linears)
+    if not (same_type and plain):
+        return MergedLinear(linears, sizes)
+    weight = _concatenate([layer.weight for layer in layers], sizes, 0)
+    if linears[0].scale is None:
+        return MergedLinear((LinearWeights(weight),), sizes)
+    scale = _concatenate([layer.scale for layer in layers], sizes, 1)
+    return MergedLinear((LinearWeights(weight, None, scale, linears[0].one),), sizes)
 
 
-def _whole(parts: list[nn.Parameter], sizes: tuple[int, ...], dim: int) -> nn.Parameter:
-    """Parameters side by side; they become views of the whole."""
+def _concatenate(parts: list[nn.Parameter], sizes: tuple[int, ...], dim: int) -> nn.Parameter:
+    """Concatenate parameters, which become views of the result."""
     # ordinary tensors stay ordinary: the model may be trained afterwards
     with torch.inference_mode(parts[0].is_inference()), torch.no_grad():
-        whole = torch.cat([part.data for part in parts], dim)
-        for part, view in zip(parts, torch.split(whole, list(sizes), dim), strict=True):
+        merged = torch.cat([part.data for part in parts], dim)
+        for part, view in zip(parts, torch.split(merged, list(sizes), dim), strict=True):
             part.data = view
-        return nn.Parameter(whole, requires_grad=False)
+        return nn.Parameter(merged, requires_grad=False)

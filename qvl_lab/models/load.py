@@ -20,7 +20,7 @@ from qvl_lab.assets import asset
 from qvl_lab.config import ModelSpec
 from qvl_lab.errors import ConfigError, ModelError, PrecisionError, UnknownNameError
 from qvl_lab.models.architecture import Architecture
-from qvl_lab.models.linear import fp8_layers
+from qvl_lab.models.linear import quantize_fp8
 from qvl_lab.workloads.resize import PixelLimits
 
 for noisy in ("torchao", "torch.utils._pytree"):  # they warn when transformers imports them
@@ -365,7 +365,7 @@ def _quantised(model: Any, spec: ModelSpec) -> Any:
             "are most of it; use precision='bf16'"
         )
     if spec.precision == "fp8":
-        fp8_layers(model.model.language_model)
+        quantize_fp8(model.model.language_model)
         return model
     quantization = _torchao()
 

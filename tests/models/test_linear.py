@@ -1,4 +1,4 @@
-"""Several products as one, and products in 8 bits."""
+"""Linear layers merged into one, and linear layers in 8 bits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.models.linear import (
     FP8,
     Fp8Linear,
-    fp8_layers,
-    joined,
-    matrix_of,
-    product,
-    products,
+    linear,
+    linear_weights,
+    merge,
+    merged_linear,
+    quantize_fp8,
     to_fp8,
 )
 
@@ -24,22 +24,20 @@ def test_joined_layers_are_one_product_whose_parts_are_their_weights():
     x = torch.randn(4, 6)
     expected = [layer(x) for layer in layers]
     weights = [layer.weight.clone() for layer in layers]
-    one = joined(layers)
-    assert len(one.matrices) == 1
-    for found, alone in zip(products(x, one), expected, strict=True):
+    one = merge(layers)
+    assert len(one.linears) == 1
+    for found, alone in zip(merged_linear(x, one), expected, strict=True):
         torch.testing.assert_close(found, alone)
     assert all(torch.equal(layer.weight, w) for layer, w in zip(layers, weights, strict=True))
     storages = {layer.weight.untyped_storage().data_ptr() for layer in layers}
-    assert storages == {
-        one.matrices[0].weight.untyped_storage().data_ptr()
-    }  # nothing is kept twice
+    assert storages == {one.linears[0].weight.untyped_storage().data_ptr()}  # nothing is kept twice
 
 
 def test_layers_with_a_bias_stay_apart():
     layers = [nn.Linear(6, 5, bias=False), nn.Linear(6, 3)]
     x = torch.randn(4, 6)
     expected = [layer(x) for layer in layers]
-    for found, alone in zip(products(x, joined(layers)), expected, strict=True):
+    for found, alone in zip(merged_linear(x, merge(layers)), expected, strict=True):
         assert torch.equal(found, alone)
     assert len({layer.weight.untyped_storage().data_ptr() for layer in layers}) == 2
 
@@ -53,7 +51,7 @@ class Adapted(nn.Linear):
 
 def test_layers_that_are_more_than_a_product_are_refused():
     with pytest.raises(ConfigError, match="not Adapted; merge adapters"):
-        joined([nn.Linear(6, 5, bias=False), Adapted(6, 3, bias=False)])
+        merge([nn.Linear(6, 5, bias=False), Adapted(6, 3, bias=False)])
 
 
 # ---- 8 bits
@@ -93,7 +91,7 @@ def test_the_product_is_that_of_the_rounded_numbers():
     layer, x = Fp8Linear(nn.Linear(64, 32, bias=False)), torch.randn(7, 64)
     values, scale = to_fp8(x)
     exact = (values.double() * scale) @ (layer.weight.double() * layer.scale.t()).t()
-    torch.testing.assert_close(product(x, matrix_of(layer)), exact.float())
+    torch.testing.assert_close(linear(x, linear_weights(layer)), exact.float())
 
 
 def test_joined_8_bit_layers_are_one_product():
@@ -101,9 +99,9 @@ def test_joined_8_bit_layers_are_one_product():
     layers = [Fp8Linear(nn.Linear(64, n, bias=False)) for n in (32, 16)]
     x = torch.randn(5, 64)
     expected = [layer(x) for layer in layers]
-    one = joined(layers)
-    assert len(one.matrices) == 1
-    for found, alone in zip(products(x, one), expected, strict=True):
+    one = merge(layers)
+    assert len(one.linears) == 1
+    for found, alone in zip(merged_linear(x, one), expected, strict=True):
         torch.testing.assert_close(found, alone)
     for layer, alone in zip(layers, expected, strict=True):
         torch.testing.assert_close(layer(x), alone)
@@ -113,6 +111,6 @@ def test_layers_of_other_sizes_are_left():
     model = nn.Sequential(
         nn.Linear(32, 48), nn.Linear(48, 20), nn.Sequential(nn.Linear(16, 16)), nn.LayerNorm(16)
     )
-    assert fp8_layers(model) == 2
+    assert quantize_fp8(model) == 2
     assert [type(m) for m in model] == [Fp8Linear, nn.Linear, nn.Sequential, nn.LayerNorm]
     assert type(model[2][0]) is Fp8Linear

@@ -294,8 +294,8 @@ class Engine:
     # ---- the device
 
     def _launch(self, step: Step) -> None:
-        self.forward.copy(step.copies)
-        self.forward.grow(step.grown)
+        self.forward.copy_blocks(step.copies)
+        self.forward.update_block_tables(step.grown)
         if step.decodes:
             self._attempt(self._decode, step.decodes, self._undo_decodes)
         if step.chunks:
@@ -324,7 +324,7 @@ class Engine:
     def _decode(self, sequences: list[Scheduled]) -> None:
         jobs = [self._jobs[sequence] for sequence in sequences]
         sampled = any(job.prompt.sampling.do_sample for job in jobs)
-        self._take_off(jobs, self.forward.step(sequences, sampled))
+        self._take_off(jobs, self.forward.decode(sequences, sampled))
         self.work += Work(
             decode_steps=1,
             decode_rows=len(jobs),
@@ -336,7 +336,7 @@ class Engine:
         if not chunks:
             return
         jobs = [self._jobs[chunk.sequence] for chunk in chunks]
-        tokens = self.forward.read(chunks, [job.prompt for job in jobs])
+        tokens = self.forward.prefill(chunks, [job.prompt for job in jobs])
         for job, chunk in zip(jobs, chunks, strict=True):
             job.started_s = job.started_s or time.perf_counter()
             if chunk.stop >= job.prompt.image.stop:
@@ -395,7 +395,7 @@ class Engine:
         job.first_s = job.first_s or now
         if token == OVERFLOW:
             freed = self.scheduler.forget(job.sequence.prefix_key)
-            self.forward.clear([*freed, *self.scheduler.own_blocks(job.sequence)])
+            self.forward.zero_blocks([*freed, *self.scheduler.own_blocks(job.sequence)])
             self._end(job, error=overflow(self.reader.loaded.spec.precision))
             return
         job.tokens.append(token)

@@ -1,137 +1,151 @@
-"""The running sequences as rows of tensors that stay in their places, and the choice of tokens."""
+"""The running sequences as rows of tensors that keep their addresses, and the choice of tokens."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from qvl_lab.backends.fast.model.qwen3_vl import KeyValues, Qwen3VLModel
-from qvl_lab.config import SamplingParams
+from qvl_lab.backends.fast.model.qwen3_vl import KVCache, Qwen3VLModel
+from qvl_lab.config.sampling import SamplingParams
 
-#: Columns of a slot's row, before its list of blocks.
-TOKEN, LENGTH, POSITION, GENERATED, LEAST, TOP_K = range(6)
-HEAD = 6
-#: What stands for a token where the scores were inf or NaN.
+#: Columns of a slot's row before its block table.
+TOKEN, LENGTH, POSITION, GENERATED, MIN_NEW_TOKENS, TOP_K = range(6)
+HEADER = 6
+#: The token of a row whose logits were inf or NaN.
 OVERFLOW = -1
 
 
 class InputBatch:
-    """State of every slot, and the decoding step over some of them.
+    """The state of every slot, and the decoding step over some of them.
 
-    The step reads and writes the same tensors each time, without a word from the CPU, so that it
-    can be recorded as a CUDA graph. The last slot is nobody's.
+    A step reads and writes the same tensors each time and needs nothing from the CPU, so that it
+    can be recorded as a CUDA graph. The last slot belongs to no sequence: rows that fill up a batch
+    point to it.
 
     Parameters
     ----------
-    slots, width : int
-        Sequences at once, most blocks of one.
-    nowhere : int
-        A block that no sequence has.
-    stops, suppressed : list of int
-        Tokens that end an answer; tokens that are never chosen.
+    max_num_seqs, max_blocks : int
+        Sequences at once, and blocks of one sequence.
+    null_block : int
+        A block that belongs to no sequence.
+    stop_token_ids, suppressed_token_ids : list of int
+        Tokens that end an answer, and tokens that are never chosen.
 
     Attributes
     ----------
-    used_width : int
-        Blocks to look at in a step; lowered on a CPU, where nothing is recorded.
+    used_blocks : int
+        Columns of the block table that a step looks at. It is lowered on a CPU only, where no
+        graph is recorded.
     """
 
     def __init__(
         self,
-        network: Qwen3VLModel,
-        cache: KeyValues,
-        slots: int,
-        width: int,
-        nowhere: int,
-        stops: list[int],
-        suppressed: list[int],
+        model: Qwen3VLModel,
+        cache: KVCache,
+        max_num_seqs: int,
+        max_blocks: int,
+        null_block: int,
+        stop_token_ids: list[int],
+        suppressed_token_ids: list[int],
     ) -> None:
-        self._network, self._cache, self._nobody = network, cache, slots
-        device = network.device
-        self._whole = torch.zeros(slots + 1, HEAD + width, dtype=torch.int64, device=device)
-        self._whole[:, HEAD:] = nowhere
-        self._warmth = torch.ones(slots + 1, 2, device=device)  # temperature, top_p
-        self._stops = torch.tensor(stops, dtype=torch.int64, device=device)
-        self._suppressed = torch.tensor(suppressed, dtype=torch.int64, device=device)
-        self.used_width = width
+        self._model, self._cache, self._null_slot = model, cache, max_num_seqs
+        device, slots = model.device, max_num_seqs + 1
+        self._state = torch.zeros(slots, HEADER + max_blocks, dtype=torch.int64, device=device)
+        self._state[:, HEADER:] = null_block
+        self._temperature_top_p = torch.ones(slots, 2, device=device)
+        self._stop = torch.tensor(stop_token_ids, dtype=torch.int64, device=device)
+        self._suppressed = torch.tensor(suppressed_token_ids, dtype=torch.int64, device=device)
+        self.used_blocks = max_blocks
 
-    def put(self, rows: Tensor, state: Tensor, warmth: Tensor) -> None:
-        """Put sequences into slots: (rows, HEAD + width) and (rows, 2) of temperature, top_p."""
-        self._whole.index_copy_(0, rows, state)
-        self._warmth.index_copy_(0, rows, warmth)
+    def add(self, slots: Tensor, state: Tensor, temperature_top_p: Tensor) -> None:
+        """Put sequences into slots.
 
-    def put_blocks(self, rows: Tensor, blocks: Tensor) -> None:
-        """Replace the lists of blocks, (rows, width)."""
-        self._whole[:, HEAD:].index_copy_(0, rows, blocks)
+        Parameters
+        ----------
+        slots : Tensor
+            (sequences,).
+        state : Tensor
+            (sequences, HEADER + max_blocks): :func:`row_header` and the block table of each.
+        temperature_top_p : Tensor
+            (sequences, 2).
+        """
+        self._state.index_copy_(0, slots, state)
+        self._temperature_top_p.index_copy_(0, slots, temperature_top_p)
 
-    def first(self, scores: Tensor, rows: Tensor, sampled: bool = False) -> Tensor:
-        """Choose the token after each prompt, from its scores."""
-        return self._choose(scores, rows, self._whole[rows], sampled)
+    def set_block_table(self, slots: Tensor, block_table: Tensor) -> None:
+        """Replace block tables, (sequences, max_blocks)."""
+        self._state[:, HEADER:].index_copy_(0, slots, block_table)
 
-    def step(self, rows: Tensor) -> Tensor:
-        """One more token for each row, the most likely ones; ``OVERFLOW`` where there is none."""
-        return self._step(rows, sampled=False)
+    def first_tokens(self, logits: Tensor, slots: Tensor, sampled: bool = False) -> Tensor:
+        """Choose the token after each prompt from its logits, (sequences, vocabulary)."""
+        return self._choose(logits, slots, self._state[slots], sampled)
 
-    def sampled_step(self, rows: Tensor) -> Tensor:
-        """One more token for each row, drawn where its sampling says so."""
-        return self._step(rows, sampled=True)
+    def decode(self, slots: Tensor) -> Tensor:
+        """Choose the most likely next token of each slot; ``OVERFLOW`` where there is none."""
+        return self._decode(slots, sampled=False)
 
-    def _step(self, rows: Tensor, sampled: bool) -> Tensor:
-        state = self._whole[rows]
+    def decode_sampled(self, slots: Tensor) -> Tensor:
+        """Choose the next token of each slot by its own sampling parameters."""
+        return self._decode(slots, sampled=True)
+
+    def _decode(self, slots: Tensor, sampled: bool) -> Tensor:
+        state = self._state[slots]
         length = state[:, LENGTH]
-        table = state[:, HEAD : HEAD + self.used_width].contiguous()
-        scores = self._network.step(state[:, TOKEN], state[:, POSITION], length, table, self._cache)
-        alive = (rows != self._nobody).long()
-        state[:, LENGTH] += alive
-        state[:, POSITION] += alive
-        return self._choose(scores, rows, state, sampled)
+        block_table = state[:, HEADER : HEADER + self.used_blocks].contiguous()
+        logits = self._model.decode(
+            state[:, TOKEN], state[:, POSITION], length, block_table, self._cache
+        )
+        in_use = (slots != self._null_slot).long()
+        state[:, LENGTH] += in_use
+        state[:, POSITION] += in_use
+        return self._choose(logits, slots, state, sampled)
 
-    def _choose(self, scores: Tensor, rows: Tensor, state: Tensor, sampled: bool) -> Tensor:
+    def _choose(self, logits: Tensor, slots: Tensor, state: Tensor, sampled: bool) -> Tensor:
         """Choose tokens and write the rows back."""
-        scores.index_fill_(1, self._suppressed, -torch.inf)
-        early = (state[:, GENERATED] < state[:, LEAST])[:, None]
-        stops = scores[:, self._stops].masked_fill(early, -torch.inf)
-        scores.index_copy_(1, self._stops, stops)
-        best, token = scores.max(-1)
+        logits.index_fill_(1, self._suppressed, -torch.inf)
+        too_early = (state[:, GENERATED] < state[:, MIN_NEW_TOKENS])[:, None]
+        stop_logits = logits[:, self._stop].masked_fill(too_early, -torch.inf)
+        logits.index_copy_(1, self._stop, stop_logits)
+        best, token = logits.max(-1)
         if sampled:
-            token = torch.where(
-                state[:, TOP_K] < 0, token, draw(scores, state[:, TOP_K], self._warmth[rows])
-            )
+            top_k = state[:, TOP_K]
+            drawn = sample(logits, top_k, self._temperature_top_p[slots])
+            token = torch.where(top_k < 0, token, drawn)
         finite = best.isfinite()
         state[:, TOKEN] = token * finite
         state[:, GENERATED] += 1
-        self._whole.index_copy_(0, rows, state)
+        self._state.index_copy_(0, slots, state)
         return torch.where(finite, token, OVERFLOW)
 
 
-def row_of(
+def row_header(
     token: int, length: int, position: int, generated: int, sampling: SamplingParams
 ) -> list[int]:
-    """The columns before the list of blocks; ``TOP_K`` is -1 for the most likely token."""
+    """A row's columns before the block table; ``TOP_K`` is -1 for the most likely token."""
     top_k = (sampling.top_k or 0) if sampling.do_sample else -1
     return [token, length, position, generated, sampling.min_new_tokens, top_k]
 
 
-def draw(scores: Tensor, top_k: Tensor, warmth: Tensor) -> Tensor:
-    """A token each, with the probabilities that temperature, top_k and top_p leave.
+def sample(logits: Tensor, top_k: Tensor, temperature_top_p: Tensor) -> Tensor:
+    """Draw a token a row from the probabilities that temperature, top_k and top_p leave.
 
-    In transformers' order: the scores are divided by the temperature, all but the ``top_k`` best
+    As in transformers, the logits are divided by the temperature, then all but the ``top_k`` best
     are dropped (0 or less keeps all), then all beyond the smallest set that holds ``top_p``.
 
     Parameters
     ----------
-    scores : Tensor
+    logits : Tensor
         (rows, vocabulary).
     top_k : Tensor
         (rows,).
-    warmth : Tensor
-        (rows, 2) of temperature and top_p.
+    temperature_top_p : Tensor
+        (rows, 2).
     """
-    temperature, top_p = warmth[:, :1], warmth[:, 1:]
-    ordered, tokens = (scores / temperature).sort(-1, descending=True)
-    place = torch.arange(scores.shape[1], device=scores.device)
-    kept = torch.where(top_k > 0, top_k, scores.shape[1])[:, None]
-    shares = ordered.masked_fill(place >= kept, -torch.inf).softmax(-1)
+    temperature, top_p = temperature_top_p[:, :1], temperature_top_p[:, 1:]
+    ordered, tokens = (logits / temperature).sort(-1, descending=True)
+    rank = torch.arange(logits.shape[1], device=logits.device)
+    kept = torch.where(top_k > 0, top_k, logits.shape[1])[:, None]
+    shares = ordered.masked_fill(rank >= kept, -torch.inf).softmax(-1)
     before = shares.cumsum(-1) - shares
     shares = shares.masked_fill(before >= top_p, 0)
     # the largest of shares / exponential noise is drawn with the shares' odds

@@ -1,4 +1,4 @@
-"""From a step of the scheduler to tensors, through the network, to tokens on the device."""
+"""Runs the scheduler's steps on the device: from token ids to tensors, logits and chosen tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from qvl_lab.backends.fast.cuda_graphs import CudaGraphRunner
 from qvl_lab.backends.fast.decode_pool import Patches
-from qvl_lab.backends.fast.input_batch import InputBatch, row_of
+from qvl_lab.backends.fast.input_batch import InputBatch, row_header
 from qvl_lab.backends.fast.model.attention import Lengths
-from qvl_lab.backends.fast.model.qwen3_vl import Prompts, Qwen3VLModel
+from qvl_lab.backends.fast.model.qwen3_vl import PackedPrompts, Qwen3VLModel
 from qvl_lab.backends.fast.scheduler import Chunk, Copy
 from qvl_lab.backends.fast.scheduler import Sequence as Scheduled
 from qvl_lab.backends.processor import InputProcessor
-from qvl_lab.config import EngineSpec, SamplingParams
+from qvl_lab.config import EngineSpec
+from qvl_lab.config.sampling import SamplingParams
 from qvl_lab.models.load import base_dtype
 from qvl_lab.probe.stages import stage
 
@@ -69,168 +70,182 @@ class Prompt:
 
 
 class ModelRunner:
-    """The device's side of an engine: network, cache, slots.
+    """The model, its key-value cache and the batch of running sequences on one device.
 
     Parameters
     ----------
-    blocks, width : int
-        Blocks of the cache, most blocks of one sequence.
+    blocks, max_blocks : int
+        Blocks of the cache, and the most blocks of one sequence.
     """
 
-    def __init__(self, reader: InputProcessor, spec: EngineSpec, blocks: int, width: int) -> None:
+    def __init__(
+        self, reader: InputProcessor, spec: EngineSpec, blocks: int, max_blocks: int
+    ) -> None:
         loaded = reader.loaded
-        self.device, self._block_size, self._width = loaded.device, spec.block_size, width
-        self._merge, self._nowhere = loaded.image_processor.merge_size, blocks
-        self.network = Qwen3VLModel(loaded.model, self._put, spec.fused_kernels)
-        self.cache = self.network.key_values(blocks + 1, spec.block_size)
+        self.device, self._block_size, self._max_blocks = loaded.device, spec.block_size, max_blocks
+        self._merge, self._null_block = loaded.image_processor.merge_size, blocks
+        self.model = Qwen3VLModel(loaded.model, self._to_device, spec.fused_kernels)
+        self.cache = self.model.allocate_cache(blocks + 1, spec.block_size)
         suppressed = list(loaded.model.generation_config.suppress_tokens or [])
-        self._slots = InputBatch(
-            self.network, self.cache, spec.batch_size, width, blocks, reader.stops, suppressed
+        self._batch = InputBatch(
+            self.model, self.cache, spec.batch_size, max_blocks, blocks, reader.stops, suppressed
         )
         # how experts are called depends on what was routed to them, which a graph cannot follow
         graphs = spec.cuda_graphs and "moe" not in loaded.model.config.model_type
-        self._step = CudaGraphRunner(self._slots.step, spec.batch_size, graphs, self.device)
-        self._sampled = CudaGraphRunner(
-            self._slots.sampled_step, spec.batch_size, False, self.device
+        self._decode = CudaGraphRunner(self._batch.decode, spec.batch_size, graphs, self.device)
+        self._decode_sampled = CudaGraphRunner(
+            self._batch.decode_sampled, spec.batch_size, False, self.device
         )
         self.patches = Patches(loaded.image_processor, base_dtype(loaded.spec), self.device)
-        self._rows: tuple[list[int], Tensor] = [], torch.empty(0)
+        self._last_slots: tuple[list[int], Tensor] = [], torch.empty(0)
 
     def record(self) -> None:
-        """Compile, and record CUDA graphs, where that is done; before the first request."""
-        if self.network.fused:
-            self.network.warm_up(self.cache, self._nowhere * self._block_size)
-        self._step.record()
+        """Compile the model and record CUDA graphs where they are in use.
 
-    def copy(self, copies: Sequence[Copy]) -> None:
-        """Duplicate blocks, one after the other."""
+        It has to be called before the first request.
+        """
+        if self.model.fused:
+            self.model.warm_up(self.cache, self._null_block * self._block_size)
+        self._decode.record()
+
+    def copy_blocks(self, copies: Sequence[Copy]) -> None:
+        """Duplicate blocks of the cache, one after the other."""
         for copy in copies:
             for half in (self.cache.keys, self.cache.values):
                 half[:, copy.target].copy_(half[:, copy.source])
 
-    def clear(self, blocks: Sequence[int]) -> None:
-        """Zero blocks that hold inf or NaN, which a mask does not keep out."""
-        at = self._put(list(blocks), torch.int64)
+    def zero_blocks(self, blocks: Sequence[int]) -> None:
+        """Zero blocks that hold inf or NaN, which an attention mask does not keep out."""
+        index = self._to_device(list(blocks), torch.int64)
         for half in (self.cache.keys, self.cache.values):
-            half.index_fill_(1, at, 0)
+            half.index_fill_(1, index, 0)
 
-    def see(self, pixels: Sequence[Tensor], prompts: Sequence[Prompt]) -> None:
-        """Give prompts the features of their images, (height, width, 3 or 4) uint8 each."""
+    def encode_images(self, pixels: Sequence[Tensor], prompts: Sequence[Prompt]) -> None:
+        """Set the features of prompts from their images, (height, width, 3 or 4) uint8 each."""
         with stage("preprocess", gpu=True, bytes=sum(p.nbytes for p in pixels)):
             patches = self.patches(pixels)
         grids = [prompt.grid for prompt in prompts]
         counts = [len(prompt.image) for prompt in prompts]
         with stage("vision", gpu=True, tokens=sum(counts)):
-            features = self.network.see(patches, grids)
+            features = self.model.encode_images(patches, grids)
         for prompt, own in zip(prompts, torch.split(features, counts, 1), strict=True):
             prompt.features = own
 
-    def read(self, chunks: Sequence[Chunk], prompts: Sequence[Prompt]) -> Tensor | None:
-        """Read chunks of prompts; the tokens after those that end, on the device."""
+    def prefill(self, chunks: Sequence[Chunk], prompts: Sequence[Prompt]) -> Tensor | None:
+        """Compute chunks of prompts.
+
+        Returns
+        -------
+        Tensor or None
+            On the device, the first token of each sequence whose prompt ends with its chunk; None
+            if no prompt does.
+        """
         pairs = list(zip(chunks, prompts, strict=True))
         ended = [(chunk.sequence, prompt) for chunk, prompt in pairs if chunk.last]
         with stage("prefill", gpu=True, tokens=sum(c.stop - c.start for c in chunks)):
-            scores = self.network.read(self._batch(pairs), self.cache)
-            return self._first(scores, ended) if ended else None
+            logits = self.model.prefill(self._pack(pairs), self.cache)
+            return self._first_tokens(logits, ended) if ended else None
 
-    def step(self, sequences: Sequence[Scheduled], sampled: bool) -> Tensor:
-        """One more token for each sequence, on the device, valid until the next step."""
+    def decode(self, sequences: Sequence[Scheduled], sampled: bool) -> Tensor:
+        """Generate one token for each sequence, on the device, valid until the next step.
+
+        ``sampled`` says whether any of them asks for more than the most likely token.
+        """
         slots = [_slot(sequence) for sequence in sequences]
-        if self._rows[0] != slots:
-            self._rows = slots, self._put(slots, torch.int64)
+        if self._last_slots[0] != slots:
+            self._last_slots = slots, self._to_device(slots, torch.int64)
         if self.device.type == "cpu":
-            self._slots.used_width = max(len(sequence.blocks) for sequence in sequences)
+            self._batch.used_blocks = max(len(sequence.blocks) for sequence in sequences)
         with stage("decode", gpu=True, tokens=len(slots)):
-            return (self._sampled if sampled else self._step)(self._rows[1])
+            return (self._decode_sampled if sampled else self._decode)(self._last_slots[1])
 
-    def grow(self, sequences: Sequence[Scheduled]) -> None:
-        """Tell the device which blocks sequences have now."""
+    def update_block_tables(self, sequences: Sequence[Scheduled]) -> None:
+        """Bring the block tables of sequences to the device."""
         if sequences:
-            rows = self._put([_slot(s) for s in sequences], torch.int64)
-            blocks = self._put([b for s in sequences for b in self._row(s)], torch.int64)
-            self._slots.put_blocks(rows, blocks.view(len(sequences), -1))
+            slots = self._to_device([_slot(s) for s in sequences], torch.int64)
+            blocks = self._to_device([b for s in sequences for b in self._padded(s)], torch.int64)
+            self._batch.set_block_table(slots, blocks.view(len(sequences), -1))
 
-    def _batch(self, pairs: Sequence[tuple[Chunk, Prompt]]) -> Prompts:
-        """All tensors of a forward pass over prompts, brought to the device in one piece."""
-        context = any(chunk.start for chunk, _ in pairs)
-        parts: dict[str, list[Tensor]] = {
-            name: [] for name in ("ids", "positions", "places", "images", "context", "last")
-        }
+    def _pack(self, pairs: Sequence[tuple[Chunk, Prompt]]) -> PackedPrompts:
+        """The inputs of a forward pass over prompts, brought to the device in one transfer."""
+        has_context = any(chunk.start for chunk, _ in pairs)
+        names = "ids", "positions", "slot_mapping", "image_index", "context_slots", "last"
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
         features, first = [], 0
         for chunk, prompt in pairs:
             start, stop = chunk.start, chunk.stop
-            places = self._places(chunk.sequence, stop)
+            slots = self._cache_slots(chunk.sequence, stop)
             parts["ids"].append(torch.tensor(prompt.ids[start:stop]))
             parts["positions"].append(prompt.positions(start, stop, self._merge))
-            parts["places"].append(places[start:])
+            parts["slot_mapping"].append(slots[start:])
             low, high = (min(max(n, prompt.image.start), prompt.image.stop) for n in (start, stop))
             if low < high:
                 assert prompt.features is not None
-                parts["images"].append(torch.arange(low, high) - start + first)
+                parts["image_index"].append(torch.arange(low, high) - start + first)
                 own = slice(low - prompt.image.start, high - prompt.image.start)
                 features.append(prompt.features[:, own])
-            parts["context"].append(places if context else places[:0])
+            parts["context_slots"].append(slots if has_context else slots[:0])
             first += stop - start
             parts["last"].append(torch.tensor([first - 1] if chunk.last else [], dtype=torch.int64))
         lengths = Lengths.of(
             [chunk.stop - chunk.start for chunk, _ in pairs],
             [chunk.stop for chunk, _ in pairs],
             causal=True,
-            put=None if self.device.type == "cpu" else self._put,
+            to_device=None if self.device.type == "cpu" else self._to_device,
         )
-        found = self._together({name: _cat(tensors) for name, tensors in parts.items()})
-        return Prompts(
-            ids=found["ids"],
-            positions=found["positions"].view(3, -1),
-            places=found["places"],
-            image_places=found["images"],
+        packed = self._transfer({name: _cat(tensors) for name, tensors in parts.items()})
+        return PackedPrompts(
+            ids=packed["ids"],
+            positions=packed["positions"].view(3, -1),
+            slot_mapping=packed["slot_mapping"],
+            image_index=packed["image_index"],
             features=torch.cat(features, 1) if features else self._no_features(),
             lengths=lengths,
-            context=found["context"] if context else None,
-            last=found["last"],
+            context_slots=packed["context_slots"] if has_context else None,
+            last=packed["last"],
         )
 
-    def _first(self, scores: Tensor, ended: Sequence[tuple[Scheduled, Prompt]]) -> Tensor:
-        """Put sequences whose prompt is read into their slots, and choose their first tokens."""
+    def _first_tokens(self, logits: Tensor, ended: Sequence[tuple[Scheduled, Prompt]]) -> Tensor:
+        """Add sequences whose prompt ends here to the batch, and choose their first tokens."""
         state: list[int] = []
-        warmth: list[list[float]] = []
+        temperature_top_p: list[list[float]] = []
         for sequence, prompt in ended:
             length, sampling = len(prompt.ids), prompt.sampling
             position = length - prompt.shift(self._merge)
-            state += row_of(0, length, position, prompt.generated, sampling)
-            state += self._row(sequence)
-            warmth.append([sampling.temperature, sampling.top_p])
-        rows = self._put([_slot(sequence) for sequence, _ in ended], torch.int64)
-        placed = self._put(state, torch.int64).view(len(ended), -1)
-        self._slots.put(rows, placed, self._to_device(torch.tensor(warmth)))
+            state += row_header(0, length, position, prompt.generated, sampling)
+            state += self._padded(sequence)
+            temperature_top_p.append([sampling.temperature, sampling.top_p])
+        slots = self._to_device([_slot(sequence) for sequence, _ in ended], torch.int64)
+        rows = self._to_device(state, torch.int64).view(len(ended), -1)
+        self._batch.add(slots, rows, self._pinned_to_device(torch.tensor(temperature_top_p)))
         sampled = any(prompt.sampling.do_sample for _, prompt in ended)
-        return self._slots.first(scores, rows, sampled)
+        return self._batch.first_tokens(logits, slots, sampled)
 
-    def _places(self, sequence: Scheduled, stop: int) -> Tensor:
-        """Where in the flat cache the first ``stop`` tokens lie."""
-        place = torch.arange(stop)
-        blocks = torch.tensor(sequence.blocks)
-        size = self._block_size
-        return blocks[place // size] * size + place % size
+    def _cache_slots(self, sequence: Scheduled, stop: int) -> Tensor:
+        """The slots of the flattened cache that hold a sequence's first ``stop`` tokens."""
+        token = torch.arange(stop)
+        blocks, size = torch.tensor(sequence.blocks), self._block_size
+        return blocks[token // size] * size + token % size
 
-    def _row(self, sequence: Scheduled) -> list[int]:
-        return sequence.blocks + [self._nowhere] * (self._width - len(sequence.blocks))
+    def _padded(self, sequence: Scheduled) -> list[int]:
+        """A sequence's block table, padded to the most blocks of one."""
+        return sequence.blocks + [self._null_block] * (self._max_blocks - len(sequence.blocks))
 
     def _no_features(self) -> Tensor:
-        network = self.network
-        return torch.empty(network.depth, 0, 0, dtype=network.dtype, device=self.device)
+        model = self.model
+        return torch.empty(model.feature_levels, 0, 0, dtype=model.dtype, device=self.device)
 
-    def _together(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of int64 to the device in one transfer."""
-        flat = self._to_device(torch.cat([t.flatten() for t in tensors.values()]))
+    def _transfer(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring int64 tensors to the device in one transfer; they come back flat."""
+        flat = self._pinned_to_device(torch.cat([t.flatten() for t in tensors.values()]))
         parts = torch.split(flat, [t.numel() for t in tensors.values()])
         return dict(zip(tensors, parts, strict=True))
 
-    def _put(self, values: list[int], dtype: torch.dtype) -> Tensor:
-        return self._to_device(torch.tensor(values, dtype=dtype))
+    def _to_device(self, values: list[int], dtype: torch.dtype) -> Tensor:
+        return self._pinned_to_device(torch.tensor(values, dtype=dtype))
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        """Without waiting: from pinned memory, which the copy reads when its turn comes."""
+    def _pinned_to_device(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor to the device through pinned memory, so that the CPU does not wait."""
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)

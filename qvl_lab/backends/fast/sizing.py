@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from qvl_lab.backends.fast.engine import Caches, Engine
-from qvl_lab.backends.fast.model.qwen3_vl import FAMILIES
+from qvl_lab.backends.fast.model.qwen3_vl import MODEL_TYPES
 from qvl_lab.backends.processor import Answer, Generation, InputProcessor, Request
 from qvl_lab.caching.disk import DiskTier
 from qvl_lab.caching.tensor_cache import Lru, TensorCache
@@ -34,7 +34,7 @@ _CACHE_SETTINGS = (
 def runs_fast(model: str) -> bool:
     """Whether the fast engine knows a model's family; False where its config cannot be read."""
     try:
-        return read_architecture(model).model_type in FAMILIES
+        return read_architecture(model).model_type in MODEL_TYPES
     except (ConfigError, ModelError):
         return False
 

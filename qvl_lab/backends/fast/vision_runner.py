@@ -191,7 +191,7 @@ class VisionRunner:
         """Let the tower see images; what it saw will be remembered."""
         pixels = [job.picture.pixels for job in jobs]  # type: ignore[union-attr]
         stop = _stopwatch(self._forward.device)
-        self._forward.see(pixels, [job.prompt for job in jobs])  # type: ignore[arg-type]
+        self._forward.encode_images(pixels, [job.prompt for job in jobs])  # type: ignore[arg-type]
         if self._cache is not None:
             features = {str(job.key): job.prompt.features for job in jobs}
             self._fresh |= features  # type: ignore[arg-type]

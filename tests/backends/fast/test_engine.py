@@ -333,7 +333,7 @@ def out_of_memory_at(monkeypatch, method: str, when: Any) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("method", ["step", "read", "see"])
+@pytest.mark.parametrize("method", ["decode", "prefill", "encode_images"])
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_running_out_of_memory_loses_nothing(
     lab, ids_of, requests, monkeypatch, method, prefix_cache
@@ -350,7 +350,7 @@ def test_running_out_of_memory_loses_nothing(
     assert nothing_held(lab.fast._engine)
 
 
-@pytest.mark.parametrize("method", ["step", "read", "see"])
+@pytest.mark.parametrize("method", ["decode", "prefill", "encode_images"])
 def test_what_does_not_fit_even_alone_fails_with_its_size(lab, monkeypatch, method):
     out_of_memory_at(monkeypatch, method, lambda count, size: True)
     fast = lab.generate_batch([png("red"), png("blue")], "What?", engine="fast", **SMALL)
@@ -360,7 +360,7 @@ def test_what_does_not_fit_even_alone_fails_with_its_size(lab, monkeypatch, meth
 
 
 def test_after_one_shortage_prompts_are_read_many_at_a_time_again(lab, monkeypatch, requests):
-    sizes = out_of_memory_at(monkeypatch, "read", lambda count, size: count == 1)
+    sizes = out_of_memory_at(monkeypatch, "prefill", lambda count, size: count == 1)
     engine = engine_of(lab, overlap=False, prefill_chunk=512)
     for index, item in enumerate(requests):
         engine.add_request(lab.reader.request(index, item, ImagePolicy(resolution=128)))
@@ -376,7 +376,7 @@ def test_the_model_can_be_trained_after_the_fast_engine_ran(lab):
 
 
 def test_without_halving_memory_running_out_is_an_error(lab, monkeypatch, requests):
-    out_of_memory_at(monkeypatch, "step", lambda count, size: size > 1)
+    out_of_memory_at(monkeypatch, "decode", lambda count, size: size > 1)
     spec = EngineSpec(engine="fast", max_new_tokens=4)
     with pytest.raises(DeviceMemoryError, match="batch of"):
         lab.run(requests, spec, ImagePolicy(resolution=96), halve_on_oom=False)
@@ -387,7 +387,7 @@ def test_a_failing_model_is_an_error_of_ours(lab, monkeypatch):
     def broken(*_: Any) -> None:
         raise RuntimeError("device-side assert")
 
-    monkeypatch.setattr(ModelRunner, "read", broken)
+    monkeypatch.setattr(ModelRunner, "prefill", broken)
     with pytest.raises(ModelError, match="device-side assert"):
         lab.generate_batch([png("red")], engine="fast", **SMALL)
 
@@ -396,7 +396,7 @@ def test_an_overflow_is_its_requests_error_and_poisons_no_other(trained, monkeyp
     items = load_workload("evaluation").sample(12).items
     options: dict[str, Any] = {"resolution": 128, "max_new_tokens": 12, "batch_size": 4}
     clean = trained.generate_batch(items, engine="fast", **options)
-    real = ModelRunner.see
+    real = ModelRunner.encode_images
 
     def poisoned(self: ModelRunner, pixels: Any, prompts: Any) -> None:
         real(self, pixels, prompts)
@@ -411,7 +411,7 @@ def test_an_overflow_is_its_requests_error_and_poisons_no_other(trained, monkeyp
         for item in items
     ]
     bad = grids[0]
-    monkeypatch.setattr(ModelRunner, "see", poisoned)
+    monkeypatch.setattr(ModelRunner, "encode_images", poisoned)
     fast = trained.generate_batch(items, engine="fast", **options)
     for grid, found, expected in zip(grids, fast, clean, strict=True):
         if grid == bad:
@@ -676,7 +676,7 @@ def test_on_a_cpu_images_are_decoded_many_at_a_time_but_not_beside_the_model(lab
             decoding.discard(request.index)
 
     monkeypatch.setattr(DecodePool, "pixels", pixels)
-    for method in ("see", "read", "step"):
+    for method in ("encode_images", "prefill", "decode"):
         work = getattr(ModelRunner, method)
         monkeypatch.setattr(
             ModelRunner,

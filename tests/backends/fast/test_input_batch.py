@@ -12,19 +12,19 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from qvl_lab.backends.fast.input_batch import (
     GENERATED,
-    HEAD,
+    HEADER,
     LENGTH,
     OVERFLOW,
     POSITION,
     TOKEN,
     InputBatch,
-    draw,
-    row_of,
+    row_header,
+    sample,
 )
 from qvl_lab.config import SamplingParams
 
-VOCABULARY, SLOTS, WIDTH, NOWHERE = 12, 3, 2, 99
-STOPS, SUPPRESSED = [4, 5], [6]
+VOCABULARY, SLOTS, WIDTH, NULL_BLOCK = 12, 3, 2, 99
+STOP_TOKENS, SUPPRESSED = [4, 5], [6]
 SAMPLINGS = [
     {},
     {"temperature": 0.4},
@@ -36,9 +36,9 @@ SAMPLINGS = [
 ]
 
 
-def transformers_shares(scores: Tensor, temperature=1.0, top_k=0, top_p=1.0) -> Tensor:
-    """Probabilities that transformers samples with, of one row of scores."""
-    row = TemperatureLogitsWarper(temperature)(None, scores[None])
+def transformers_probabilities(logits: Tensor, temperature=1.0, top_k=0, top_p=1.0) -> Tensor:
+    """Probabilities that transformers samples with, of one row of logits."""
+    row = TemperatureLogitsWarper(temperature)(None, logits[None])
     if top_k:
         row = TopKLogitsWarper(top_k)(None, row)
     if top_p < 1:
@@ -46,11 +46,11 @@ def transformers_shares(scores: Tensor, temperature=1.0, top_k=0, top_p=1.0) -> 
     return row.softmax(-1)[0]
 
 
-def drawn(scores: Tensor, times: int, temperature=1.0, top_k=0, top_p=1.0) -> Tensor:
+def draws(logits: Tensor, times: int, temperature=1.0, top_k=0, top_p=1.0) -> Tensor:
     """How often each token is drawn."""
-    warmth = torch.tensor([[temperature, top_p]]).expand(times, 2)
-    tokens = draw(scores.expand(times, -1), torch.full((times,), top_k), warmth)
-    return torch.bincount(tokens, minlength=len(scores))
+    temperature_top_p = torch.tensor([[temperature, top_p]]).expand(times, 2)
+    tokens = sample(logits.expand(times, -1), torch.full((times,), top_k), temperature_top_p)
+    return torch.bincount(tokens, minlength=len(logits))
 
 
 # ---- drawing
@@ -60,9 +60,9 @@ def drawn(scores: Tensor, times: int, temperature=1.0, top_k=0, top_p=1.0) -> Te
 def test_tokens_are_drawn_as_often_as_transformers_probabilities_say(sampling):
     """A fair draw fails once in a million seeds, and this seed does not."""
     torch.manual_seed(0)
-    scores, times = 2 * torch.randn(VOCABULARY), 20_000
-    shares = transformers_shares(scores, **sampling).double()
-    counts = drawn(scores, times, **sampling)
+    logits, times = 2 * torch.randn(VOCABULARY), 20_000
+    shares = transformers_probabilities(logits, **sampling).double()
+    counts = draws(logits, times, **sampling)
     possible = shares > 0
     assert not counts[~possible].any()
     if possible.sum() > 1:
@@ -75,77 +75,77 @@ def test_the_tokens_that_can_be_drawn_are_those_of_transformers(sampling):
     """Scores are nearly equal, so that every token with a chance is seen."""
     torch.manual_seed(1)
     for _ in range(3):
-        scores = torch.rand(40) / 4
-        possible = transformers_shares(scores, **sampling) > 0
-        assert torch.equal(drawn(scores, 4_000, **sampling) > 0, possible)
+        logits = torch.rand(40) / 4
+        possible = transformers_probabilities(logits, **sampling) > 0
+        assert torch.equal(draws(logits, 4_000, **sampling) > 0, possible)
 
 
 def test_rows_are_drawn_each_in_its_own_way():
     torch.manual_seed(2)
-    scores = torch.randn(50, VOCABULARY)
+    logits = torch.randn(50, VOCABULARY)
     top_k = torch.tensor([1, 0] * 25)
-    warmth = torch.tensor([[5.0, 1.0], [1e-3, 1.0]] * 25)
-    assert torch.equal(draw(scores, top_k, warmth), scores.argmax(-1))
-    warmth[1::2] = torch.tensor([5.0, 1.0])
-    tokens = draw(scores, top_k, warmth)
-    assert torch.equal(tokens[::2], scores.argmax(-1)[::2])
-    assert not torch.equal(tokens[1::2], scores.argmax(-1)[1::2])
+    temperature_top_p = torch.tensor([[5.0, 1.0], [1e-3, 1.0]] * 25)
+    assert torch.equal(sample(logits, top_k, temperature_top_p), logits.argmax(-1))
+    temperature_top_p[1::2] = torch.tensor([5.0, 1.0])
+    tokens = sample(logits, top_k, temperature_top_p)
+    assert torch.equal(tokens[::2], logits.argmax(-1)[::2])
+    assert not torch.equal(tokens[1::2], logits.argmax(-1)[1::2])
 
 
 def test_tokens_without_a_chance_are_never_drawn_from_a_large_vocabulary():
     torch.manual_seed(3)
-    scores = torch.full((200, 20_000), -math.inf)
-    scores[:, ::1000] = torch.randn(200, 20)
-    tokens = draw(scores, torch.zeros(200, dtype=torch.int64), torch.ones(200, 2))
+    logits = torch.full((200, 20_000), -math.inf)
+    logits[:, ::1000] = torch.randn(200, 20)
+    tokens = sample(logits, torch.zeros(200, dtype=torch.int64), torch.ones(200, 2))
     assert not (tokens % 1000).any()
 
 
 # ---- rows
 
 
-class Qwen3VLModel:
-    """Scores as they are set, one row a sequence; remembers what it was asked."""
+class FakeModel:
+    """Returns the logits it was made with, one row a sequence, and keeps what it was asked."""
 
     device = torch.device("cpu")
 
-    def __init__(self, scores: Tensor) -> None:
-        self.scores = scores
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
 
-    def step(self, ids, position, length, table, cache) -> Tensor:
-        self.asked = [t.clone() for t in (ids, position, length, table)]
-        return self.scores[: len(ids)].clone()
+    def decode(self, ids, position, length, block_table, cache) -> Tensor:
+        self.asked = [t.clone() for t in (ids, position, length, block_table)]
+        return self.logits[: len(ids)].clone()
 
 
-def slots_with(scores: Tensor, samplings: list[SamplingParams]) -> InputBatch:
-    """Slots whose rows 0, 1, ... hold sequences of 10, 11, ... tokens."""
-    slots = InputBatch(Qwen3VLModel(scores), None, SLOTS, WIDTH, NOWHERE, STOPS, SUPPRESSED)
+def batch_with(logits: Tensor, samplings: list[SamplingParams]) -> InputBatch:
+    """A batch whose slots 0, 1, ... hold sequences of 10, 11, ... tokens."""
+    batch = InputBatch(FakeModel(logits), None, SLOTS, WIDTH, NULL_BLOCK, STOP_TOKENS, SUPPRESSED)
     rows = torch.arange(len(samplings))
-    heads = [row_of(20 + i, 10 + i, 7 + i, 1, s) for i, s in enumerate(samplings)]
+    heads = [row_header(20 + i, 10 + i, 7 + i, 1, s) for i, s in enumerate(samplings)]
     state = torch.tensor([[*head, 30 + i, 40 + i] for i, head in enumerate(heads)])
-    warmth = torch.tensor([[s.temperature, s.top_p] for s in samplings])
-    slots.put(rows, state, warmth)
-    return slots
+    temperature_top_p = torch.tensor([[s.temperature, s.top_p] for s in samplings])
+    batch.add(rows, state, temperature_top_p)
+    return batch
 
 
-def scores_for(*best: int) -> Tensor:
+def logits_for(*best: int) -> Tensor:
     """Rows whose best tokens are these; the second best is token 0."""
-    scores = torch.zeros(len(best), VOCABULARY)
-    scores[:, 0] = 1
-    scores[torch.arange(len(best)), list(best)] = 2
-    return scores
+    logits = torch.zeros(len(best), VOCABULARY)
+    logits[:, 0] = 1
+    logits[torch.arange(len(best)), list(best)] = 2
+    return logits
 
 
 def test_a_step_asks_for_the_rows_and_writes_them_back_in_place():
-    slots = slots_with(scores_for(3, 8), [SamplingParams()] * 3)
-    whole = slots._whole
+    batch = batch_with(logits_for(3, 8), [SamplingParams()] * 3)
+    whole = batch._state
     before = whole.clone()
-    assert slots.step(torch.tensor([2, 0])).tolist() == [3, 8]
-    ids, position, length, table = slots._network.asked
+    assert batch.decode(torch.tensor([2, 0])).tolist() == [3, 8]
+    ids, position, length, block_table = batch._model.asked
     assert ids.tolist() == [22, 20]
     assert position.tolist() == [9, 7]
     assert length.tolist() == [12, 10]
-    assert table.tolist() == [[32, 42], [30, 40]]
-    assert slots._whole is whole
+    assert block_table.tolist() == [[32, 42], [30, 40]]
+    assert batch._state is whole
     assert whole[2].tolist()[:4] == [3, 13, 10, 2]
     assert whole[0].tolist()[:4] == [8, 11, 8, 2]
     assert torch.equal(whole[:, GENERATED + 1 :], before[:, GENERATED + 1 :])
@@ -153,27 +153,27 @@ def test_a_step_asks_for_the_rows_and_writes_them_back_in_place():
 
 
 def test_the_first_token_is_chosen_where_the_prompt_ends():
-    slots = slots_with(scores_for(3), [SamplingParams()] * 2)
-    assert slots.first(scores_for(3), torch.tensor([1])).tolist() == [3]
-    row = slots._whole[1]
+    batch = batch_with(logits_for(3), [SamplingParams()] * 2)
+    assert batch.first_tokens(logits_for(3), torch.tensor([1])).tolist() == [3]
+    row = batch._state[1]
     assert (row[TOKEN], row[LENGTH], row[POSITION], row[GENERATED]) == (3, 11, 8, 2)
 
 
 def test_blocks_are_replaced_and_looked_at_as_far_as_they_are_used():
-    slots = slots_with(scores_for(3), [SamplingParams()])
-    slots.put_blocks(torch.tensor([0]), torch.tensor([[71, 72]]))
-    slots.used_width = 1
-    slots.step(torch.tensor([0]))
-    assert slots._network.asked[3].tolist() == [[71]]
-    assert slots._whole[0, HEAD:].tolist() == [71, 72]
+    batch = batch_with(logits_for(3), [SamplingParams()])
+    batch.set_block_table(torch.tensor([0]), torch.tensor([[71, 72]]))
+    batch.used_blocks = 1
+    batch.decode(torch.tensor([0]))
+    assert batch._model.asked[3].tolist() == [[71]]
+    assert batch._state[0, HEADER:].tolist() == [71, 72]
 
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_an_answer_stops_no_sooner_than_it_may(sampled):
     """One token is there already: with at least three, stop tokens are out twice."""
     sampling = SamplingParams(min_new_tokens=3, do_sample=sampled, top_k=1 if sampled else None)
-    slots = slots_with(scores_for(STOPS[1], STOPS[0]), [sampling, SamplingParams()])
-    step = slots.sampled_step if sampled else slots.step
+    batch = batch_with(logits_for(STOP_TOKENS[1], STOP_TOKENS[0]), [sampling, SamplingParams()])
+    step = batch.decode_sampled if sampled else batch.decode
     rows = torch.tensor([0, 1])
     found = [step(rows).tolist() for _ in range(4)]
     assert found == [[0, 4], [0, 4], [5, 4], [5, 4]]
@@ -181,11 +181,11 @@ def test_an_answer_stops_no_sooner_than_it_may(sampled):
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_suppressed_tokens_are_never_chosen(sampled):
-    scores = torch.full((1, VOCABULARY), 1.0)
-    scores[0, SUPPRESSED] = 50
+    logits = torch.full((1, VOCABULARY), 1.0)
+    logits[0, SUPPRESSED] = 50
     sampling = SamplingParams(do_sample=sampled, temperature=9.0)
-    slots = slots_with(scores, [sampling])
-    step = slots.sampled_step if sampled else slots.step
+    batch = batch_with(logits, [sampling])
+    step = batch.decode_sampled if sampled else batch.decode
     torch.manual_seed(0)
     found = {step(torch.tensor([0])).item() for _ in range(300)}
     assert not found & set(SUPPRESSED)
@@ -195,35 +195,35 @@ def test_suppressed_tokens_are_never_chosen(sampled):
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_scores_that_overflow_spoil_their_own_row_alone(sampled, bad):
-    scores = scores_for(3, 8, 9)
-    scores[1, 2] = bad
-    slots = slots_with(scores, [SamplingParams(do_sample=sampled, top_k=1)] * 3)
+    logits = logits_for(3, 8, 9)
+    logits[1, 2] = bad
+    batch = batch_with(logits, [SamplingParams(do_sample=sampled, top_k=1)] * 3)
     rows = torch.tensor([0, 1, 2])
-    step = slots.sampled_step if sampled else slots.step
+    step = batch.decode_sampled if sampled else batch.decode
     assert step(rows).tolist() == [3, OVERFLOW, 9]
-    assert slots._whole[rows, TOKEN].tolist() == [3, 0, 9]  # the next step can embed them
+    assert batch._state[rows, TOKEN].tolist() == [3, 0, 9]  # the next step can embed them
 
 
 def test_a_row_without_any_possible_token_is_an_overflow():
-    slots = slots_with(torch.full((1, VOCABULARY), -math.inf), [SamplingParams()])
-    assert slots.step(torch.tensor([0])).tolist() == [OVERFLOW]
+    batch = batch_with(torch.full((1, VOCABULARY), -math.inf), [SamplingParams()])
+    assert batch.decode(torch.tensor([0])).tolist() == [OVERFLOW]
 
 
 def test_nobodys_row_never_grows():
-    slots = slots_with(scores_for(3, 8, 8, 8), [SamplingParams()])
+    batch = batch_with(logits_for(3, 8, 8, 8), [SamplingParams()])
     for _ in range(5):
-        slots.step(torch.tensor([0, SLOTS, SLOTS, SLOTS]))
-    nobody = slots._whole[SLOTS]
+        batch.decode(torch.tensor([0, SLOTS, SLOTS, SLOTS]))
+    nobody = batch._state[SLOTS]
     assert (nobody[LENGTH], nobody[POSITION]) == (0, 0)
-    assert nobody[HEAD:].tolist() == [NOWHERE] * WIDTH
-    assert slots._whole[0, LENGTH] == 15
+    assert nobody[HEADER:].tolist() == [NULL_BLOCK] * WIDTH
+    assert batch._state[0, LENGTH] == 15
 
 
 def test_greedy_cold_and_hot_rows_go_together():
     torch.manual_seed(0)
     hot, cold = (SamplingParams(do_sample=True, temperature=t) for t in (50.0, 1e-3))
-    slots = slots_with(scores_for(3, 3, 3), [SamplingParams(), hot, cold])
-    found = [slots.sampled_step(torch.tensor([2, 0, 1])).tolist() for _ in range(40)]
+    batch = batch_with(logits_for(3, 3, 3), [SamplingParams(), hot, cold])
+    found = [batch.decode_sampled(torch.tensor([2, 0, 1])).tolist() for _ in range(40)]
     tokens = [set(row) for row in zip(*found, strict=True)]
     assert tokens[:2] == [{3}, {3}]
     assert len(tokens[2]) > 5
@@ -234,6 +234,6 @@ def test_greedy_cold_and_hot_rows_go_together():
     [({}, -1), ({"do_sample": True}, 0), ({"do_sample": True, "top_k": 7}, 7), ({"top_k": 7}, -1)],
 )
 def test_a_row_says_how_its_tokens_are_chosen(sampling, top_k):
-    row = row_of(1, 2, 3, 4, SamplingParams(min_new_tokens=5, **sampling))
+    row = row_header(1, 2, 3, 4, SamplingParams(min_new_tokens=5, **sampling))
     assert row == [1, 2, 3, 4, 5, top_k]
-    assert len(row) == HEAD
+    assert len(row) == HEADER

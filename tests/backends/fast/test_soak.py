@@ -30,7 +30,7 @@ def soak(lab, mixed, folder: Path, count: int, monkeypatch) -> tuple[list[Job], 
     """Jobs as they ended, and how often each fault was made."""
     draw, faults = random.Random(5), Counter()
     policy = ImagePolicy(resolution=96)
-    for method in ("see", "read", "step"):
+    for method in ("encode_images", "prefill", "decode"):
         real = getattr(ModelRunner, method)
 
         def failing(self, first, *rest, real=real, method=method):

@@ -1,7 +1,8 @@
-"""The vision tower between its matrix products, as Triton kernels.
+"""What the vision tower computes between its matrix products, as Triton kernels.
 
-Its sizes fit general kernels badly (rows of 1152, heads of 72), and its images have millions of
-values a layer, so that each trip through memory counts. A program keeps a row in registers.
+The tower's sizes fit general kernels badly (rows of 1152, heads of 72), and its images have
+millions of values a layer, so that each pass through memory counts. A program keeps a row in
+registers.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from torch import Tensor
 
 
 def add_norm(
-    x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """``x + more``, (rows, size), and its layer normalisation."""
+    """Compute ``x + residual``, (rows, size), and the layer normalisation of the sum."""
     size = x.shape[1]
-    total = x if more is None else torch.empty_like(x)
+    total = x if residual is None else torch.empty_like(x)
     out = torch.empty_like(x)
     _add_norm[(len(x),)](
-        x, x if more is None else more, weight, bias, total, out, size, eps,
-        MORE=more is not None, TILE=triton.next_power_of_2(size), num_warps=4,
+        x, x if residual is None else residual, weight, bias, total, out, size, eps,
+        RESIDUAL=residual is not None, TILE=triton.next_power_of_2(size), num_warps=4,
     )  # fmt: skip
     return total, out
 
 
 def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """Queries and keys of patches with rotary position embedding, (patches, 2, heads, size).
+    """Apply rotary position embedding to queries and keys, (patches, 2, heads, size).
 
     Parameters
     ----------
@@ -48,23 +49,24 @@ def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
 @triton.jit
 def _add_norm(
-    x, more, weight, bias, total, out, size, eps, MORE: tl.constexpr, TILE: tl.constexpr
+    x, residual, weight, bias, total, out, size, eps, RESIDUAL: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    row, places = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
-    there = places < size
-    at = row * size + places
-    values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
-    if MORE:
-        values += tl.load(more + at, mask=there, other=0.0).to(tl.float32)
+    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    valid = columns < size
+    offset = row * size + columns
+    values = tl.load(x + offset, mask=valid, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        values += tl.load(residual + offset, mask=valid, other=0.0).to(tl.float32)
         rounded = values.to(total.dtype.element_ty)
-        tl.store(total + at, rounded, mask=there)
+        tl.store(total + offset, rounded, mask=valid)
         values = rounded.to(tl.float32)
     mean = tl.sum(values, 0) / size
-    apart = tl.where(there, values - mean, 0.0)
-    spread = tl.rsqrt(tl.sum(apart * apart, 0) / size + eps)
-    w = tl.load(weight + places, mask=there, other=0.0).to(tl.float32)
-    b = tl.load(bias + places, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + at, (apart * spread * w + b).to(out.dtype.element_ty), mask=there)
+    centred = tl.where(valid, values - mean, 0.0)
+    inverse_std = tl.rsqrt(tl.sum(centred * centred, 0) / size + eps)
+    w = tl.load(weight + columns, mask=valid, other=0.0).to(tl.float32)
+    b = tl.load(bias + columns, mask=valid, other=0.0).to(tl.float32)
+    normed = centred * inverse_std * w + b
+    tl.store(out + offset, normed.to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -73,15 +75,15 @@ def _rotate(
     SIZE: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     patch = tl.program_id(0).to(tl.int64)
-    head, place = tl.arange(0, HEADS)[:, None], tl.arange(0, TILE)[None, :]
-    there = (head < heads) & (place < SIZE)
+    head, dim = tl.arange(0, HEADS)[:, None], tl.arange(0, TILE)[None, :]
+    valid = (head < heads) & (dim < SIZE)
     half = SIZE // 2
-    other = tl.where(place < half, place + half, place - half)  # the one that it turns with
+    partner_dim = tl.where(dim < half, dim + half, dim - half)  # the other half of the rotated pair
     source = qkv + patch * row_size + head * SIZE
-    values = tl.load(source + place, mask=there, other=0.0).to(tl.float32)
-    partner = tl.load(source + other, mask=there, other=0.0).to(tl.float32)
-    c = tl.load(cos + patch * SIZE + place, mask=place < SIZE, other=0.0).to(tl.float32)
-    s = tl.load(sin + patch * SIZE + place, mask=place < SIZE, other=0.0).to(tl.float32)
-    turned = values * c + tl.where(place < half, -partner, partner) * s
-    target = out + patch * heads * SIZE + head * SIZE + place
-    tl.store(target, turned.to(out.dtype.element_ty), mask=there)
+    values = tl.load(source + dim, mask=valid, other=0.0).to(tl.float32)
+    partner = tl.load(source + partner_dim, mask=valid, other=0.0).to(tl.float32)
+    c = tl.load(cos + patch * SIZE + dim, mask=dim < SIZE, other=0.0).to(tl.float32)
+    s = tl.load(sin + patch * SIZE + dim, mask=dim < SIZE, other=0.0).to(tl.float32)
+    turned = values * c + tl.where(dim < half, -partner, partner) * s
+    target = out + patch * heads * SIZE + head * SIZE + dim
+    tl.store(target, turned.to(out.dtype.element_ty), mask=valid)

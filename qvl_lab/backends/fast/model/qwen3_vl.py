@@ -1,8 +1,8 @@
 """Qwen3-VL's forward pass over packed sequences, on the weights of transformers' modules.
 
-Nothing here waits for the GPU but the first image of a size, and every shape is known on the CPU
-beforehand. Queries, keys and values come from one matrix product, gate and up projection from
-another; the modules' own weights become views of the joined ones, so that transformers' forward
+Every shape is known on the CPU beforehand, and the CPU waits for the GPU only at the first image of
+each size. Queries, keys and values come from one matrix product, gate and up projection from
+another; the modules' own weights become views of the merged ones, so that transformers' forward
 pass still works on them.
 """
 
@@ -24,84 +24,85 @@ from transformers.vision_utils import (
 
 from qvl_lab.backends.fast.model.attention import Lengths, block_attention, packed_attention
 from qvl_lab.backends.fast.model.layers import (
-    Angles,
-    Functions,
+    CosSin,
+    LayerFunctions,
     Norm,
     Summands,
-    attend_weights,
-    finish_weights,
-    look_weights,
+    input_weights,
     normed,
+    output_weights,
+    vision_weights,
 )
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.linear import FEW_ROWS
 from qvl_lab.probe.stages import stage
 
-#: Model types that it runs.
-FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
+#: Model types that this module runs.
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 #: Activations of text layers and vision blocks, as config files name them.
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-Put = Callable[[list[int], torch.dtype], Tensor]
+ToDevice = Callable[[list[int], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Prompt tokens of one forward pass, sequence after sequence.
+class PackedPrompts:
+    """Prompt tokens of one forward pass, packed sequence after sequence.
 
     Attributes
     ----------
     ids : Tensor
         (tokens,).
     positions : Tensor
-        (3, tokens): time, row, column.
-    places : Tensor
-        (tokens,): where in the flattened cache their keys and values go.
-    image_places : Tensor
-        (visual tokens,): which tokens show an image.
+        (3, tokens): the position in time, row and column.
+    slot_mapping : Tensor
+        (tokens,): the slot of the flattened cache that each token's key and value are stored in.
+    image_index : Tensor
+        (visual tokens,): which of the tokens show an image.
     features : Tensor
         (1 + DeepStack layers, visual tokens, hidden).
     lengths : Lengths
-    context : Tensor or None
-        (keys,): places in the flattened cache of all that each sequence attends to; None if no
-        sequence has anything before these tokens.
+    context_slots : Tensor or None
+        (keys,): the slots of all tokens that each sequence attends to; None if no sequence has
+        tokens in the cache from earlier passes.
     last : Tensor
-        Tokens whose successor is asked for.
+        (sequences that end here,): the tokens whose next token is asked for.
     """
 
     ids: Tensor
     positions: Tensor
-    places: Tensor
-    image_places: Tensor
+    slot_mapping: Tensor
+    image_index: Tensor
     features: Tensor
     lengths: Lengths
-    context: Tensor | None
+    context_slots: Tensor | None
     last: Tensor
 
 
 @dataclass(frozen=True)
-class KeyValues:
-    """The cache: keys and values, each (layers, blocks, block size, key-value heads, size)."""
+class KVCache:
+    """Keys and values, each (layers, blocks, block size, key-value heads, size)."""
 
     keys: Tensor
     values: Tensor
 
     @property
     def block_size(self) -> int:
+        """Tokens of a block."""
         return self.keys.shape[2]
 
-    def flat(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, each (places, key-value heads, size)."""
-        return self.keys[layer].flatten(0, 1), self.values[layer].flatten(0, 1)
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each (slots, key-value heads, size)."""
+        return self.keys[index].flatten(0, 1), self.values[index].flatten(0, 1)
 
 
 class Qwen3VLModel:
-    """The two halves of a model.
+    """The vision tower and the language model.
 
     Parameters
     ----------
     model : Qwen3VLForConditionalGeneration or Qwen3VLMoeForConditionalGeneration
-    put : callable
-        Brings a list of int to the model's device.
+    to_device : callable or None
+        Makes a tensor on the model's device from a list of int; not used on a CPU.
     fused : bool
         On CUDA, fuse what lies between matrix products.
 
@@ -111,16 +112,17 @@ class Qwen3VLModel:
         For a model of another family.
     """
 
-    def __init__(self, model: Any, put: Put, fused: bool = False) -> None:
-        family = model.config.model_type
-        if family not in FAMILIES:
+    def __init__(self, model: Any, to_device: ToDevice | None, fused: bool = False) -> None:
+        model_type = model.config.model_type
+        if model_type not in MODEL_TYPES:
             raise ConfigError(
-                f"the fast engine runs {' and '.join(FAMILIES)}, not {family}; use engine='stock'"
+                f"the fast engine runs {' and '.join(MODEL_TYPES)}, not {model_type}; "
+                "use engine='stock'"
             )
         self.tower, self.text = model.model.visual, model.model.language_model
         self.lm_head = model.lm_head
         self.device, self.dtype = model.device, self.tower.pos_embed.weight.dtype
-        self._put = None if self.device.type == "cpu" else put
+        self._to_device = None if self.device.type == "cpu" else to_device
         acts = self.text.config.hidden_act, self.tower.config.hidden_act
         if acts != ACTIVATIONS:
             raise ConfigError(
@@ -129,159 +131,172 @@ class Qwen3VLModel:
             )
         norm, cuda = self.text.norm, self.device.type == "cuda"
         self.fused = fused and cuda
-        self._do = Functions(norm.variance_epsilon, self.tower.blocks[0].norm1.eps, self.fused)
+        vision_eps = self.tower.blocks[0].norm1.eps
+        self._functions = LayerFunctions(norm.variance_epsilon, vision_eps, self.fused)
         self._layers = [
-            (attend_weights(layer), finish_weights(layer), layer) for layer in self.text.layers
+            (input_weights(layer), output_weights(layer), layer) for layer in self.text.layers
         ]
-        self._blocks = [look_weights(block) for block in self.tower.blocks]
+        self._vision_blocks = [vision_weights(block) for block in self.tower.blocks]
         self._scale = self.text.layers[0].self_attn.scaling
-        self._last = Norm(norm.weight), norm.variance_epsilon
+        self._final_norm = Norm(norm.weight), norm.variance_epsilon
         weight = self.tower.patch_embed.proj.weight
         # both frames of a still picture are the same, so the weights of the frames add up
         self._patch_weight = weight.sum(2).flatten(1)
-        self._plan = lru_cache(maxsize=64)(self._plan_of)
+        self._grid_positions = lru_cache(maxsize=64)(self._compute_grid_positions)
 
     @property
-    def depth(self) -> int:
-        """Feature tensors of an image: one, and one for each DeepStack layer."""
+    def feature_levels(self) -> int:
+        """Feature tensors of an image: the merger's, and one for each DeepStack layer."""
         return 1 + len(self.tower.deepstack_visual_indexes)
 
-    def warm_up(self, cache: KeyValues, place: int) -> None:
-        """Compile what few tokens need and what many do, by reading images; writes at ``place``."""
+    def warm_up(self, cache: KVCache, slot: int) -> None:
+        """Compile for few and for many tokens by reading blank images, stored in one ``slot``."""
         for tokens in (2, 1 + math.isqrt(FEW_ROWS)):
-            self._read_blank(tokens * self.tower.spatial_merge_size, cache, place)
+            self._prefill_blank(tokens * self.tower.spatial_merge_size, cache, slot)
 
-    def _read_blank(self, side: int, cache: KeyValues, place: int) -> None:
+    def _prefill_blank(self, side: int, cache: KVCache, slot: int) -> None:
         """Read an image of ``side`` by ``side`` patches."""
         patches = torch.zeros(side * side, self._patch_weight.shape[1], dtype=self.dtype)
-        features = self.see(patches.to(self.device), [(side, side)])
+        features = self.encode_images(patches.to(self.device), [(side, side)])
         tokens = features.shape[1]
         count = torch.arange(tokens, device=self.device)
-        prompts = Prompts(
+        prompts = PackedPrompts(
             ids=torch.zeros_like(count),
             positions=count.expand(3, -1),
-            places=torch.full_like(count, place),
-            image_places=count,
+            slot_mapping=torch.full_like(count, slot),
+            image_index=count,
             features=features,
-            lengths=Lengths.of([tokens], causal=True, put=self._put),
-            context=None,
+            lengths=Lengths.of([tokens], causal=True, to_device=self._to_device),
+            context_slots=None,
             last=count[:1],
         )
-        self.read(prompts, cache)
+        self.prefill(prompts, cache)
 
-    def key_values(self, blocks: int, block_size: int) -> KeyValues:
-        """An empty cache. Raises torch's out-of-memory error."""
+    def allocate_cache(self, blocks: int, block_size: int) -> KVCache:
+        """Allocate an empty cache. Raises torch's out-of-memory error."""
         config = self.text.config
         shape = (len(self._layers), blocks, block_size, config.num_key_value_heads, config.head_dim)
         keys, values = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return KeyValues(keys, values)
+        return KVCache(keys, values)
 
-    def see(self, patches: Tensor, grids: list[tuple[int, int]]) -> Tensor:
-        """Features of images, (1 + DeepStack layers, visual tokens, hidden).
+    def encode_images(self, patches: Tensor, grids: list[tuple[int, int]]) -> Tensor:
+        """Compute the features of images, (1 + DeepStack layers, visual tokens, hidden).
 
         Parameters
         ----------
         patches : Tensor
-            (patches, 3 * 16 * 16) in -1..1, those of four that make a token together.
+            (patches, 3 * 16 * 16) in -1..1; the four patches of a visual token follow each other.
         grids : list of (int, int)
             Rows and columns of patches of each image.
         """
-        tower, plans = self.tower, [self._plan(*grid) for grid in grids]
-        corners, shares, positions = (torch.cat(parts) for parts in zip(*plans, strict=True))
+        tower, positions = self.tower, [self._grid_positions(*grid) for grid in grids]
+        corners, weights, rows_columns = (torch.cat(p) for p in zip(*positions, strict=True))
         with stage("patch_embed", gpu=True):
             x = functional.linear(patches, self._patch_weight, tower.patch_embed.proj.bias)
-        x = x + (tower.pos_embed(corners) * shares[:, :, None]).sum(1).to(x.dtype)
-        angles = tower.rotary_pos_emb(x, positions)
-        lengths = Lengths.of([h * w for h, w in grids], causal=False, put=self._put)
-        scale, deep, more = tower.blocks[0].attn.scaling, [], None
-        for i, block in enumerate(self._blocks):
-            x, q, k, v = self._do.look(x, more, block, angles)
-            x, more = self._do.see(x, packed_attention(q, k, v, lengths, scale), block)
+        x = x + (tower.pos_embed(corners) * weights[:, :, None]).sum(1).to(x.dtype)
+        cos_sin = tower.rotary_pos_emb(x, rows_columns)
+        lengths = Lengths.of([h * w for h, w in grids], causal=False, to_device=self._to_device)
+        scale, deepstack, residual = tower.blocks[0].attn.scaling, [], None
+        for i, block in enumerate(self._vision_blocks):
+            x, q, k, v = self._functions.vision_qkv_rope(x, residual, block, cos_sin)
+            attended = packed_attention(q, k, v, lengths, scale)
+            x, residual = self._functions.vision_proj_mlp(x, attended, block)
             if i in tower.deepstack_visual_indexes:
-                x, more = x + more, None
+                x, residual = x + residual, None
                 merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(i)]
                 with stage("merger", gpu=True):
-                    deep.append(merger(x))
+                    deepstack.append(merger(x))
         with stage("merger", gpu=True):
-            x = x if more is None else x + more
-            return torch.stack([tower.merger(x), *deep])
+            x = x if residual is None else x + residual
+            return torch.stack([tower.merger(x), *deepstack])
 
-    def read(self, prompts: Prompts, cache: KeyValues) -> Tensor:
-        """Scores of the tokens after ``prompts.last``, (asked for, vocabulary)."""
+    def prefill(self, prompts: PackedPrompts, cache: KVCache) -> Tensor:
+        """Compute the logits of the tokens after ``prompts.last``, (len(last), vocabulary)."""
         with stage("layers", gpu=True):
-            x = self._read(prompts, cache)
+            x = self._prefill_layers(prompts, cache)
         with stage("lm_head", gpu=True):
-            return self._scores(x)
+            return self._logits(x)
 
-    def _read(self, prompts: Prompts, cache: KeyValues) -> Tensor:
-        """Hidden states of the tokens whose successors are asked for."""
+    def _prefill_layers(self, prompts: PackedPrompts, cache: KVCache) -> Tensor:
+        """The last hidden states of the tokens ``prompts.last``."""
         x = self.text.embed_tokens(prompts.ids)
-        if len(prompts.image_places):
-            x = x.index_copy(0, prompts.image_places, prompts.features[0])
-        angles, more = self._angles(x, prompts.positions), torch.zeros_like(x)
+        if len(prompts.image_index):
+            x = x.index_copy(0, prompts.image_index, prompts.features[0])
+        cos_sin, residual = self._cos_sin(x, prompts.positions), torch.zeros_like(x)
         for i in range(len(self._layers)):
-            keys, values = cache.flat(i)
-            x, q, k, v = self._attend(i, x, more, angles, keys, values, prompts.places)
-            if prompts.context is not None:
-                k, v = keys[prompts.context], values[prompts.context]
+            keys, values = cache.layer(i)
+            x, q, k, v = self._qkv(i, x, residual, cos_sin, keys, values, prompts.slot_mapping)
+            if prompts.context_slots is not None:
+                k, v = keys[prompts.context_slots], values[prompts.context_slots]
             attended = packed_attention(q, k, v, prompts.lengths, self._scale)
-            deep = i + 1 < len(prompts.features) and len(prompts.image_places)
-            if i + 1 == len(self._layers) and not deep:  # only those asked for go on
-                x, more = self._finish(i, x[prompts.last], attended[prompts.last])
-                return x + more
-            x, more = self._finish(i, x, attended)
-            if deep:
-                x = x.index_add(0, prompts.image_places, prompts.features[i + 1])
-        last: Tensor = (x + more)[prompts.last]
+            deepstack = i + 1 < len(prompts.features) and len(prompts.image_index)
+            if i + 1 == len(self._layers) and not deepstack:  # only the last tokens are needed
+                x, residual = self._output(i, x[prompts.last], attended[prompts.last])
+                return x + residual
+            x, residual = self._output(i, x, attended)
+            if deepstack:
+                x = x.index_add(0, prompts.image_index, prompts.features[i + 1])
+        last: Tensor = (x + residual)[prompts.last]
         return last
 
-    def _attend(self, i: int, x: Tensor, more: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = self._do.attend(x, more, self._layers[i][0], *rest)
-        return found
+    def _qkv(self, i: int, x: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        out: tuple[Tensor, ...] = self._functions.qkv_rope_store(
+            x, residual, self._layers[i][0], *rest
+        )
+        return out
 
-    def _finish(self, i: int, x: Tensor, attended: Tensor) -> Summands:
+    def _output(self, i: int, x: Tensor, attended: Tensor) -> Summands:
         _, weights, layer = self._layers[i]
         if weights.down is not None:
-            found: Summands = self._do.finish(x, attended, weights)
-            return found
-        x, y = self._do.settle(x, attended, weights)
+            out: Summands = self._functions.o_proj_mlp(x, attended, weights)
+            return out
+        x, y = self._functions.o_proj_norm(x, attended, weights)
         return x, layer.mlp(y[None])[0]
 
-    def step(
-        self, ids: Tensor, position: Tensor, length: Tensor, table: Tensor, cache: KeyValues
+    def decode(
+        self, ids: Tensor, position: Tensor, length: Tensor, block_table: Tensor, cache: KVCache
     ) -> Tensor:
-        """Scores of the next token of each sequence, (sequences, vocabulary).
+        """Compute the logits of the next token of each sequence, (sequences, vocabulary).
 
         Parameters
         ----------
         ids, position, length : Tensor
-            (sequences,): the last token, its position, and how many tokens came before it.
-        table : Tensor
-            (sequences, most blocks of a sequence).
+            (sequences,) each: the last token, its position, and the tokens cached before it.
+        block_table : Tensor
+            (sequences, max blocks of a sequence).
         """
-        block = table.gather(1, (length // cache.block_size)[:, None])[:, 0]
-        places = block * cache.block_size + length % cache.block_size
-        known = length + 1
+        block = block_table.gather(1, (length // cache.block_size)[:, None])[:, 0]
+        slot_mapping = block * cache.block_size + length % cache.block_size
+        cached = length + 1
         x = self.text.embed_tokens(ids)
-        angles, more = self._angles(x, position.expand(3, -1)), torch.zeros_like(x)
+        cos_sin, residual = self._cos_sin(x, position.expand(3, -1)), torch.zeros_like(x)
         for i in range(len(self._layers)):
-            x, q, _, _ = self._attend(i, x, more, angles, *cache.flat(i), places)
-            found = block_attention(q, cache.keys[i], cache.values[i], table, known, self._scale)
-            x, more = self._finish(i, x, found)
-        return self._scores(x + more)
+            x, q, _, _ = self._qkv(i, x, residual, cos_sin, *cache.layer(i), slot_mapping)
+            attended = block_attention(
+                q, cache.keys[i], cache.values[i], block_table, cached, self._scale
+            )
+            x, residual = self._output(i, x, attended)
+        return self._logits(x + residual)
 
-    def _scores(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.lm_head(normed(x, *self._last)).float()
-        return scores
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(normed(x, *self._final_norm)).float()
+        return logits
 
-    def _angles(self, x: Tensor, positions: Tensor) -> Angles:
+    def _cos_sin(self, x: Tensor, positions: Tensor) -> CosSin:
         cos, sin = self.text.rotary_emb(x[None], positions[:, None])
         return cos[0], sin[0]
 
-    def _plan_of(self, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a grid: learned positions to mix, shares of each, rows and columns."""
+    def _compute_grid_positions(self, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions of a grid of ``h`` by ``w`` patches.
+
+        Returns
+        -------
+        tuple of Tensor
+            Indices of the learned embeddings to interpolate and their weights, (patches, 4) each,
+            then rows and columns, (patches, 2).
+        """
         tower, grid = self.tower, torch.tensor([[1, h, w]])
-        corners, shares = get_vision_interpolation_indices_and_weights(
+        corners, weights = get_vision_interpolation_indices_and_weights(
             grid,
             num_grid_per_side=math.isqrt(len(tower.pos_embed.weight)),
             mode="bilinear",
@@ -289,4 +304,4 @@ class Qwen3VLModel:
             spatial_merge_size=tower.spatial_merge_size,
         )
         positions = get_vision_position_ids(grid, tower.spatial_merge_size)
-        return corners.to(self.device), shares.to(self.device), positions.to(self.device)
+        return corners.to(self.device), weights.to(self.device), positions.to(self.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qvl_lab.backends.fast.model.layers import rotated
-from qvl_lab.models.linear import Matrix, gelu_product
+from qvl_lab.models.linear import LinearWeights, gelu_linear
 
 pytestmark = pytest.mark.gpu
 #: Of a number, for fp32 and bf16: the results are rounded once, sums in another order.
@@ -30,11 +30,11 @@ def near(found: Tensor, exact: Tensor, dtype: torch.dtype) -> bool:
 
 @pytest.mark.parametrize("size", [1152, 1024, 160])
 def test_a_sum_and_its_normalisation(dtype, size):
-    from qvl_lab.backends.fast.kernels import vision as tower_kernels
+    from qvl_lab.backends.fast.kernels import vision
 
     x, more, weight, bias = (some(*s, dtype=dtype) for s in ((50, size),) * 2 + ((size,),) * 2)
     for summand in (None, more):
-        total, out = tower_kernels.add_norm(x, summand, weight, bias, 1e-6)
+        total, out = vision.add_norm(x, summand, weight, bias, 1e-6)
         exact = x if summand is None else x + summand
         assert torch.equal(total, exact)
         wide = functional.layer_norm(exact.double(), (size,), weight.double(), bias.double(), 1e-6)
@@ -43,11 +43,11 @@ def test_a_sum_and_its_normalisation(dtype, size):
 
 @pytest.mark.parametrize(("heads", "size"), [(16, 72), (16, 64), (5, 32)])
 def test_rotation(dtype, heads, size):
-    from qvl_lab.backends.fast.kernels import vision as tower_kernels
+    from qvl_lab.backends.fast.kernels import vision
 
     qkv = some(70, 3 * heads * size, dtype=dtype)
     angles = some(70, size, dtype=torch.float32), some(70, size, dtype=torch.float32)
-    found = tower_kernels.rotated(qkv, *angles, heads)
+    found = vision.rotated(qkv, *angles, heads)
     exact = rotated(qkv.view(70, 3 * heads, size)[:, : 2 * heads].double(), angles)
     assert near(found.view(70, 2 * heads, size), exact, dtype)
 
@@ -58,4 +58,4 @@ def test_gelu_of_a_product(dtype, inputs, outputs):
     x, weight, bias = (some(*shape, dtype=dtype) for shape in shapes)
     exact = functional.linear(x.double(), weight.double(), bias.double())
     exact = functional.gelu(exact, approximate="tanh")
-    assert near(gelu_product(x, Matrix(weight, bias)), exact, dtype)
+    assert near(gelu_linear(x, LinearWeights(weight, bias)), exact, dtype)

@@ -58,16 +58,16 @@ def one_by_one(
 def test_lengths_say_where_sequences_begin():
     asked = []
 
-    def put(values: list[int], dtype: torch.dtype) -> Tensor:
+    def to_device(values: list[int], dtype: torch.dtype) -> Tensor:
         asked.append(dtype)
         return torch.tensor(values, dtype=dtype)
 
-    lengths = Lengths.of([3, 1, 4], [3, 5, 4], causal=True, put=put)
+    lengths = Lengths.of([3, 1, 4], [3, 5, 4], causal=True, to_device=to_device)
     assert (lengths.queries, lengths.keys) == ((3, 1, 4), (3, 5, 4))
-    assert [start.tolist() for start in lengths.starts] == [[0, 3, 4, 8], [0, 3, 8, 12]]
+    assert [start.tolist() for start in lengths.cu_seqlens] == [[0, 3, 4, 8], [0, 3, 8, 12]]
     assert asked == [torch.int32] * 2
     alone = Lengths.of([2, 2], causal=False)
-    assert (alone.keys, alone.starts) == ((2, 2), None)
+    assert (alone.keys, alone.cu_seqlens) == ((2, 2), None)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -98,37 +98,39 @@ def test_later_parts_of_a_sequence_attend_to_all_before_them(shape, causal):
 def in_blocks(
     shape: tuple[int, int, int], lengths: list[int], size: int = 4
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys and values in shuffled blocks, their table and lengths, the true result."""
+    """Queries, keys and values in shuffled blocks, block table, lengths, and the true result."""
     heads, kv_heads, width = shape
     most = -(-max(lengths) // size) + 2  # two more than anybody needs
     blocks = torch.randperm(len(lengths) * most, generator=torch.Generator().manual_seed(3))
-    table = blocks.view(len(lengths), most)
+    block_table = blocks.view(len(lengths), most)
     kv = (len(blocks) + 1, size, kv_heads, width)
     k, v, q = some(*kv, seed=1), some(*kv, seed=2), some(len(lengths), heads, width)
     expected = []
     for row, length in enumerate(lengths):
-        own = [half[table[row]].flatten(0, 1) for half in (k, v)]
+        own = [half[block_table[row]].flatten(0, 1) for half in (k, v)]
         expected.append(attend(q[row : row + 1], *(half[:length] for half in own), False, 0.3))
         for half in (k, v):  # what lies behind the length must not matter
-            rest = half[table[row]].flatten(0, 1)
+            rest = half[block_table[row]].flatten(0, 1)
             rest[length:] = 1e4 * (1 - 2 * (row % 2))
-            half[table[row]] = rest.view(most, size, kv_heads, width)
-    return q, k, v, table, torch.tensor(lengths), torch.cat(expected)
+            half[block_table[row]] = rest.view(most, size, kv_heads, width)
+    return q, k, v, block_table, torch.tensor(lengths), torch.cat(expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("lengths", [[1], [3, 4, 5, 16, 1], [9, 9]])
 def test_a_query_attends_to_the_tokens_in_its_blocks(shape, lengths):
-    q, k, v, table, length, expected = in_blocks(shape, lengths)
-    torch.testing.assert_close(block_attention(q, k, v, table, length, 0.3), expected, **EXACT)
+    q, k, v, block_table, length, expected = in_blocks(shape, lengths)
+    torch.testing.assert_close(
+        block_attention(q, k, v, block_table, length, 0.3), expected, **EXACT
+    )
 
 
 def test_rows_may_share_blocks():
-    q, k, v, table, length, _ = in_blocks((4, 2, 8), [9, 9])
-    table[1, :2] = table[0, :2]
-    found = block_attention(q, k, v, table, length, 0.3)
+    q, k, v, block_table, length, _ = in_blocks((4, 2, 8), [9, 9])
+    block_table[1, :2] = block_table[0, :2]
+    found = block_attention(q, k, v, block_table, length, 0.3)
     for row in range(2):
-        own = [half[table[row]].flatten(0, 1)[:9] for half in (k, v)]
+        own = [half[block_table[row]].flatten(0, 1)[:9] for half in (k, v)]
         torch.testing.assert_close(found[row : row + 1], attend(q[row : row + 1], *own, False, 0.3))
 
 
@@ -139,7 +141,7 @@ def test_rows_may_share_blocks():
 @pytest.mark.parametrize("shape", [(4, 4, 72), (8, 2, 128)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_attention_on_a_gpu_is_that_of_the_cpu(shape, causal, monkeypatch):
-    def put(values: list[int], dtype: torch.dtype) -> Tensor:
+    def to_device(values: list[int], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device="cuda")
 
     queries, keys = [1, 40, 40, 130], [1, 40, 97, 130]
@@ -148,7 +150,7 @@ def test_packed_attention_on_a_gpu_is_that_of_the_cpu(shape, causal, monkeypatch
     half = [t.bfloat16() for t in packed(queries, keys, shape)]
     scale = shape[2] ** -0.5
     expected = one_by_one(*(t.float() for t in half), queries, keys, causal, scale)
-    lengths = Lengths.of(queries, keys, causal=causal, put=put)
+    lengths = Lengths.of(queries, keys, causal=causal, to_device=to_device)
     flash = attention.varlen_attn
     assert flash is not None
     for kernel in (flash, None):  # and as it is before torch 2.10
@@ -162,8 +164,8 @@ def test_packed_attention_on_a_gpu_is_that_of_the_cpu(shape, causal, monkeypatch
 @pytest.mark.parametrize("size", [4, 16])
 @pytest.mark.parametrize("run", [block_attention, gathered_attention])
 def test_block_attention_on_a_gpu_is_that_of_the_cpu(shape, size, run):
-    q, k, v, table, length, _ = in_blocks(shape, [1, 5, 64, 65, 300], size)
+    q, k, v, block_table, length, _ = in_blocks(shape, [1, 5, 64, 65, 300], size)
     half = [t.bfloat16() for t in (q, k, v)]
-    expected = gathered_attention(*(t.float() for t in half), table, length, 0.1)
-    found = run(*(t.cuda() for t in (*half, table, length)), 0.1)
+    expected = gathered_attention(*(t.float() for t in half), block_table, length, 0.1)
+    found = run(*(t.cuda() for t in (*half, block_table, length)), 0.1)
     torch.testing.assert_close(found.float().cpu(), expected, **ROUGH)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen3VLMoeConfig
 
 from qvl_lab.backends.fast.model.attention import Lengths
-from qvl_lab.backends.fast.model.qwen3_vl import KeyValues, Prompts, Qwen3VLModel
+from qvl_lab.backends.fast.model.qwen3_vl import KVCache, PackedPrompts, Qwen3VLModel
 from qvl_lab.backends.processor import Request
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.linear import FEW_ROWS
@@ -47,14 +47,14 @@ def model(request, lab) -> Any:
     config = lab.loaded.model.config
     config = config if request.param == "dense" else with_experts(config)
     model = build(config, torch.float32, "cpu", None, seed=1).eval()
-    for parameter in model.parameters():  # scores that differ, and norms and biases that count
+    for parameter in model.parameters():  # logits that differ, and norms and biases that count
         parameter.data += 0.02 * torch.randn_like(parameter)
     return model
 
 
 @pytest.fixture(scope="module")
 def network(model) -> Qwen3VLModel:
-    return Qwen3VLModel(model, put=None)
+    return Qwen3VLModel(model, to_device=None)
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Text:
     inputs: dict[str, Tensor]  # of the prompt with some tokens more
     prompt: int
     positions: Tensor
-    scores: Tensor
+    logits: Tensor
     blocks: list[int]
 
     @property
@@ -85,7 +85,7 @@ class Text:
         """One frame of two that are the same."""
         return self.inputs["pixel_values"].view(-1, 3, 2, 256)[:, :, 0].flatten(1)
 
-    def places(self, start: int, stop: int) -> Tensor:
+    def slot_mapping(self, start: int, stop: int) -> Tensor:
         place = torch.arange(start, stop)
         return torch.tensor(self.blocks)[place // BLOCK] * BLOCK + place % BLOCK
 
@@ -116,19 +116,19 @@ def texts(lab, model) -> list[Text]:
             image_grid_thw=inputs["image_grid_thw"],
         )
         with torch.inference_mode():
-            scores = model(**inputs).logits[0]
-        own = [blocks.pop() for _ in range(-(-scores.shape[0] // BLOCK))]
-        made.append(Text(inputs, prompt, positions[:, 0], scores, own))
+            logits = model(**inputs).logits[0]
+        own = [blocks.pop() for _ in range(-(-logits.shape[0] // BLOCK))]
+        made.append(Text(inputs, prompt, positions[:, 0], logits, own))
     return made
 
 
 def seen(network: Qwen3VLModel, texts: list[Text]) -> list[Tensor]:
     """Features of each text's image."""
-    features = network.see(torch.cat([t.patches for t in texts]), [t.grid for t in texts])
+    features = network.encode_images(torch.cat([t.patches for t in texts]), [t.grid for t in texts])
     return list(features.split([len(t.image) for t in texts], 1))
 
 
-def prompts_of(parts: list[tuple[Text, Tensor, int, int]]) -> Prompts:
+def prompts_of(parts: list[tuple[Text, Tensor, int, int]]) -> PackedPrompts:
     """Parts of texts, each with its image's features, from one token to another."""
     begun = any(start for _, _, start, _ in parts)
     images, features, last, first = [], [], [], 0
@@ -138,23 +138,25 @@ def prompts_of(parts: list[tuple[Text, Tensor, int, int]]) -> Prompts:
         features.append(own[:, inside])
         first += stop - start
         last.append(first - 1)
-    return Prompts(
+    return PackedPrompts(
         ids=torch.cat([t.ids[start:stop] for t, _, start, stop in parts]),
         positions=torch.cat([t.positions[:, start:stop] for t, _, start, stop in parts], 1),
-        places=torch.cat([t.places(start, stop) for t, _, start, stop in parts]),
-        image_places=torch.cat(images),
+        slot_mapping=torch.cat([t.slot_mapping(start, stop) for t, _, start, stop in parts]),
+        image_index=torch.cat(images),
         features=torch.cat(features, 1),
         lengths=Lengths.of(
             [stop - start for *_, start, stop in parts], [stop for *_, stop in parts], causal=True
         ),
-        context=torch.cat([t.places(0, stop) for t, *_, stop in parts]) if begun else None,
+        context_slots=torch.cat([t.slot_mapping(0, stop) for t, *_, stop in parts])
+        if begun
+        else None,
         last=torch.tensor(last),
     )
 
 
 @pytest.fixture
-def cache(network) -> KeyValues:
-    cache = network.key_values(BLOCKS, BLOCK)
+def cache(network) -> KVCache:
+    cache = network.allocate_cache(BLOCKS, BLOCK)
     for half in (cache.keys, cache.values):
         half.fill_(1e3)  # what was there before must not matter
     return cache
@@ -171,7 +173,7 @@ def without_gradients():
 
 def test_features_of_mixed_sizes_are_those_of_the_tower(model, network, texts):
     found = seen(network, texts)
-    assert network.depth == 3
+    assert network.feature_levels == 3
     for text, features in zip(texts, found, strict=True):
         expected = model.model.visual(
             text.inputs["pixel_values"], grid_thw=text.inputs["image_grid_thw"]
@@ -194,8 +196,8 @@ def test_an_image_is_seen_the_same_whatever_is_beside_it(network, texts):
 def test_scores_of_whole_prompts_are_those_of_the_model(network, texts, cache):
     features = seen(network, texts)
     parts = [(t, own, 0, t.prompt) for t, own in zip(texts, features, strict=True)]
-    found = network.read(prompts_of(parts), cache)
-    expected = torch.stack([t.scores[t.prompt - 1] for t in texts])
+    found = network.prefill(prompts_of(parts), cache)
+    expected = torch.stack([t.logits[t.prompt - 1] for t in texts])
     torch.testing.assert_close(found, expected, **CLOSE)
     assert len(found.argmax(-1).unique()) > 1
 
@@ -211,35 +213,35 @@ def test_scores_do_not_depend_on_how_a_prompt_is_cut(network, texts, cache, chun
                 parts.append((text, own, start, min(start + chunk, text.prompt)))
         if not parts:
             continue
-        found = network.read(prompts_of(parts), cache)
-        expected = torch.stack([text.scores[stop - 1] for text, _, _, stop in parts])
+        found = network.prefill(prompts_of(parts), cache)
+        expected = torch.stack([text.logits[stop - 1] for text, _, _, stop in parts])
         torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_no_score_is_computed_that_nobody_asks_for(network, texts, cache):
     (own,) = seen(network, texts[:1])
     prompts = prompts_of([(texts[0], own, 0, 8)])
-    nothing = Prompts(**{**vars(prompts), "last": torch.tensor([], dtype=torch.int64)})
-    assert network.read(nothing, cache).shape == (0, network.lm_head.out_features)
+    nothing = PackedPrompts(**{**vars(prompts), "last": torch.tensor([], dtype=torch.int64)})
+    assert network.prefill(nothing, cache).shape == (0, network.lm_head.out_features)
 
 
 def test_steps_after_a_prompt_are_as_if_all_had_been_read(network, texts, cache):
     features = seen(network, texts)
-    network.read(
+    network.prefill(
         prompts_of([(t, own, 0, t.prompt) for t, own in zip(texts, features, strict=True)]), cache
     )
     most = max(len(t.blocks) for t in texts)
-    table = torch.tensor([t.blocks + [BLOCKS - 1] * (most - len(t.blocks)) for t in texts])
+    block_table = torch.tensor([t.blocks + [BLOCKS - 1] * (most - len(t.blocks)) for t in texts])
     for more in range(6):
         at = [t.prompt + more for t in texts]
-        found = network.step(
+        found = network.decode(
             torch.stack([t.ids[place] for t, place in zip(texts, at, strict=True)]),
             torch.stack([t.positions[0, place] for t, place in zip(texts, at, strict=True)]),
             torch.tensor(at),
-            table,
+            block_table,
             cache,
         )
-        expected = torch.stack([t.scores[place] for t, place in zip(texts, at, strict=True)])
+        expected = torch.stack([t.logits[place] for t, place in zip(texts, at, strict=True)])
         torch.testing.assert_close(found, expected, **CLOSE)
 
 
@@ -252,7 +254,7 @@ def test_the_models_own_forward_and_weights_are_unchanged(model, texts):
     named = dict(fresh.named_parameters())
     before = fresh(**texts[0].inputs).logits
     for _ in range(2):  # a second engine joins what is joined
-        Qwen3VLModel(fresh, put=None)
+        Qwen3VLModel(fresh, to_device=None)
     assert torch.equal(fresh(**texts[0].inputs).logits, before)
     after = fresh.state_dict()
     assert after.keys() == weights.keys()
@@ -262,7 +264,7 @@ def test_the_models_own_forward_and_weights_are_unchanged(model, texts):
 
 def test_a_model_can_be_saved_with_its_joined_weights(lab, tmp_path):
     model = build(lab.loaded.model.config, torch.float32, "cpu", None, seed=2).eval()
-    Qwen3VLModel(model, put=None)
+    Qwen3VLModel(model, to_device=None)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     expected = model.state_dict()
@@ -273,16 +275,16 @@ def test_a_model_can_be_saved_with_its_joined_weights(lab, tmp_path):
 def test_other_families_are_refused():
     other = SimpleNamespace(config=SimpleNamespace(model_type="qwen2_vl"))
     with pytest.raises(ConfigError, match="not qwen2_vl; use engine='stock'"):
-        Qwen3VLModel(other, put=None)
+        Qwen3VLModel(other, to_device=None)
 
 
 def test_a_warm_up_reads_few_tokens_and_many_and_writes_in_one_place(network, monkeypatch):
     counts = []
-    read = Qwen3VLModel.read
+    prefill = Qwen3VLModel.prefill
     monkeypatch.setattr(
-        Qwen3VLModel, "read", lambda self, p, c: counts.append(len(p.ids)) or read(self, p, c)
+        Qwen3VLModel, "prefill", lambda self, p, c: counts.append(len(p.ids)) or prefill(self, p, c)
     )
-    cache = network.key_values(3, BLOCK)
+    cache = network.allocate_cache(3, BLOCK)
     with torch.inference_mode():
         network.warm_up(cache, 2 * BLOCK)
     assert counts[0] < FEW_ROWS < counts[-1]
