@@ -19,8 +19,8 @@ from PIL import (
 )
 
 from qvl_lab.config import ImagePolicy
-from qvl_lab.errors import ImageError
-from qvl_lab.workloads.items import ImageLike
+from qvl_lab.errors import ImageError, InputError
+from qvl_lab.workloads.items import ImageLike, refuse_url
 
 #: Decoders that may run on foreign bytes. Formats that start other programs are not among them.
 DECODERS = (
@@ -32,6 +32,14 @@ DECODERS = (
     TiffImagePlugin.TiffImageFile,
 )
 FORMATS = tuple(decoder.format for decoder in DECODERS)
+#: Endings of photos that are not decoded, and what to do about them.
+UNSUPPORTED = {
+    **dict.fromkeys((".heic", ".heif"), "HEIC is not supported: export the photo as JPEG"),
+    **dict.fromkeys((".avif", ".jxl", ".jp2"), "this format is not supported: save it as PNG"),
+    **dict.fromkeys((".dng", ".cr2", ".nef", ".arw"), "RAW is not supported: export a JPEG"),
+    **dict.fromkeys((".svg", ".psd"), "this format is not supported: export it as PNG"),
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 
 def read_bytes(image: ImageLike, policy: ImagePolicy) -> bytes | Image.Image:
@@ -44,6 +52,10 @@ def read_bytes(image: ImageLike, policy: ImagePolicy) -> bytes | Image.Image:
     """
     if isinstance(image, Image.Image):
         return image
+    try:
+        refuse_url(image)
+    except InputError as e:
+        raise ImageError(str(e)) from None
     try:
         if not isinstance(image, bytes) and Path(image).exists() and not Path(image).is_file():
             raise ImageError("not a regular file")
@@ -58,7 +70,7 @@ def read_bytes(image: ImageLike, policy: ImagePolicy) -> bytes | Image.Image:
         return image if isinstance(image, bytes) else Path(image).read_bytes()
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
         why = getattr(e, "strerror", None) or e
-        raise ImageError(f"cannot read the file: {why}") from e
+        raise ImageError(f"cannot read the file: {why}: {str(image)!r}") from e
 
 
 def decode_image(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image:
@@ -120,6 +132,8 @@ def _open(image: bytes | Image.Image, policy: ImagePolicy) -> Image.Image:
         except Image.DecompressionBombError as e:
             raise ImageError(f"too many pixels: {e}") from e
         except UnidentifiedImageError as e:
+            if image[4:8] == b"ftyp" and image[8:12] in _HEIF_BRANDS:
+                raise ImageError(UNSUPPORTED[".heic"]) from e
             raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from e
         except Exception as e:
             raise ImageError(f"the header cannot be read: {e}") from e

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import random
 import re
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any, Self
 from PIL import Image
 
 from qvl_lab.config import digest
-from qvl_lab.errors import WorkloadError
+from qvl_lab.errors import InputError, WorkloadError
 
 DEFAULT_QUESTION = "Describe this image."
 
@@ -22,6 +23,9 @@ DEFAULT_QUESTION = "Describe this image."
 REPEATED = re.compile(r", \d+% repeated")
 
 ImageLike = str | Path | bytes | Image.Image
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,28 @@ class Item:
 class Workload:
     """Items by name.
 
-    ``errors`` lists what could not become an item, ``ignored`` the files that are no images.
+    ``errors`` lists what could not become an item, ``ignored`` the files that are no images. Ids
+    are unique: of items that share one, the first keeps it, and the others become "b#2", "b#3".
     """
 
     name: str
     items: tuple[Item, ...]
     errors: tuple[dict[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        ids = [item.id for item in self.items]
+        names = unique(ids)
+        renamed = [(old, new) for old, new in zip(ids, names, strict=True) if old != new]
+        if not renamed:
+            return
+        pairs = zip(self.items, names, strict=True)
+        items = tuple(i if i.id == name else replace(i, id=name) for i, name in pairs)
+        object.__setattr__(self, "items", items)
+        log.warning(
+            "workload %r: %d repeated ids were renamed, such as %r to %r",
+            *(self.name, len(renamed), *renamed[0]),
+        )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -157,6 +176,26 @@ class Workload:
             "with_reference": sum(i.reference is not None for i in self.items),
             "tasks": tasks,
         }
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Names in their order, repeated ones numbered: b, b#2, b#3; a name in use is left out."""
+    taken, next_number = set(names), dict.fromkeys(names, 1)
+    result = []
+    for name in names:
+        number = next_number[name]
+        while number > 1 and f"{name}#{number}" in taken:
+            number += 1
+        next_number[name] = number + 1
+        result.append(name if number == 1 else f"{name}#{number}")
+    return result
+
+
+def refuse_url(image: object) -> None:
+    """Raise an InputError if what should be an image is a web address or a data URL."""
+    if isinstance(image, str) and _URL.match(image):
+        shown = image if len(image) <= 80 else f"{image[:77]}..."
+        raise InputError(f"{shown} is a URL, which is not read: download it and give the file")
 
 
 def _again(original: Item, nth: int, pool: Sequence[str], same_question: bool) -> Item:

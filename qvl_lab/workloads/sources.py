@@ -1,31 +1,38 @@
-"""Reading workloads from folders, CSV and JSONL files, packaged sets and images in hand.
+"""Reading workloads from folders, tables, packaged sets and images in hand.
 
-A table has the columns id, image, question, reference (or answer), task; its paths are relative to
-the file. Files are only listed here: bytes are read when an item is used, and one bad row never
-stops the others.
+Files are only listed here: bytes are read when an item is used. What cannot be used, a bad row or
+a photo in a format that is not supported, is listed in ``Workload.errors`` and stops nothing.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from qvl_lab.assets import asset
-from qvl_lab.errors import UnknownNameError, WorkloadError
-from qvl_lab.workloads.items import DEFAULT_QUESTION, ImageLike, Item, Workload
+from qvl_lab.errors import InputError, UnknownNameError, WorkloadError
+from qvl_lab.workloads import tables
+from qvl_lab.workloads.decode import UNSUPPORTED
+from qvl_lab.workloads.items import (
+    DEFAULT_QUESTION,
+    ImageLike,
+    Item,
+    Workload,
+    refuse_url,
+    unique,
+)
 
 PACKAGED = ("evaluation", "mixed")
-COLUMNS = ("id", "image", "question", "reference", "answer", "task")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ""})
 MAX_ITEMS = 1_000_000
 
 
 def load_workload(
-    source: str | Path | Workload | Sequence[ImageLike],
+    source: str | Path | Workload | Iterable[ImageLike],
     *,
     question: str | None = None,
     task: str | None = None,
@@ -34,11 +41,19 @@ def load_workload(
 
     Parameters
     ----------
-    source : str, Path, Workload or sequence of images
-        ``"mixed"`` or another packaged set, a folder (searched with its subfolders), an image,
-        a CSV or JSONL file, or images in hand.
+    source : str, Path, Workload, image, iterable of images or DataFrame
+        ``"mixed"`` or another packaged set; a folder (searched with its subfolders); an image; a
+        table (.csv, .tsv, .jsonl, .json or a pandas DataFrame) with the columns id, image,
+        question, reference (or answer), task, of which only image is needed and whose paths are
+        relative to the file; or images in hand: paths, bytes, PIL images.
     question, task : str, optional
         For items that bring none of their own.
+
+    Returns
+    -------
+    Workload
+        Its ids are the table's, or paths within the folder, or file names (whole paths where names
+        are the same). Repeated ones are numbered: "b", "b#2".
 
     Raises
     ------
@@ -48,109 +63,93 @@ def load_workload(
     if isinstance(source, Workload):
         return source
     defaults: dict[str, Any] = {"question": question or DEFAULT_QUESTION, "task": task}
+    if hasattr(source, "columns") and hasattr(source, "to_dict"):
+        return _from_rows("table", tables.frame_rows(source), Path(), "row", defaults)
+    if isinstance(source, bytes | Image.Image):
+        source = [source]
     if not isinstance(source, str | Path):
-        items = tuple(Item(_label(im, i), im, **defaults) for i, im in enumerate(source))
-        return _not_empty(Workload("images", items))
+        return _from_images(list(source), defaults)
+    refuse_url(source)
     if str(source) in PACKAGED:
         source = asset(f"data/{source}") / f"{source}.jsonl"
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, defaults)
-    if path.suffix.lower() in (".csv", ".jsonl"):
-        return _from_table(path, defaults)
+    if path.suffix.lower() in tables.SUFFIXES:
+        return _from_rows(path.stem, tables.table_rows(path), path.parent, path.name, defaults)
     if path.is_file():
         return Workload(path.name, (Item(path.name, path, **defaults),))
     if path.parent == Path() and not path.suffix:
         raise UnknownNameError("workload, folder or file", str(source), PACKAGED)
-    raise WorkloadError(f"{path} does not exist; give a folder, a .csv, a .jsonl or an image")
+    raise WorkloadError(
+        f"{path} does not exist; give a folder, a .csv, a .jsonl, a .json or an image"
+    )
+
+
+def _from_images(images: list[ImageLike], defaults: dict[str, Any]) -> Workload:
+    for index, image in enumerate(images):
+        refuse_url(image)
+        if not isinstance(image, str | Path | bytes | Image.Image):
+            raise WorkloadError(
+                f"image {index} is of type {type(image).__name__}; give a path, bytes or a PIL "
+                "image (PIL.Image.fromarray makes one of an array)"
+            )
+    names = unique(_labels(images))
+    items = tuple(Item(n, im, **defaults) for n, im in zip(names, images, strict=True))
+    return _not_empty(Workload("images", items))
+
+
+def _labels(images: list[ImageLike]) -> list[str]:
+    """File names, or whole paths where different paths have the same name."""
+    paths = {Path(image) for image in images if isinstance(image, str | Path)}
+    shared = Counter(path.name for path in paths)
+    labels = []
+    for index, image in enumerate(images):
+        if not isinstance(image, str | Path):
+            labels.append(f"image {index}")
+        else:
+            path = Path(image)
+            labels.append(path.name if shared[path.name] == 1 else path.as_posix())
+    return labels
 
 
 def _from_folder(folder: Path, defaults: dict[str, Any]) -> Workload:
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _hidden(p, folder)]
-    names = [p.relative_to(folder).as_posix() for p in files]
-    wanted = [(n, p) for n, p in zip(names, files, strict=True) if p.suffix.lower() in SUFFIXES]
-    items = tuple(Item(name, path, **defaults) for name, path in wanted)
-    ignored = tuple(sorted(set(names) - {name for name, _ in wanted}))
-    return _not_empty(Workload(folder.resolve().name, items, ignored=ignored))
+    items, errors, ignored = [], [], []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or _hidden(path, folder):
+            continue
+        name, suffix = path.relative_to(folder).as_posix(), path.suffix.lower()
+        if suffix in SUFFIXES:
+            items.append(Item(name, path, **defaults))
+        elif suffix in UNSUPPORTED:
+            errors.append({"id": name, "error": UNSUPPORTED[suffix]})
+        else:
+            ignored.append(name)
+    workload = Workload(folder.resolve().name, tuple(items), tuple(errors), tuple(sorted(ignored)))
+    return _not_empty(workload, f"; images end in {', '.join(sorted(s for s in SUFFIXES if s))}")
 
 
-def _from_table(path: Path, defaults: dict[str, Any]) -> Workload:
-    try:
-        rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
-    except OSError as e:
-        raise WorkloadError(f"cannot read {path}: {e.strerror}") from e
+def _from_rows(
+    name: str, rows: tables.Rows, folder: Path, label: str, defaults: dict[str, Any]
+) -> Workload:
     items: list[Item] = []
     errors: list[dict[str, str]] = []
     for number, row in rows:
         try:
-            items.append(_item(row, path.parent, f"{path.name}:{number}", defaults))
-        except WorkloadError as e:
-            errors.append({"id": f"{path.name}:{number}", "error": str(e)})
-    repeated = len(items) - len({item.id for item in items})
-    if repeated:
-        items = [replace(item, id=f"{i}:{item.id}") for i, item in enumerate(items)]
-    return _not_empty(Workload(path.stem, tuple(items), tuple(errors)))
+            items.append(tables.row_item(row, folder, f"{label}:{number}", defaults))
+        except InputError as e:
+            errors.append({"id": f"{label}:{number}", "error": str(e)})
+    return _not_empty(Workload(name, tuple(items), tuple(errors)))
 
 
-def _csv_rows(path: Path) -> list[tuple[int, Any]]:
-    rows: list[tuple[int, Any]] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                surplus = any(row.pop(None, ()))  # empty ones are trailing commas
-                values = {k: v for k, v in row.items() if v}
-                rows.append((reader.line_num, _SURPLUS if surplus else values))
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise WorkloadError(f"{path} is not a readable CSV in UTF-8: {e}") from e
-    return rows
-
-
-_SURPLUS = "more values than columns; put quotes around a value that has a comma"
-
-
-def _jsonl_rows(path: Path) -> list[tuple[int, Any]]:
-    lines = path.read_bytes().splitlines()
-    return [(number, _parsed(line)) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as e:
-        return f"not valid JSON: {e}"
-
-
-def _item(row: Any, folder: Path, label: str, defaults: dict[str, Any]) -> Item:
-    if not isinstance(row, dict):
-        raise WorkloadError(row if isinstance(row, str) else f"not an object: {row!r}")
-    values = {k: str(v) for k, v in row.items() if k in COLUMNS and v not in (None, "")}
-    if "image" not in values:
-        unknown = ", ".join(sorted(map(str, row))) or "nothing"
-        raise WorkloadError(f"no column 'image' (allowed: {', '.join(COLUMNS)}); found {unknown}")
-    path = Path(values.pop("image"))
-    name = values.pop("id", None) or label
-    answer = values.pop("answer", None)  # the older name of the column
-    if answer is not None and values.setdefault("reference", answer) != answer:
-        raise WorkloadError("the columns 'reference' and 'answer' differ; keep one of them")
-    return Item(name, path if path.is_absolute() else folder / path, **{**defaults, **values})
-
-
-def _not_empty(workload: Workload) -> Workload:
+def _not_empty(workload: Workload, hint: str = "") -> Workload:
     if len(workload.items) > MAX_ITEMS:
         raise WorkloadError(f"{len(workload.items):,} items are over the limit of {MAX_ITEMS:,}")
     if workload.items:
         return workload
     why = f": {workload.errors[0]['error']}" if workload.errors else ""
-    raise WorkloadError(
-        f"workload {workload.name!r} has no usable item{why}; "
-        f"images end in {', '.join(sorted(s for s in SUFFIXES if s))}"
-    )
+    raise WorkloadError(f"workload {workload.name!r} has no usable item{why}{hint}")
 
 
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
-def _label(image: ImageLike, index: int) -> str:
-    return Path(image).name if isinstance(image, str | Path) else f"image {index}"

@@ -224,6 +224,18 @@ def test_unreadable_files_are_image_errors(name, message, tmp_path):
         read_bytes(f"{tmp_path}/{name}", POLICY)
 
 
+def test_a_missing_file_is_named_and_a_url_is_none():
+    with pytest.raises(ImageError, match=r"No such file or directory: .photos/a\.png"):
+        read_bytes("photos/a.png", POLICY)
+    with pytest.raises(ImageError, match=r"https://x\.org/a\.png is a URL, which is not read"):
+        read_bytes("https://x.org/a.png", POLICY)
+
+
+def test_a_photo_of_an_iphone_under_another_name_is_recognised():
+    with pytest.raises(ImageError, match="HEIC is not supported: export the photo as JPEG"):
+        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), POLICY)
+
+
 def test_empty_bytes_and_files_are_refused(tmp_path):
     (tmp_path / "a.png").touch()
     for image in (b"", tmp_path / "a.png"):

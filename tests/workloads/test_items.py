@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qvl_lab.errors import WorkloadError
-from qvl_lab.workloads.items import REPEATED, Item, Workload
+from qvl_lab.workloads.items import REPEATED, Item, Workload, unique
 from qvl_lab.workloads.sources import load_workload
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -215,6 +215,18 @@ def test_repeats_are_seeded_and_shuffled():
 def test_a_hit_rate_that_cannot_be_made_is_refused(images, each, rate, message):
     with pytest.raises(WorkloadError, match=message):
         album(images, each).repeating(rate)
+
+
+def test_items_of_one_id_are_told_apart_where_a_workload_is_made(caplog):
+    items = [Item(name, bytes([n])) for n, name in enumerate(["q", "q", "q#2", "p", "q"], 1)]
+    workload = Workload("w", tuple(items))
+    assert [item.id for item in workload.items] == ["q", "q#3", "q#2", "p", "q#4"]
+    assert [item.image for item in workload.items] == [item.image for item in items]
+    assert "2 repeated ids were renamed, such as 'q' to 'q#3'" in caplog.text
+
+
+def test_many_equal_ids_are_told_apart_quickly():
+    assert unique(["q"] * 50_000)[-1] == "q#50000"
 
 
 def test_info_counts_items_images_answers_and_tasks():

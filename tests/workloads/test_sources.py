@@ -8,12 +8,14 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from qvl_lab.analysis.quality.metrics import parse_boxes
 from qvl_lab.analysis.quality.scoring import score
-from qvl_lab.errors import UnknownNameError, WorkloadError
+from qvl_lab.errors import InputError, UnknownNameError, WorkloadError
 from qvl_lab.workloads.items import DEFAULT_QUESTION, Item, Workload
 from qvl_lab.workloads.sources import load_workload
 
@@ -196,10 +198,121 @@ def test_jsonl_may_start_with_a_byte_order_mark(tmp_path):
     assert [item.image.name for item in load_workload(tmp_path / "set.jsonl").items] == ["a.png"]
 
 
-def test_repeated_ids_are_made_unique(tmp_path):
+def test_repeated_ids_are_made_unique_the_others_stay_and_it_is_said(tmp_path, caplog):
     rows = [{"id": name, "image": "a.png"} for name in ("x", "y", "x")]
     workload = load_workload(jsonl(tmp_path / "set.jsonl", *rows))
-    assert [item.id for item in workload.items] == ["0:x", "1:y", "2:x"]
+    assert [item.id for item in workload.items] == ["x", "y", "x#2"]
+    assert "1 repeated ids were renamed, such as 'x' to 'x#2'" in caplog.text
+
+
+def test_paths_of_the_same_name_are_told_apart_by_their_folders(caplog):
+    workload = load_workload(["a/x.png", "b/x.png", Path("c/y.png"), "a/x.png"])
+    ids = [item.id for item in workload.items]
+    assert ids == ["a/x.png", "b/x.png", "y.png", "a/x.png#2"]
+    assert not caplog.text  # no id of the user's own was changed
+
+
+def test_a_table_of_chinese_excel_is_read(tmp_path, caplog):
+    path = tmp_path / "set.csv"
+    path.write_bytes("image,question\na.png,图里有几个红色的圆？\n".encode("gbk"))
+    assert load_workload(path).items[0].question == "图里有几个红色的圆？"
+    assert "not UTF-8; it is read as GB18030" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gb18030"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_columns_may_be_divided_as_spreadsheets_do(tmp_path, delimiter, encoding):
+    lines = [["Image", " QUESTION", "Answer"], ["a.png", "几个?", "3"], ["b.png", "x", ""]]
+    text = "\r\n".join(delimiter.join(line) for line in lines)
+    (tmp_path / "set.csv").write_bytes(text.encode(encoding))
+    workload = load_workload(tmp_path / "set.csv")
+    assert [(i.image.name, i.question, i.reference) for i in workload.items] == [
+        ("a.png", "几个?", "3"),
+        ("b.png", "x", None),
+    ]
+
+
+def test_a_comma_in_a_question_does_not_divide_a_table_of_semicolons(tmp_path):
+    (tmp_path / "set.csv").write_text("image;question\na.png;red, or blue?\n")
+    assert load_workload(tmp_path / "set.csv").items[0].question == "red, or blue?"
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "set.csv").write_text("image,Image\na.png,b.png\n")
+    with pytest.raises(WorkloadError, match="the column 'image' more than once"):
+        load_workload(tmp_path / "set.csv")
+
+
+@pytest.mark.parametrize("name", ["set.json", "set.jsonl"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_list_of_rows_is_a_table(tmp_path, name, indent):
+    rows = [{"image": "a.png", "answer": 3}, {"image": ""}, {"image": "b.png"}]
+    (tmp_path / name).write_text(json.dumps(rows, indent=indent))
+    workload = load_workload(tmp_path / name)
+    assert [(item.id, item.reference) for item in workload.items] == [
+        (f"{name}:1", "3"),
+        (f"{name}:3", None),
+    ]
+    assert [error["id"] for error in workload.errors] == [f"{name}:2"]
+
+
+def test_deep_json_is_an_error_not_a_crash(tmp_path):
+    (tmp_path / "set.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(WorkloadError, match="not valid JSON"):
+        load_workload(tmp_path / "set.json")
+
+
+@pytest.mark.parametrize("url", ["https://x.org/a.png", "s3://b/a.png", "data:image/png;base64,AA"])
+def test_urls_are_refused_by_name_wherever_they_stand(tmp_path, url):
+    workload = load_workload(jsonl(tmp_path / "set.jsonl", {"image": url}, {"image": "a.png"}))
+    assert f"{url} is a URL, which is not read: download it" in workload.errors[0]["error"]
+    for source in (url, [url]):
+        with pytest.raises(InputError, match="is a URL, which is not read"):
+            load_workload(source)
+
+
+def test_a_row_with_several_images_is_refused_by_name(tmp_path):
+    rows = [{"image": ["a.png", "b.png"]}, {"image": {"path": "a.png"}}, {"image": "a.png"}]
+    errors = load_workload(jsonl(tmp_path / "set.jsonl", *rows)).errors
+    assert "several images in one item are not supported" in errors[0]["error"]
+    assert "must hold a path, not an object" in errors[1]["error"]
+
+
+@pytest.mark.parametrize("name", ["set.csv", "set.json", "set.jsonl"])
+def test_an_empty_table_says_that_it_is_empty(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\n")
+    with pytest.raises(WorkloadError, match=f"{name} is empty"):
+        load_workload(tmp_path / name)
+
+
+def test_photos_in_formats_that_are_not_supported_are_errors_that_say_what_to_do(folder):
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    workload = load_workload(folder)
+    assert workload.errors == (
+        {"id": "IMG_1.HEIC", "error": "HEIC is not supported: export the photo as JPEG"},
+    )
+    assert "IMG_1.HEIC" not in workload.ignored
+
+
+def test_a_frame_is_a_table():
+    image = picture()
+    frame = pd.DataFrame(
+        {"image": ["a.png", "/b.png", image], "answer": [3, None, 7], "id": ["x", None, "z"]}
+    )
+    assert [(i.id, i.image, i.reference) for i in load_workload(frame).items] == [
+        ("x", Path("a.png"), "3"),
+        ("row:1", Path("/b.png"), None),
+        ("z", image, "7"),
+    ]
+
+
+def test_iterators_series_and_arrays_of_paths_are_sequences_too(folder):
+    paths = sorted(str(path) for path in folder.glob("*.png"))
+    for source in (folder.glob("*.png"), pd.Series(paths), np.array(paths)):
+        assert sorted(str(item.image) for item in load_workload(source).items) == paths
+    assert load_workload(picture()).items[0].id == "image 0"
+    with pytest.raises(WorkloadError, match="image 0 is of type ndarray; give a path, bytes or"):
+        load_workload([np.zeros((2, 2, 3))])
 
 
 # ---- other sources ----
