@@ -16,6 +16,7 @@ from qvl_lab.backends.fast.sizing import Fast
 from qvl_lab.backends.processor import Answer, Generation, InputProcessor, items_of, settings_of
 from qvl_lab.backends.transformers import Stock
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
+from qvl_lab.config.signatures import check_settings, names_settings
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.load import LoadedModel, load_model
 from qvl_lab.probe.stages import Recorder, listening
@@ -51,6 +52,7 @@ class Lab:
         """The model's settings with device and precision resolved."""
         return self.loaded.spec
 
+    @names_settings(ImagePolicy, EngineSpec)
     def generate_batch(
         self,
         images: Sequence[ImageLike | Item] | ImageLike,
@@ -194,12 +196,14 @@ class _OwnerLock:
         self._lock.release()
 
 
+@names_settings(ModelSpec)
 def load(model: str | ModelSpec = "tiny", **fields: Any) -> Lab:
     """Load a model: ``"tiny"``, ``"random:8b"``, a folder, or a hub id.
 
     ``fields`` are those of :class:`~qvl_lab.config.ModelSpec`. Errors as
     :func:`qvl_lab.models.load.load_model`.
     """
+    check_settings(load, fields)
     spec = replace(model, **fields) if isinstance(model, ModelSpec) else None
     return Lab(load_model(spec or ModelSpec(model=str(model), **fields)))
 

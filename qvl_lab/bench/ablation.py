@@ -9,14 +9,17 @@ from typing import Any
 from qvl_lab.analysis.levers.ablation import OFF
 from qvl_lab.bench.sweep import chosen_spec, measure_each
 from qvl_lab.config import Config, SweepSpec, digest
+from qvl_lab.config.settings import PARTS
+from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.store import Runs
 
 
+@names_settings(SweepSpec, *PARTS.values(), without=("axes", "base"))
 def ablate(
     spec: SweepSpec | None = None,
     *,
-    out: str | Path,
+    out: str | Path = "ablation.jsonl",
     levers: Sequence[str] | None = None,
     on_other_environment: str = "refuse",
     retry_errors: bool = False,

@@ -12,6 +12,9 @@ from typing import Any
 
 from qvl_lab.analysis.levers.cache_savings import CACHES
 from qvl_lab.bench.sweep import measure_each, spec_from
+from qvl_lab.config import SweepSpec
+from qvl_lab.config.settings import PARTS
+from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs
@@ -26,9 +29,10 @@ _OURS = (
 )
 
 
+@names_settings(SweepSpec, *PARTS.values(), without=("axes", "base", *_OURS))
 def hit_rates(
     *,
-    out: str | Path,
+    out: str | Path = "hits.jsonl",
     rates: Iterable[float] = RATES,
     caches: Sequence[str] = CACHES,
     workload: str | Path | Workload | Sequence[ImageLike] = "evaluation",

@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from qvl_lab.analysis.quality.scoring import own_metrics, score_items
 from qvl_lab.bench.executors.per_process import EXECUTORS
 from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, EngineSpec, SweepSpec
+from qvl_lab.config.settings import PARTS
+from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run, environment_key
@@ -26,10 +28,11 @@ ON_OTHER_ENVIRONMENT = ("refuse", "keep", "fresh")
 _GROWING = ("batch_size", "resolution", "max_new_tokens")
 
 
+@names_settings(SweepSpec, *PARTS.values(), axes=PARTS.values(), without=("axes", "base"))
 def sweep(
     spec: SweepSpec | None = None,
     *,
-    out: str | Path,
+    out: str | Path = "runs.jsonl",
     on_other_environment: str = "refuse",
     retry_errors: bool = False,
     progress: bool = True,
@@ -43,8 +46,8 @@ def sweep(
         The grid. Without it ``settings`` make one: fields of a configuration (a list is an axis)
         and options of :class:`~qvl_lab.config.SweepSpec` such as ``workload`` and ``repeats``.
     out : path
-        The run file. Each finished row is on disk before the next starts, so the same call goes
-        on after a crash or Ctrl-C.
+        The run file, by default "runs.jsonl" as for ``qvl-lab sweep``. Each finished row is on
+        disk before the next starts, so the same call goes on after a crash or Ctrl-C.
     on_other_environment : str
         If ``out`` holds rows of another machine or other versions: ``"refuse"``; ``"keep"`` them
         beside the new ones, told apart by the column ``environment``; ``"fresh"`` moves the old
