@@ -11,9 +11,12 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
+from qvl_lab.backends.processor import settings_of
+from qvl_lab.bench.sweep import spec_from
 from qvl_lab.config import (
     FAST_ONLY,
     FIELDS,
+    RENAMED,
     Config,
     EngineSpec,
     ImagePolicy,
@@ -22,6 +25,7 @@ from qvl_lab.config import (
     digest,
 )
 from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.workloads.items import Item, Workload
 
 
 def write(folder, text):
@@ -113,6 +117,21 @@ def test_replace_finds_the_part():
 def test_replace_names_the_nearest_field():
     with pytest.raises(UnknownNameError, match=r"unknown field 'batchsize'.*'batch_size'"):
         Config().replace(batchsize=3)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_answers_with_the_new_one(old, tmp_path):
+    message = f"{old} is now {RENAMED[old]}"
+    file = write(tmp_path, f"[fixed]\n{old} = 1\n")
+    for use in (
+        lambda: Config().replace(**{old: 1}),
+        lambda: SweepSpec(axes={old: [1]}),
+        lambda: SweepSpec.from_toml(file),
+        lambda: spec_from({"engine": "fast", old: 1}),
+        lambda: settings_of({old: 1}),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            use()
 
 
 def test_replace_checks_values():
@@ -242,6 +261,12 @@ def test_toml_must_exist_and_be_utf8(tmp_path):
     path.write_bytes("[sweep]\nquestion = 'é'\n".encode("latin-1"))
     with pytest.raises(ConfigError, match="not valid TOML"):
         SweepSpec.from_toml(path)
+
+
+def test_a_workload_of_its_own_has_no_place_in_toml():
+    spec = SweepSpec(axes={}, workload=Workload("photos", (Item("a", b"png"),)))
+    with pytest.raises(ConfigError, match=r"workload 'photos'.*folder, a CSV or a JSONL file"):
+        spec.to_toml()
 
 
 def test_digest_is_the_hash_of_sorted_compact_json():

@@ -33,13 +33,13 @@ SETTINGS = (
     "block_size",
     "kv_cache_gib",
     "prefix_cache",
-    "feature_cache_gib",
-    "feature_cache_entries",
-    "feature_cache_dir",
-    "feature_cache_dir_gib",
-    "feature_cache_max_age_s",
+    "encoder_cache_gib",
+    "encoder_cache_entries",
+    "encoder_cache_dir",
+    "encoder_cache_dir_gib",
+    "encoder_cache_max_age_s",
     "cache_key",
-    "answer_cache_entries",
+    "response_cache_entries",
     "max_queue_size",
     "packing",
     "overlap",
@@ -67,7 +67,7 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``, and of each
         stage within a stage as :func:`part_column`; peak bytes as ``peak_NAME_bytes``;
         ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``; ``load_s``,
-        ``warmup_s``; ``feature_hit_rate``, ``prefix_hit_rate``, ``answer_hit_rate`` (0-1) of the
+        ``warmup_s``; ``encoder_hit_rate``, ``prefix_hit_rate``, ``response_hit_rate`` (0-1) of the
         caches that were on, and the columns of ``cache_columns``;
         workload and environment columns; ``environment`` names the environment as a whole; the
         columns of :func:`quality_columns`. Unknown is NaN or None.
@@ -137,7 +137,7 @@ def _row(run: Run) -> dict[str, Any]:
 def _hit_rates(run: Run) -> dict[str, float | None]:
     """Hits per request of each cache over all repeats; None where it was off."""
     row: dict[str, float | None] = {}
-    for cache in ("feature", "prefix", "answer"):
+    for cache in ("encoder", "prefix", "response"):
         hits, misses = (
             sum(r.caches.get(f"{cache}_{what}", 0) for r in run.repeats)
             for what in ("hits", "misses")

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qvl_lab.config import FIELDS, Config, EngineSpec, ImagePolicy
+from qvl_lab.config import FIELDS, Config, EngineSpec, ImagePolicy, check_name
 from qvl_lab.errors import (
     ConfigError,
     InputError,
     ModelError,
     NumericalError,
     QvlError,
-    UnknownNameError,
 )
 from qvl_lab.models.load import LoadedModel
 from qvl_lab.probe.stages import Total, outermost, stage, stage_table
@@ -68,7 +67,7 @@ class Generation(Sequence[Answer]):
     events : list of dict
         Batches halved for want of memory.
     caches : dict
-        Hits, misses and bytes of the caches that are on: "feature_hits", "prefix_misses".
+        Hits, misses and bytes of the caches that are on: "encoder_hits", "prefix_misses".
     """
 
     answers: list[Answer]
@@ -249,8 +248,7 @@ def settings_of(options: dict[str, Any]) -> tuple[EngineSpec, ImagePolicy]:
     """Settings by name, sorted into those of the engine and those of images."""
     allowed = [name for name, part in FIELDS.items() if part != "model"]
     for name in options:
-        if name not in allowed:
-            raise UnknownNameError("option", name, allowed)
+        check_name(name, allowed, "option")
     config = Config().replace(**options)
     return config.engine, config.images
 

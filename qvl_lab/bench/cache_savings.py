@@ -24,8 +24,8 @@ from qvl_lab.workloads.sources import load_workload
 RATES = tuple(tenths / 10 for tenths in range(10))
 #: Fields that say which cache is on, and options that would leave requests out.
 _OURS = (
-    *("engine", "kv_cache_gib", "prefix_cache", "feature_cache_gib", "answer_cache_entries"),
-    *("feature_cache_entries", "feature_cache_dir", "timed_items", "batches"),
+    *("engine", "kv_cache_gib", "prefix_cache", "encoder_cache_gib", "response_cache_entries"),
+    *("encoder_cache_entries", "encoder_cache_dir", "timed_items", "batches"),
 )
 
 
@@ -135,9 +135,9 @@ def _cache_settings(cache: str, cache_gib: float, items: int) -> dict[str, Any]:
     on = cache.split("+")
     fields: dict[str, Any] = {}
     if "features" in on:
-        fields["feature_cache_gib"] = cache_gib
+        fields["encoder_cache_gib"] = cache_gib
     if "prefix" in on:
         fields |= {"prefix_cache": True, "kv_cache_gib": cache_gib}
     if "answers" in on:
-        fields["answer_cache_entries"] = items
+        fields["response_cache_entries"] = items
     return fields

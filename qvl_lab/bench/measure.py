@@ -150,7 +150,7 @@ def _measure(
             repeats.append(_repeat(generation))
             parts["failures"] = _failures(job, generation)
     if generation.caches:
-        parts["cache_state"] = "warm" if config.engine.feature_cache_dir else "cold"
+        parts["cache_state"] = "warm" if config.engine.encoder_cache_dir else "cold"
     readings = sampler.summary()
     parts["memory"] = peak_bytes(device) | {
         kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from qvl_lab.analysis.quality.scoring import own_metrics, score_items
 from qvl_lab.bench.executors.per_process import EXECUTORS
-from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, EngineSpec, SweepSpec
+from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, EngineSpec, SweepSpec, check_name
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
@@ -133,12 +133,9 @@ def spec_from(settings: dict[str, Any]) -> SweepSpec:
     for name, value in settings.items():
         if name in options:
             chosen[name] = value
-        elif name not in FIELDS:
-            raise UnknownNameError("setting", name, [*FIELDS, *options])
-        elif isinstance(value, list | tuple):
-            axes[name] = value
         else:
-            fixed[name] = value
+            check_name(name, [*FIELDS, *options], "setting")
+            (axes if isinstance(value, list | tuple) else fixed)[name] = value
     return SweepSpec(axes=axes, base=Config().replace(**fixed), **chosen)
 
 

@@ -13,6 +13,7 @@ from qvl_lab.config.backends import (
     FAST_ONLY,
     EngineSpec,
 )
+from qvl_lab.config.checks import RENAMED, check_name
 from qvl_lab.config.images import (
     BY_TASK,
     NATIVE,
@@ -34,11 +35,13 @@ __all__ = [
     "NATIVE",
     "PILLOW_MAX_PIXELS",
     "PRECISIONS",
+    "RENAMED",
     "Config",
     "EngineSpec",
     "ImagePolicy",
     "ModelSpec",
     "SamplingParams",
     "SweepSpec",
+    "check_name",
     "digest",
 ]

@@ -11,8 +11,8 @@ ENGINES = ("stock", "fast")
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "static")
 CACHE_KEYS = ("content", "path")
 _POSITIVE = (
-    *("memory_limit_gib", "kv_cache_gib", "feature_cache_gib"),
-    *("feature_cache_dir_gib", "feature_cache_max_age_s"),
+    *("memory_limit_gib", "kv_cache_gib", "encoder_cache_gib"),
+    *("encoder_cache_dir_gib", "encoder_cache_max_age_s"),
 )
 
 
@@ -49,21 +49,21 @@ class EngineSpec:
     prefix_cache : bool
         Fast engine: keep the keys and values of images, so that another question about an image
         reads its question alone.
-    feature_cache_gib : float, optional
+    encoder_cache_gib : float, optional
         Fast engine: keep so much of the vision tower's features, so that an image asked about
         again is not decoded and seen again. None keeps none.
-    feature_cache_entries : int, optional
+    encoder_cache_entries : int, optional
         Fast engine: at most so many images; the article's ``lru_cache`` has 100.
-    feature_cache_dir : str, optional
+    encoder_cache_dir : str, optional
         Fast engine: a folder to keep features in as well, for other runs and processes.
-    feature_cache_dir_gib : float
+    encoder_cache_dir_gib : float
         Fast engine: most that the folder holds.
-    feature_cache_max_age_s : float, optional
+    encoder_cache_max_age_s : float, optional
         Fast engine: older files in the folder are not used.
     cache_key : str
         Fast engine: ``"content"`` tells images by their bytes; ``"path"`` by their file's name
         alone, as the article does, and gives what is known of the old picture when a file changes.
-    answer_cache_entries : int
+    response_cache_entries : int
         Fast engine: whole answers to keep, for the same question about the same image; with any,
         equal greedy requests that are on their way together are computed once.
     max_queue_size : int
@@ -92,13 +92,13 @@ class EngineSpec:
     block_size: int = 16
     kv_cache_gib: float | None = None
     prefix_cache: bool = False
-    feature_cache_gib: float | None = None
-    feature_cache_entries: int | None = None
-    feature_cache_dir: str | None = None
-    feature_cache_dir_gib: float = 8.0
-    feature_cache_max_age_s: float | None = None
+    encoder_cache_gib: float | None = None
+    encoder_cache_entries: int | None = None
+    encoder_cache_dir: str | None = None
+    encoder_cache_dir_gib: float = 8.0
+    encoder_cache_max_age_s: float | None = None
     cache_key: str = "content"
-    answer_cache_entries: int = 0
+    response_cache_entries: int = 0
     max_queue_size: int = 65_536
     packing: bool = True
     overlap: bool = True
@@ -118,17 +118,17 @@ class EngineSpec:
         bounded("prefill_chunk", self.prefill_chunk, 16, 2**20)
         bounded("block_size", self.block_size, 1, 1024)
         bounded("max_queue_size", self.max_queue_size, 1, 10**7)
-        bounded("answer_cache_entries", self.answer_cache_entries, 0, 10**7)
-        if self.feature_cache_entries is not None:
-            bounded("feature_cache_entries", self.feature_cache_entries, 1, 10**7)
+        bounded("response_cache_entries", self.response_cache_entries, 0, 10**7)
+        if self.encoder_cache_entries is not None:
+            bounded("encoder_cache_entries", self.encoder_cache_entries, 1, 10**7)
         member("cache_key", self.cache_key, CACHE_KEYS)
         for name in ("prefix_cache", "packing", "overlap", "cuda_graphs", "fused_kernels"):
             member(name, getattr(self, name), (True, False))
-        if self.feature_cache_gib is None and (
-            self.feature_cache_dir or self.feature_cache_entries is not None
+        if self.encoder_cache_gib is None and (
+            self.encoder_cache_dir or self.encoder_cache_entries is not None
         ):
             raise ConfigError(
-                "feature_cache_dir and feature_cache_entries need feature_cache_gib, the memory "
+                "encoder_cache_dir and encoder_cache_entries need encoder_cache_gib, the memory "
                 "that features may take"
             )
         if self.engine == "fast" and self.cache_implementation is not None:

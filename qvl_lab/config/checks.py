@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from qvl_lab.errors import ConfigError, UnknownNameError
+
+#: Settings that had another name once, and the name that they have now.
+RENAMED = {
+    "feature_cache_gib": "encoder_cache_gib",
+    "feature_cache_entries": "encoder_cache_entries",
+    "feature_cache_dir": "encoder_cache_dir",
+    "feature_cache_dir_gib": "encoder_cache_dir_gib",
+    "feature_cache_max_age_s": "encoder_cache_max_age_s",
+    "answer_cache_entries": "response_cache_entries",
+}
+
+
+def check_name(name: str, allowed: Iterable[str], kind: str = "field") -> None:
+    """Refuse the name of a setting that is not among those allowed.
+
+    Raises
+    ------
+    ConfigError
+        For an old name; it says the new one.
+    UnknownNameError
+        For any other.
+    """
+    if name in RENAMED:
+        raise ConfigError(f"{name} is now {RENAMED[name]}")
+    if name not in (allowed := list(allowed)):
+        raise UnknownNameError(kind, name, allowed)
 
 
 def member(kind: str, value: Any, allowed: Any) -> None:

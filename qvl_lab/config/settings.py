@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from qvl_lab.config.backends import EngineSpec
+from qvl_lab.config.checks import check_name
 from qvl_lab.config.images import ImagePolicy
 from qvl_lab.config.model import ModelSpec
-from qvl_lab.errors import UnknownNameError
 
 PARTS: dict[str, type] = {"model": ModelSpec, "images": ImagePolicy, "engine": EngineSpec}
 #: Every field a sweep can vary, and the part that it belongs to.
@@ -31,13 +31,12 @@ class Config:
 
         Raises
         ------
-        UnknownNameError
-            If a name is no field of any part.
+        ConfigError
+            If a name is no field of any part; for an old name it says the new one.
         """
         by_part: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
         for name, value in changes.items():
-            if name not in FIELDS:
-                raise UnknownNameError("field", name, FIELDS)
+            check_name(name, FIELDS)
             by_part[FIELDS[name]][name] = value
         parts = {part: replace(getattr(self, part), **by_part[part]) for part in PARTS}
         return replace(self, **parts)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from qvl_lab.config.checks import bounded, member, positive
+from qvl_lab.config.checks import bounded, check_name, member, positive
 from qvl_lab.config.settings import FIELDS, PARTS, Config, digest
-from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class SweepSpec:
         Field name to the values it takes; the grid is their product.
     base : Config
         The fields that do not vary.
-    workload : str
-        A packaged set, a folder, a CSV or a JSONL file.
+    workload : str, Path or Workload
+        A packaged set, a folder, a CSV or a JSONL file; or a workload in hand.
     question : str, optional
         Asked about every image that brings no question of its own.
     items : int, optional
@@ -55,7 +55,7 @@ class SweepSpec:
 
     axes: Mapping[str, Sequence[Any]]
     base: Config = field(default_factory=Config)
-    workload: str = "mixed"
+    workload: Any = "mixed"  # the class Workload belongs to a layer above this one
     question: str | None = None
     items: int | None = None
     timed_items: int | None = None
@@ -70,8 +70,7 @@ class SweepSpec:
 
     def __post_init__(self) -> None:
         for name, values in self.axes.items():
-            if name not in FIELDS:
-                raise UnknownNameError("field", name, FIELDS)
+            check_name(name, FIELDS)
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise ConfigError(f"axis {name} needs a list of values, not {values!r}")
         bounded("repeats", self.repeats, 1, 1000)
@@ -126,15 +125,23 @@ class SweepSpec:
         Raises
         ------
         ConfigError
-            If an axis holds None, which TOML cannot say.
+            If an axis holds None, which TOML cannot say, or the workload is not named by a path
+            or the name of a packaged set.
         """
         import tomli_w
 
+        if not isinstance(self.workload, str | Path):
+            name = getattr(self.workload, "name", type(self.workload).__name__)
+            raise ConfigError(
+                f"workload {name!r} is in memory, which TOML cannot say; save its images and name "
+                "the folder, a CSV or a JSONL file, or a packaged set"
+            )
         for name, values in self.axes.items():
             if None in values:
                 raise ConfigError(f"axis {name} holds None, which TOML cannot say; name a value")
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         del options["axes"], options["base"]
+        options["workload"] = str(self.workload)
         defaults = {f.name: f.default for f in fields(self)} | {"metrics": {}}
         default_fields = Config().flat()
         tables = {

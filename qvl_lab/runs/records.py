@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
-from qvl_lab.config import digest
+from qvl_lab.config import RENAMED, digest
 from qvl_lab.errors import StoreError
 
 #: Raised by one whenever the meaning of a field changes.
@@ -39,6 +39,15 @@ PARTS = (
     "decode/lm_head",
     "decode/sampling",
 )
+#: Counts of caches that had another name once.
+_RENAMED_COUNTS = {
+    "feature_hits": "encoder_hits",
+    "feature_misses": "encoder_misses",
+    "feature_bytes": "encoder_bytes",
+    "feature_disk_hits": "encoder_disk_hits",
+    "answer_hits": "response_hits",
+    "answer_misses": "response_misses",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +212,7 @@ class Run:
         if missing or unknown:
             raise StoreError(f"not a run: missing {sorted(missing)}, unknown {sorted(unknown)}")
         try:
+            _upgrade(values)
             repeats = [Repeat(**repeat) for repeat in values.pop("repeats", [])]
             usable = all(0 < repeat.wall_s < float("inf") for repeat in repeats)
         except TypeError as e:
@@ -210,6 +220,18 @@ class Run:
         if not usable:
             raise StoreError("not a run: a repeat without a positive wall_s")
         return cls(repeats=repeats, **values)
+
+
+def _upgrade(values: dict[str, Any]) -> None:
+    """Give what an older version wrote the names of today."""
+    values["config"] = _renamed(values["config"], RENAMED)
+    for repeat in values.get("repeats", []):
+        if isinstance(repeat, dict) and isinstance(repeat.get("caches"), dict):
+            repeat["caches"] = _renamed(repeat["caches"], _RENAMED_COUNTS)
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def environment_key(environment: Mapping[str, Any]) -> str:

@@ -94,7 +94,7 @@ def test_answers_are_found_once_the_first_is_there(measured):
 
 def test_the_memory_of_an_image_is_known_for_each_cache(measured):
     frame = measured[0].frame()
-    for name in ("feature", "prefix", "answer"):
+    for name in ("encoder", "prefix", "response"):
         assert frame[f"{name}_bytes_per_image"].max() > 0
 
 
@@ -118,13 +118,13 @@ def test_a_cache_has_its_memory_and_the_others_are_off(album, asked):
     hit_rates(out="o", rates=[0], workload=album, **SMALL | {"cache_gib": 3.0})
     ((configs, _, _),) = asked
     engines = [config.engine for config in configs]
-    assert [e.feature_cache_gib for e in engines] == [None, 3.0, None, 3.0, None]
+    assert [e.encoder_cache_gib for e in engines] == [None, 3.0, None, 3.0, None]
     assert [(e.prefix_cache, e.kv_cache_gib) for e in engines] == [
         *[(False, None)] * 2,
         *[(True, 3.0)] * 2,
         (False, None),
     ]
-    assert [e.answer_cache_entries for e in engines] == [0, 0, 0, 0, 6]
+    assert [e.response_cache_entries for e in engines] == [0, 0, 0, 0, 6]
 
 
 def test_another_question_is_asked_where_only_images_repeat(album, asked):
@@ -149,10 +149,10 @@ def test_old_rows_are_moved_aside_once(album, asked):
         ({"caches": []}, ConfigError, "at least one hit rate and one cache"),
         ({"caches": ["feature"]}, UnknownNameError, "Did you mean 'features'"),
         ({"batch_size": [1, 2]}, ConfigError, "give one value of batch_size"),
-        ({"feature_cache_gib": 1.0}, ConfigError, "feature_cache_gib is not a setting of hit_rat"),
+        ({"encoder_cache_gib": 1.0}, ConfigError, "encoder_cache_gib is not a setting of hit_rat"),
         ({"timed_items": 2}, ConfigError, "timed_items is not a setting of hit_rates"),
         ({"bach_size": 1}, UnknownNameError, "Did you mean 'batch_size'"),
-        ({"cache_gib": 0}, ConfigError, "feature_cache_gib must be a number above 0"),
+        ({"cache_gib": 0}, ConfigError, "encoder_cache_gib must be a number above 0"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_measured(
@@ -164,7 +164,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_measured(
 
 
 def test_what_a_folder_remembers_is_called_warm(lab, album, tmp_path):
-    fields = {"engine": "fast", "feature_cache_gib": 0.1, "feature_cache_dir": str(tmp_path / "d")}
+    fields = {"engine": "fast", "encoder_cache_gib": 0.1, "encoder_cache_dir": str(tmp_path / "d")}
     known = {name: SMALL[name] for name in ("precision", "device", "resolution", "max_new_tokens")}
     workload = load_workload(album).distinct()
     job = Trial(
@@ -176,4 +176,4 @@ def test_what_a_folder_remembers_is_called_warm(lab, album, tmp_path):
     lab.fast._caches = None
     lab.fast.close()
     assert run.cache_state == "warm"
-    assert [repeat.caches["feature_disk_hits"] for repeat in run.repeats] == [0, 6]
+    assert [repeat.caches["encoder_disk_hits"] for repeat in run.repeats] == [0, 6]

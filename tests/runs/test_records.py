@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from qvl_lab.config import FIELDS, Config
+from qvl_lab.config import FIELDS, RENAMED, Config
 from qvl_lab.errors import StoreError
 from qvl_lab.runs.records import SCHEMA_VERSION, STATUSES, Run, environment_key, run_key
+from qvl_lab.runs.store import Runs
+
+REPORTS = Path(__file__).parents[2] / "reports"
+#: Sums of the number columns of the committed run files, as the code that wrote them read them.
+OLD = json.loads((Path(__file__).parent / "old_frames.json").read_text("utf-8"))
 
 #: Another value for every field of a configuration.
 OTHER = {
@@ -33,13 +39,13 @@ OTHER = {
     "block_size": 8,
     "kv_cache_gib": 1.0,
     "prefix_cache": True,
-    "feature_cache_gib": 1.0,
-    "feature_cache_entries": 100,
-    "feature_cache_dir": "features",
-    "feature_cache_dir_gib": 1.0,
-    "feature_cache_max_age_s": 1.0,
+    "encoder_cache_gib": 1.0,
+    "encoder_cache_entries": 100,
+    "encoder_cache_dir": "features",
+    "encoder_cache_dir_gib": 1.0,
+    "encoder_cache_max_age_s": 1.0,
     "cache_key": "path",
-    "answer_cache_entries": 1,
+    "response_cache_entries": 1,
     "packing": False,
     "overlap": False,
     "cuda_graphs": False,
@@ -47,7 +53,7 @@ OTHER = {
     "max_queue_size": 5,
 }
 #: A field that asks for another one.
-WITH = {name: {"feature_cache_gib": 2.0} for name in ("feature_cache_entries", "feature_cache_dir")}
+WITH = {name: {"encoder_cache_gib": 2.0} for name in ("encoder_cache_entries", "encoder_cache_dir")}
 WORKLOAD = {"name": "w", "fingerprint": "abc", "items": 3}
 PLAN = {"repeats": 3, "warmup": 1, "batches": None, "seed": 0}
 
@@ -140,6 +146,39 @@ def test_damaged_scores_are_refused(make_run, scores):
 def test_lines_that_are_no_run_are_refused(line, message):
     with pytest.raises(StoreError, match=message):
         Run.from_json(line)
+
+
+@pytest.mark.parametrize("path", OLD, ids=str)
+def test_committed_run_files_load_with_the_figures_that_they_had(path):
+    table = Runs.load(REPORTS.parent / path).frame()
+    sums = table.select_dtypes("number").sum(min_count=1)
+    expected = dict(OLD[path])
+    assert len(table) == expected.pop("rows")
+    assert {name: sums[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_committed_run_file_is_compared():
+    found = {file.relative_to(REPORTS.parent).as_posix() for file in REPORTS.rglob("*.jsonl")}
+    assert set(OLD) == found
+
+
+def test_names_of_older_versions_are_read_as_those_of_today(make_run, make_repeat):
+    values = json.loads(make_run([make_repeat()], engine="fast").to_json())
+    old = {new: old for old, new in RENAMED.items()}
+    values["config"] = {old.get(name, name): value for name, value in values["config"].items()}
+    values["config"].pop("feature_cache_gib")
+    values["config"] |= {"feature_cache_gib": 2.5, "answer_cache_entries": 7}
+    counts = {"feature_hits": 1, "feature_disk_hits": 2, "prefix_hits": 3, "answer_misses": 4}
+    values["repeats"][0]["caches"] = counts
+    run = Run.from_json(json.dumps(values))
+    assert (run.config["encoder_cache_gib"], run.config["response_cache_entries"]) == (2.5, 7)
+    assert not set(RENAMED) & set(run.config)
+    assert run.repeats[0].caches == {
+        "encoder_hits": 1,
+        "encoder_disk_hits": 2,
+        "prefix_hits": 3,
+        "response_misses": 4,
+    }
 
 
 def test_every_field_has_another_value_below():

@@ -40,7 +40,7 @@ def cache_columns(run: Run) -> dict[str, float | None]:
 
     ``image_hit_rate`` (0-1): the share of requests whose image the vision tower did not see for
     them, because its features, its prefix or the whole answer was remembered; of all repeats.
-    ``feature_bytes_per_image``, ``prefix_bytes_per_image``, ``answer_bytes_per_image``: memory
+    ``encoder_bytes_per_image``, ``prefix_bytes_per_image``, ``response_bytes_per_image``: memory
     that each cache takes. None where the cache was off or the run does not tell.
     """
     done = [repeat for repeat in run.repeats if repeat.answered and repeat.work]
@@ -49,7 +49,7 @@ def cache_columns(run: Run) -> dict[str, float | None]:
         seen = sum(repeat.work["images"] for repeat in done)
         row["image_hit_rate"] = max(0.0, 1 - seen / sum(repeat.answered for repeat in done))
     sizes = [_bytes_per_image(run, repeat) for repeat in done]
-    for name in ("feature", "prefix", "answer"):
+    for name in ("encoder", "prefix", "response"):
         known = [size[name] for size in sizes if name in size]
         row[f"{name}_bytes_per_image"] = max(known) if known else None
     return row
@@ -60,11 +60,11 @@ def _bytes_per_image(run: Run, repeat: Repeat) -> dict[str, float]:
     found: dict[str, float] = {}
     caches = repeat.caches
     if seen := repeat.work["images"]:
-        if caches.get("feature_bytes"):
-            found["feature"] = caches["feature_bytes"] / seen
-        if "answer_misses" in caches:
+        if caches.get("encoder_bytes"):
+            found["encoder"] = caches["encoder_bytes"] / seen
+        if "response_misses" in caches:
             tokens = repeat.new_tokens / repeat.answered
-            found["answer"] = _ANSWER_BYTES + _ANSWER_TOKEN_BYTES * tokens
+            found["response"] = _ANSWER_BYTES + _ANSWER_TOKEN_BYTES * tokens
     token_bytes = _token_bytes(run) if caches.get("prefix_hits") else None
     if token_bytes is not None:
         block = run.config["block_size"]
@@ -86,9 +86,9 @@ def _token_bytes(run: Run) -> int | None:
 
 def cache_of(row: pd.Series) -> str:
     """Which caches a row of a frame had: "off", "features", "features+prefix"."""
-    answers = row["answer_cache_entries"]
+    answers = row["response_cache_entries"]
     on = {
-        "features": not pd.isna(row["feature_cache_gib"]),
+        "features": not pd.isna(row["encoder_cache_gib"]),
         "prefix": row["prefix_cache"] is True or row["prefix_cache"] == 1,
         "answers": not pd.isna(answers) and answers > 0,
     }
@@ -253,7 +253,7 @@ def _image_bytes(frame: pd.DataFrame) -> dict[str, float]:
     """Bytes of an image by cache: the most of all rows, since one that had to let images go shows
     too little.
     """
-    names = {"features": "feature", "prefix": "prefix", "answers": "answer"}
+    names = {"features": "encoder", "prefix": "prefix", "answers": "response"}
     columns = {cache: f"{name}_bytes_per_image" for cache, name in names.items()}
     return {cache: float(pd.to_numeric(frame[name]).max()) for cache, name in columns.items()}
 

@@ -12,7 +12,8 @@ from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.cost import cost_column
 from qvl_lab.analysis.stats.estimates import Estimate
 from qvl_lab.analysis.stats.intervals import Comparison, compare
-from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
+from qvl_lab.config import check_name
+from qvl_lab.errors import ConfigError, LimitError
 
 #: From the most to the least exact; the default baseline is the first that was measured.
 PRECISION_ORDER = ("fp32", "bf16", "fp16", "int8", "fp8")
@@ -132,8 +133,7 @@ def recommend(
         hold = () if min_quality is not None else ("resolution",)
     kept = passing
     for name in hold:
-        if name not in SETTINGS:
-            raise UnknownNameError("field", name, SETTINGS)
+        check_name(name, SETTINGS)
         kept = matching(kept, {name: today[name]})
     if kept.empty:
         raise LimitError(_nothing_passes(rows, excluded, () if passing.empty else hold))
@@ -236,8 +236,7 @@ def find_row(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
     """
     rows = frame
     for name, value in wanted.items():
-        if name not in SETTINGS:
-            raise UnknownNameError("field", name, SETTINGS)
+        check_name(name, SETTINGS)
         alike = matching(rows, {name: value})
         if alike.empty:
             have = ", ".join(sorted({_spelled(v) for v in rows[name]}))

@@ -23,8 +23,8 @@ from qvl_lab.analysis.money.recommend import (
 )
 from qvl_lab.analysis.quality.scoring import agreement
 from qvl_lab.analysis.stats.intervals import compare
-from qvl_lab.config import BY_TASK, NATIVE
-from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.config import BY_TASK, NATIVE, check_name
+from qvl_lab.errors import ConfigError
 
 
 def with_agreement(frame: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -166,8 +166,7 @@ def at_each_resolution(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
     rows = with_quality(frame)
     rows = rows[rows["resolution"] != BY_TASK]
     for name in settings:
-        if name not in SETTINGS:
-            raise UnknownNameError("field", name, SETTINGS)
+        check_name(name, SETTINGS)
     rows = matching(rows, settings)
     if rows.empty:
         raise ConfigError(f"no setting with {settings or 'a uniform resolution'} has a quality")

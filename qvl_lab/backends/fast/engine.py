@@ -255,14 +255,14 @@ class Engine:
         found: dict[str, int] = {}
         if self.caches.features is not None:
             stats = self.caches.features.stats
-            found |= {"feature_hits": stats.hits, "feature_misses": stats.misses}
-            found |= {"feature_bytes": stats.bytes, "feature_disk_hits": stats.disk_hits}
+            found |= {"encoder_hits": stats.hits, "encoder_misses": stats.misses}
+            found |= {"encoder_bytes": stats.bytes, "encoder_disk_hits": stats.disk_hits}
         if self.spec.prefix_cache:
             prefixes = self.scheduler.stats
             found |= {"prefix_hits": prefixes.hits, "prefix_misses": prefixes.misses}
             found["prefix_tokens_saved"] = prefixes.tokens_saved
         if self.caches.answers is not None:
-            found |= {"answer_hits": self.answers.hits, "answer_misses": self.answers.misses}
+            found |= {"response_hits": self.answers.hits, "response_misses": self.answers.misses}
         return found
 
     # ---- images

@@ -26,8 +26,8 @@ from qvl_lab.workloads.items import Item
 MOST_OF_FREE = 0.6
 MOST_ANSWER_BYTES = 2**30
 _CACHE_SETTINGS = (
-    *("feature_cache_gib", "feature_cache_entries", "feature_cache_dir", "feature_cache_dir_gib"),
-    *("feature_cache_max_age_s", "cache_key", "answer_cache_entries"),
+    *("encoder_cache_gib", "encoder_cache_entries", "encoder_cache_dir", "encoder_cache_dir_gib"),
+    *("encoder_cache_max_age_s", "cache_key", "response_cache_entries"),
 )
 
 
@@ -148,18 +148,18 @@ class Fast:
         settings = tuple(getattr(spec, name) for name in _CACHE_SETTINGS)
         if self._caches is None or self._caches[0] != settings:
             features = answers = disk = None
-            if spec.feature_cache_dir:
-                most = int(spec.feature_cache_dir_gib * 2**30)
-                disk = DiskTier(Path(spec.feature_cache_dir), most, spec.feature_cache_max_age_s)
-            if spec.feature_cache_gib is not None:
+            if spec.encoder_cache_dir:
+                most = int(spec.encoder_cache_dir_gib * 2**30)
+                disk = DiskTier(Path(spec.encoder_cache_dir), most, spec.encoder_cache_max_age_s)
+            if spec.encoder_cache_gib is not None:
                 features = TensorCache(
-                    int(spec.feature_cache_gib * 2**30),
-                    spec.feature_cache_entries,
+                    int(spec.encoder_cache_gib * 2**30),
+                    spec.encoder_cache_entries,
                     disk,
                     self.reader.loaded.device,
                 )
-            if spec.answer_cache_entries:
-                answers = Lru[tuple[str, int]](MOST_ANSWER_BYTES, spec.answer_cache_entries)
+            if spec.response_cache_entries:
+                answers = Lru[tuple[str, int]](MOST_ANSWER_BYTES, spec.response_cache_entries)
             self._caches = settings, Caches(features, answers)
         return self._caches[1]
 

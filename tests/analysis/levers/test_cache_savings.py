@@ -25,19 +25,19 @@ def synthetic(
     """Rows whose costs are exactly ``base - slope * rate``; "off" has no hits."""
     fields = {
         "off": {},
-        "features": {"feature_cache_gib": 1.0},
+        "features": {"encoder_cache_gib": 1.0},
         "prefix": {"prefix_cache": True},
-        "features+prefix": {"feature_cache_gib": 1.0, "prefix_cache": True},
-        "answers": {"answer_cache_entries": 10},
+        "features+prefix": {"encoder_cache_gib": 1.0, "prefix_cache": True},
+        "answers": {"response_cache_entries": 10},
     }
     rows = [
         {
-            **{"feature_cache_gib": None, "prefix_cache": False, "answer_cache_entries": 0},
+            **{"encoder_cache_gib": None, "prefix_cache": False, "response_cache_entries": 0},
             **{"status": "ok", "engine": "fast", "environment": "e", "model": "tiny"},
             **{"precision": "bf16", "resolution": "512", "batch_size": 8, "max_new_tokens": 16},
             **{"min_new_tokens": None, "plan": "p", "env_gpu": "NVIDIA A10G"},
-            **{"feature_bytes_per_image": 6e6, "prefix_bytes_per_image": 24e6},
-            **{"answer_bytes_per_image": 1e3, "workload_fingerprint": str(rate)},
+            **{"encoder_bytes_per_image": 6e6, "prefix_bytes_per_image": 24e6},
+            **{"response_bytes_per_image": 1e3, "workload_fingerprint": str(rate)},
             **{"image_hit_rate": 0.0 if cache == "off" else rate},
             **{COLUMN: base - slope * rate, f"{COLUMN}_low": None, f"{COLUMN}_high": None},
             "s_per_100_images": 100 * (base - slope * rate),
@@ -82,10 +82,10 @@ def test_an_older_run_does_not_tell(make_run, make_repeat):
 
 
 def test_bytes_of_features_are_measured(cached):
-    row = cache_columns(cached(4, caches={"feature_bytes": 1000, "feature_hits": 6}))
-    assert row["feature_bytes_per_image"] == 250
+    row = cache_columns(cached(4, caches={"encoder_bytes": 1000, "encoder_hits": 6}))
+    assert row["encoder_bytes_per_image"] == 250
     assert row["prefix_bytes_per_image"] is None
-    assert row["answer_bytes_per_image"] is None
+    assert row["response_bytes_per_image"] is None
 
 
 def test_bytes_of_a_prefix_are_whole_blocks_of_keys_and_values(cached):
@@ -100,16 +100,16 @@ def test_bytes_of_a_prefix_are_whole_blocks_of_keys_and_values(cached):
 
 
 def test_bytes_of_an_answer_grow_with_its_tokens(cached):
-    row = cache_columns(cached(4, caches={"answer_hits": 6, "answer_misses": 4}))
-    assert row["answer_bytes_per_image"] == 512 + 16 * 5  # five tokens each
+    row = cache_columns(cached(4, caches={"response_hits": 6, "response_misses": 4}))
+    assert row["response_bytes_per_image"] == 512 + 16 * 5  # five tokens each
 
 
 def test_a_frame_names_its_caches_and_prices_them(cached):
     runs = [
         cached(10, workload={"fingerprint": "w"}),
-        cached(4, 5.0, {"feature_bytes": 99}, feature_cache_gib=1.0, workload={"fingerprint": "w"}),
-        cached(2, 4.0, prefix_cache=True, feature_cache_gib=1.0, workload={"fingerprint": "w"}),
-        cached(2, 3.0, answer_cache_entries=5, workload={"fingerprint": "w"}),
+        cached(4, 5.0, {"encoder_bytes": 99}, encoder_cache_gib=1.0, workload={"fingerprint": "w"}),
+        cached(2, 4.0, prefix_cache=True, encoder_cache_gib=1.0, workload={"fingerprint": "w"}),
+        cached(2, 3.0, response_cache_entries=5, workload={"fingerprint": "w"}),
         cached(2, 9.0, engine="stock", workload={"fingerprint": "w"}),
     ]
     table = price(frame(runs), per_hour=36.0)
@@ -225,9 +225,9 @@ def test_the_scatter_of_costs_without_a_cache_widens_the_interval():
     rng = np.random.default_rng(4)
     lines = {"off": (2.0, 0.0), "features": (2.0, 1.0)}
     calm = synthetic(lines, rates=np.linspace(0, 0.9, 10))
-    calm[COLUMN] += np.where(calm["feature_cache_gib"].isna(), 0, rng.normal(0, 0.02, 20))
+    calm[COLUMN] += np.where(calm["encoder_cache_gib"].isna(), 0, rng.normal(0, 0.02, 20))
     shaky = calm.copy()
-    shaky[COLUMN] += np.where(calm["feature_cache_gib"].isna(), rng.normal(0, 0.1, 20), 0)
+    shaky[COLUMN] += np.where(calm["encoder_cache_gib"].isna(), rng.normal(0, 0.1, 20), 0)
     widths = []
     for table in (calm, shaky):
         found = break_even(table)

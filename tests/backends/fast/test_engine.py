@@ -466,11 +466,11 @@ def test_spec_of_the_embedded_model_resolves():
 # ---- what is remembered
 
 CACHES: dict[str, dict[str, Any]] = {
-    "features": {"feature_cache_gib": 0.1},
-    "few features": {"feature_cache_gib": 0.1, "feature_cache_entries": 2},
-    "features and prefixes": {"feature_cache_gib": 0.1, "prefix_cache": True},
-    "answers": {"answer_cache_entries": 1000},
-    "without threads": {"feature_cache_gib": 0.1, "overlap": False, "packing": False},
+    "features": {"encoder_cache_gib": 0.1},
+    "few features": {"encoder_cache_gib": 0.1, "encoder_cache_entries": 2},
+    "features and prefixes": {"encoder_cache_gib": 0.1, "prefix_cache": True},
+    "answers": {"response_cache_entries": 1000},
+    "without threads": {"encoder_cache_gib": 0.1, "overlap": False, "packing": False},
 }
 
 
@@ -484,13 +484,13 @@ def test_answers_are_the_same_with_a_cache_cold_and_warm(lab, ids_of, requests, 
     assert cold.texts == stock.texts
     assert warm.texts == stock.texts[::-1]
     assert [a.new_tokens for a in warm] == [a.new_tokens for a in stock][::-1]
-    name = "answer" if "answer_cache_entries" in settings else "feature"
+    name = "response" if "response_cache_entries" in settings else "encoder"
     name = "prefix" if "prefix_cache" in settings else name
     assert warm.caches[f"{name}_hits"] > 0
     if settings in (CACHES["features"], CACHES["without threads"]):
         assert (cold.work.images, warm.work.images) == (len({i.image for i in requests}), 0)
-        assert warm.caches["feature_misses"] == 0
-    if name == "answer":
+        assert warm.caches["encoder_misses"] == 0
+    if name == "response":
         assert warm.work.decode_rows == 0
     assert nothing_held(lab.fast._engine)
 
@@ -509,19 +509,19 @@ def test_what_is_forgotten_is_not_found(lab, ids_of, requests, settings):
     assert again.work.images == first.work.images > 0
     lab.forget()
     assert lab.fast._engine.scheduler.blocks.free == lab.fast._engine.scheduler.blocks.count
-    assert lab.fast._engine.counts().get("feature_bytes", 0) == 0
+    assert lab.fast._engine.counts().get("encoder_bytes", 0) == 0
 
 
 def test_features_on_disk_serve_the_next_run(lab, ids_of, requests, tmp_path):
     ids_of(lab)
-    options = {"engine": "fast", "feature_cache_gib": 0.1, "feature_cache_dir": str(tmp_path)}
+    options = {"engine": "fast", "encoder_cache_gib": 0.1, "encoder_cache_dir": str(tmp_path)}
     first = lab.generate_batch(requests, **options, **SMALL)
     lab.fast._caches = None  # another process
     lab.fast.close()
     again = lab.generate_batch(requests, **options, **SMALL)
     assert again.texts == first.texts
     assert again.work.images == 0
-    assert again.caches["feature_disk_hits"] == len({i.image for i in requests})
+    assert again.caches["encoder_disk_hits"] == len({i.image for i in requests})
     files = sorted(tmp_path.glob("*.safetensors"))
     files[0].write_bytes(b"foreign")
     files[1].write_bytes(files[1].read_bytes()[:-7])
@@ -546,7 +546,7 @@ def test_a_cache_by_path_gives_the_old_picture_where_one_by_content_does_not(tra
             file.write_bytes(item.image.read_bytes())
             question = red.question if answer == "red" else blue.question
             found = trained.generate_batch(
-                [file], question, feature_cache_gib=0.1, feature_cache_entries=100, **options
+                [file], question, encoder_cache_gib=0.1, encoder_cache_entries=100, **options
             )
             assert found.texts == [answer], key
 
@@ -554,11 +554,11 @@ def test_a_cache_by_path_gives_the_old_picture_where_one_by_content_does_not(tra
 def test_sampled_answers_are_not_given_twice(lab):
     engine = Engine(
         lab.reader,
-        EngineSpec(engine="fast", answer_cache_entries=10),
+        EngineSpec(engine="fast", response_cache_entries=10),
         ImagePolicy(resolution=128),
         tokens=500,
         longest=300,
-        caches=lab.fast._remembered(EngineSpec(engine="fast", answer_cache_entries=10)),
+        caches=lab.fast._remembered(EngineSpec(engine="fast", response_cache_entries=10)),
     )
     item = Item("a", png("red"), question="What?")
     request = lab.reader.request(0, item, ImagePolicy(resolution=128))
@@ -698,7 +698,7 @@ def test_requests_about_one_image_show_it_to_the_tower_once_however_it_groups_th
 ):
     monkeypatch.setattr("qvl_lab.backends.fast.vision_runner.CPU_TOKENS", 1)
     fast = lab.generate_batch(
-        [png("red"), png("blue")] * 3, "What?", engine="fast", feature_cache_gib=0.1, **SMALL
+        [png("red"), png("blue")] * 3, "What?", engine="fast", encoder_cache_gib=0.1, **SMALL
     )
     assert [answer.error for answer in fast] == [None] * 6
     assert fast.work.images == 2

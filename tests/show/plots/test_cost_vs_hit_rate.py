@@ -25,9 +25,9 @@ from qvl_lab.show.report.review import review
 PRICE = {"per_hour": 36.0, "currency": "CNY"}
 FIELDS: dict[str, dict[str, Any]] = {
     "off": {},
-    "features": {"feature_cache_gib": 1.0},
+    "features": {"encoder_cache_gib": 1.0},
     "prefix": {"prefix_cache": True},
-    "answers": {"answer_cache_entries": 10},
+    "answers": {"response_cache_entries": 10},
 }
 #: Seconds that a hit of each cache saves, of ten for all.
 SLOPES = {"off": 0.0, "features": 4.0, "prefix": 8.0, "answers": 9.5}
@@ -42,11 +42,11 @@ def measured(on_cpu, make_repeat) -> Callable[..., list[Run]]:
         for rate in rates:
             seen = round(10 * (1 - rate))
             for cache in caches:
-                counts = {"feature_bytes": seen * 2_000_000} if cache == "features" else {}
+                counts = {"encoder_bytes": seen * 2_000_000} if cache == "features" else {}
                 counts |= (
                     {"prefix_hits": 4, "prefix_tokens_saved": 256} if cache == "prefix" else {}
                 )
-                counts |= {"answer_misses": seen} if cache == "answers" else {}
+                counts |= {"response_misses": seen} if cache == "answers" else {}
                 wall_s = 10 - SLOPES[cache] * rate
                 work = {"images": 10 if cache == "off" else seen}
                 repeats = [
