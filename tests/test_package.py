@@ -168,7 +168,7 @@ def test_analysis_and_the_ground_never_import_torch(path):
         ("backends", "from qvl_lab.analysis.money import cost", {"analysis.money.cost"}),
         ("config", "import qvl_lab.workloads.items", {"workloads.items"}),
         ("analysis", "from qvl_lab import sweep", {"bench.sweep"}),
-        ("analysis", "from qvl_lab.models.load import free", {"models.load.free"}),
+        ("analysis", "from qvl_lab.models.memory import free", {"models.memory.free"}),
         ("analysis", "from qvl_lab.models.architecture import value_bytes", set()),
         ("show", "from qvl_lab import hardware, __version__", set()),
         ("cli", "import qvl_lab\nfrom qvl_lab.bench import sweep", set()),

@@ -27,7 +27,8 @@ from qvl_lab.backends.processor import (
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.errors import DeviceMemoryError, InputError
 from qvl_lab.models.hooks import StepWatch, marks
-from qvl_lab.models.load import base_dtype, first_line, free, out_of_memory
+from qvl_lab.models.load import base_dtype
+from qvl_lab.models.memory import first_line, free, out_of_memory
 from qvl_lab.probe.stages import Recorder, end, stage, totals
 from qvl_lab.runs.records import Work
 from qvl_lab.workloads.decode import decode_image

@@ -13,7 +13,8 @@ from qvl_lab.backends.processor import Generation
 from qvl_lab.config import Config, ModelSpec
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import fingerprint, gpu_index
-from qvl_lab.models.load import first_line, free, memory_limit, out_of_memory, resolve
+from qvl_lab.models.load import resolve
+from qvl_lab.models.memory import first_line, free, memory_limit, out_of_memory
 from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.vram import peak_bytes, reset_peak
 from qvl_lab.runs.records import Repeat, Run, run_key

@@ -24,7 +24,9 @@ from qvl_lab.assets import asset
 from qvl_lab.caching.disk import DiskTier
 from qvl_lab.config import ModelSpec
 from qvl_lab.errors import ConfigError, ImageError, ModelError
-from qvl_lab.models.load import TINY, base_dtype, out_of_memory, resolve
+from qvl_lab.models.load import base_dtype, resolve
+from qvl_lab.models.memory import out_of_memory
+from qvl_lab.models.shapes import TINY
 
 Value = TypeVar("Value")
 #: Suffixes of the files that decide what a model computes: weights, settings, templates, code.

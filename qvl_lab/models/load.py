@@ -5,8 +5,6 @@ Importing this module imports torch and transformers.
 
 from __future__ import annotations
 
-import gc
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,92 +13,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from qvl_lab.assets import asset
-from qvl_lab.config import ModelSpec
-from qvl_lab.errors import ConfigError, ModelError, PrecisionError, UnknownNameError
-from qvl_lab.models.architecture import Architecture
-from qvl_lab.models.linear import quantize_fp8
-from qvl_lab.workloads.resize import PixelLimits
-
-for noisy in ("torchao", "torch.utils._pytree"):  # they warn when transformers imports them
-    logging.getLogger(noisy).setLevel(logging.ERROR)
-
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    GenerationConfig,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
-)
-from transformers.utils import is_torchvision_available  # noqa: E402
-from transformers.utils.logging import (  # noqa: E402
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils import is_torchvision_available
+from transformers.utils.logging import (
     disable_progress_bar,
     enable_progress_bar,
     is_progress_bar_enabled,
 )
 
+from qvl_lab.assets import asset
+from qvl_lab.config import ModelSpec
+from qvl_lab.errors import ConfigError, ModelError, PrecisionError, UnknownNameError
+from qvl_lab.models.architecture import Architecture
+from qvl_lab.models.memory import out_of_memory
+from qvl_lab.models.quantize import quantize, torchao_quantization
+from qvl_lab.models.shapes import (
+    SHAPES,
+    TINY,
+    build,
+    random_config,
+    random_generation_config,
+)
+from qvl_lab.workloads.resize import PixelLimits
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TINY = "tiny"
-_TEXT = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936}
-_VISION_SMALL = {
-    "depth": 24,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "deepstack_visual_indexes": [5, 11, 17],
-}
-_VISION_LARGE = {
-    "depth": 27,
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "deepstack_visual_indexes": [8, 16, 24],
-}
-
-
-def _shape(
-    hidden: int, inter: int, layers: int, heads: int, vision: dict[str, Any], **more: Any
-) -> dict[str, Any]:
-    text = dict(
-        _TEXT,
-        hidden_size=hidden,
-        intermediate_size=inter,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        **more,
-    )
-    return {"text": text, "vision": dict(vision, out_hidden_size=hidden)}
-
-
-def _moe(inter: int) -> dict[str, Any]:
-    return {
-        "moe_intermediate_size": inter,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "num_key_value_heads": 4,
-    }
-
-
-#: Shapes of the published checkpoints, read from derivatives' config files; the parameter counts
-#: agree with the published ones (tests/models/test_load.py).
-SHAPES: dict[str, dict[str, Any]] = {
-    "2b": _shape(2048, 6144, 28, 16, _VISION_SMALL, tie_word_embeddings=True),
-    "4b": _shape(2560, 9728, 36, 32, _VISION_SMALL, tie_word_embeddings=True),
-    "8b": _shape(4096, 12288, 36, 32, _VISION_LARGE),
-    "32b": _shape(5120, 25600, 64, 64, _VISION_LARGE),
-    "30b-a3b": _shape(2048, 6144, 48, 32, _VISION_LARGE, **_moe(768)),
-    "235b-a22b": _shape(4096, 12288, 94, 64, _VISION_LARGE, **_moe(1536)),
-}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run, with what turns images and text into its inputs.
+    """A model ready to run, with its tokenizer and image processor.
 
-    ``spec`` has ``device`` and ``precision`` resolved. ``random_weights`` means that answers
-    carry no meaning. ``load_s`` is the wall time of loading, imports left out.
+    Attributes
+    ----------
+    spec : ModelSpec
+        With ``device`` and ``precision`` resolved.
+    random_weights : bool
+        Answers carry no meaning.
+    load_s : float
+        Wall time of loading without imports.
     """
 
     spec: ModelSpec
@@ -117,8 +67,13 @@ class LoadedModel:
 
     @property
     def sizes(self) -> Architecture:
-        """What the config says; a ConfigError for a family whose sizes are not known."""
+        """The sizes in the config. Raises a ConfigError for a family that is not known."""
         return Architecture.from_config(self.model.config.to_dict())
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of the keys and values of one token in all layers."""
+        return self.sizes.kv_bytes_per_token(base_dtype(self.spec).itemsize)
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
@@ -137,11 +92,11 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     started = time.perf_counter()
     files: Path | str = asset(TINY)
     if spec.model.startswith("random:"):
-        model = _random_model(spec, _random_config(spec.model))
+        model = _random_model(spec)
     else:
         files = files if spec.model == TINY else _location(spec.model)
         model = _pretrained(spec, files)
-    model = _quantised(model, spec).eval()
+    model = quantize(model, spec.precision).eval()
     tokenizer, image_processor = _processors(spec, files)
     limits = _limits(image_processor)
     _synchronise(torch.device(spec.device))
@@ -190,7 +145,7 @@ def resolve(spec: ModelSpec) -> ModelSpec:
             "(compute capability 8.0); use precision='fp16' or 'fp32'"
         )
     if precision == "int8":
-        _torchao()
+        torchao_quantization()
     if precision == "fp8" and kind == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         raise PrecisionError(
             f"{torch.cuda.get_device_name()} has no 8-bit floats (compute capability 8.9); use "
@@ -205,14 +160,19 @@ def parameter_count(model: Any) -> int:
 
 
 def base_dtype(spec: ModelSpec) -> torch.dtype:
-    """The dtype of activations; int8 and fp8 are of the language model's weights alone."""
+    """The dtype of activations, and of all weights but those that int8 and fp8 quantise."""
     if spec.precision in ("int8", "fp8"):
         return torch.float32 if spec.device == "cpu" else torch.bfloat16
     return DTYPES[spec.precision]
 
 
 def read_architecture(model: str) -> Architecture:
-    """The sizes of a model, without its weights: ``"random:8b"``, ``"tiny"``, a folder, a hub id.
+    """Read the sizes of a model without its weights.
+
+    Parameters
+    ----------
+    model : str
+        ``"random:8b"``, ``"tiny"``, a folder, or a hub id.
 
     Raises
     ------
@@ -220,7 +180,7 @@ def read_architecture(model: str) -> Architecture:
         As :func:`load_model`.
     """
     if model.startswith("random:"):
-        return Architecture.from_config(_random_config(model).to_dict())
+        return Architecture.from_config(random_config(model).to_dict())
     files = asset(TINY) if model == TINY else _location(model)
     try:
         return Architecture.from_config(AutoConfig.from_pretrained(files).to_dict())
@@ -228,65 +188,13 @@ def read_architecture(model: str) -> Architecture:
         raise ModelError(f"cannot read the config of {model}: {e}") from e
 
 
-def _random_config(name: str) -> Any:
-    size = name.removeprefix("random:").lower()
-    tiny = AutoConfig.from_pretrained(asset(TINY))
-    if size == TINY:
-        return tiny
-    if size not in SHAPES:
-        raise UnknownNameError("model", name, [f"random:{s}" for s in (TINY, *SHAPES)])
-    shape = SHAPES[size]
-    moe = "num_experts" in shape["text"]
-    text = dict(
-        shape["text"],
-        max_position_embeddings=262144,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 5e6,
-            "mrope_section": [24, 20, 20],
-            "mrope_interleaved": True,
-        },
-        pad_token_id=tiny.text_config.pad_token_id,
-        eos_token_id=tiny.text_config.eos_token_id,
-    )
-    cls = Qwen3VLMoeConfig if moe else Qwen3VLConfig
-    return cls(
-        text_config=text,
-        vision_config=dict(shape["vision"], num_heads=16, num_position_embeddings=2304),
-        image_token_id=tiny.image_token_id,
-        video_token_id=tiny.video_token_id,
-        vision_start_token_id=tiny.vision_start_token_id,
-        vision_end_token_id=tiny.vision_end_token_id,
-        tie_word_embeddings=text.get("tie_word_embeddings", False),
-    )
-
-
-def build(config: Any, dtype: torch.dtype, device: str, attention: str | None, seed: int) -> Any:
-    """A model of ``config`` with seeded random weights, made on the device itself."""
-    moe = "moe" in config.model_type
-    cls = Qwen3VLMoeForConditionalGeneration if moe else Qwen3VLForConditionalGeneration
-    options = {"attn_implementation": attention} if attention else {}
-    torch.manual_seed(seed)
-    with torch.device(device):
-        return cls._from_config(config, dtype=dtype, **options)
-
-
-def _random_model(spec: ModelSpec, config: Any) -> Any:
+def _random_model(spec: ModelSpec) -> Any:
+    config = random_config(spec.model)
     try:
         model = build(config, base_dtype(spec), spec.device, spec.attn_implementation, spec.seed)
     except (ValueError, ImportError) as e:
         raise ModelError(f"cannot build {spec.model}: {e}") from e
-    special = {
-        config.image_token_id,
-        config.video_token_id,
-        config.vision_start_token_id,
-        config.vision_end_token_id,
-    }
-    model.generation_config = GenerationConfig(
-        eos_token_id=config.text_config.eos_token_id,
-        pad_token_id=config.text_config.pad_token_id,
-        suppress_tokens=sorted(special),  # random weights would emit them, and they decode to ""
-    )
+    model.generation_config = random_generation_config(config)
     return model
 
 
@@ -345,7 +253,7 @@ def _pretrained(spec: ModelSpec, files: Path | str) -> Any:
 
 @contextmanager
 def _quiet(wanted: bool) -> Iterator[None]:
-    """No progress bar for what takes no time."""
+    """Show no progress bar while the block runs, if that is wanted."""
     change = wanted and is_progress_bar_enabled()
     if change:
         disable_progress_bar()
@@ -354,34 +262,6 @@ def _quiet(wanted: bool) -> Iterator[None]:
     finally:
         if change:
             enable_progress_bar()
-
-
-def _quantised(model: Any, spec: ModelSpec) -> Any:
-    if spec.precision not in ("int8", "fp8"):
-        return model
-    if "moe" in model.config.model_type:
-        raise PrecisionError(
-            f"{spec.precision} does not reach the experts of a mixture-of-experts model yet, which "
-            "are most of it; use precision='bf16'"
-        )
-    if spec.precision == "fp8":
-        quantize_fp8(model.model.language_model)
-        return model
-    quantization = _torchao()
-
-    def in_language_model(module: torch.nn.Module, name: str) -> bool:
-        return isinstance(module, torch.nn.Linear) and ".language_model." in f".{name}"
-
-    quantization.quantize_(model, quantization.Int8WeightOnlyConfig(), filter_fn=in_language_model)
-    return model
-
-
-def _torchao() -> Any:
-    try:
-        import torchao.quantization
-    except ImportError as e:
-        raise PrecisionError("precision 'int8' needs torchao: pip install 'qvl-lab[int8]'") from e
-    return torchao.quantization
 
 
 def _processors(spec: ModelSpec, files: Path | str) -> tuple[Any, Any]:
@@ -401,7 +281,7 @@ def _processors(spec: ModelSpec, files: Path | str) -> tuple[Any, Any]:
 
 
 def _image_processor_class() -> Any:
-    """What transformers itself would choose; without torchvision its PIL twin, named directly."""
+    """The class that transformers would choose; its PIL version where torchvision is missing."""
     if is_torchvision_available():
         from transformers import AutoImageProcessor
 
@@ -420,56 +300,6 @@ def _limits(image_processor: Any) -> PixelLimits:
     )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on CUDA or on the CPU."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("can't allocate memory" in text or "out of memory" in text)
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in short; Python's own MemoryError says nothing."""
-    return str(error).split("\n")[0] or type(error).__name__
-
-
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def memory_limit(device: str, gib: float | None) -> Iterator[None]:
-    """Let this process take no more than ``gib`` while the block runs; None sets no limit.
-
-    On CUDA torch's allocator refuses more. On a CPU the data segment is bounded (``RLIMIT_DATA``),
-    which counts all that the process holds.
-    """
-    if gib is None:
-        yield
-    elif device.startswith("cuda"):
-        given = torch.device(device).index
-        index = torch.cuda.current_device() if given is None else given
-        total = torch.cuda.get_device_properties(index).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), index)
-        try:
-            yield
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, index)
-    else:
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def free(device: str) -> None:
-    """Give back memory that nothing refers to any more."""
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.empty_cache()

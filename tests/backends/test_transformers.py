@@ -519,7 +519,7 @@ def test_stages_add_up_on_the_gpu_within_five_percent(mixed):
 @pytest.mark.gpu
 @needs_cuda
 def test_a_limited_gpu_runs_out_of_memory_and_goes_on_with_smaller_batches():
-    from qvl_lab.models.load import memory_limit
+    from qvl_lab.models.memory import memory_limit
 
     gpu = ql.load("random:2b", device="cuda", precision="bf16")
     held = torch.cuda.memory_reserved() / 2**30

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.models.architecture import MODEL_TYPES, Architecture, value_bytes
-from qvl_lab.models.load import SHAPES, _random_config
+from qvl_lab.models.shapes import SHAPES, random_config
 
 #: facts.md, section 2: billions of parameters in all, millions in the vision tower with mergers.
 PUBLISHED = {
@@ -88,7 +88,7 @@ def test_rarer_settings_of_the_text_layers(kind, text):
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_published_shapes(size):
-    config = _random_config(f"random:{size}")
+    config = random_config(f"random:{size}")
     parts = Architecture.from_config(config.to_dict()).parameters()
     billions, millions = PUBLISHED[size]
     assert sum(parts.values()) / 1e9 == pytest.approx(billions, rel=0.002)
@@ -104,13 +104,13 @@ def test_the_embedded_model(lab):
 
 @pytest.mark.parametrize(("size", "expected"), [("2b", 114_688), ("4b", 147_456), ("8b", 147_456)])
 def test_cache_of_a_token_as_in_the_facts(size, expected):
-    arch = Architecture.from_config(_random_config(f"random:{size}").to_dict())
+    arch = Architecture.from_config(random_config(f"random:{size}").to_dict())
     assert arch.kv_bytes_per_token() == expected
     assert arch.kv_bytes_per_token(4) == 2 * expected
 
 
 def test_int8_halves_the_matrices_of_the_text_layers_only():
-    arch = Architecture.from_config(_random_config("random:8b").to_dict())
+    arch = Architecture.from_config(random_config("random:8b").to_dict())
     half, whole = arch.parameter_bytes("int8"), arch.parameter_bytes("bf16")
     saved = {part: whole[part] - half[part] for part in whole}
     norms = arch.parameters()["text_layers"] - arch.matrix_parameters

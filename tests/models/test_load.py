@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import qvl_lab as ql
 from qvl_lab.assets import asset
+from qvl_lab.backends.fast.model.qwen3_vl import Qwen3VLModel
 from qvl_lab.errors import ConfigError, ModelError, PrecisionError, UnknownNameError
-from qvl_lab.models.load import (
-    SHAPES,
-    _random_config,
-    build,
-    load_model,
-    memory_limit,
-    out_of_memory,
-    parameter_count,
-)
+from qvl_lab.models.load import load_model, parameter_count
+from qvl_lab.models.memory import memory_limit, out_of_memory
+from qvl_lab.models.shapes import SHAPES, build, random_config
 from qvl_lab.session import Lab
 
 #: Billions of parameters of the published checkpoints.
@@ -151,7 +148,7 @@ def test_tiny_loads_without_a_progress_bar_and_leaves_others_theirs(capfd, shown
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_random_shapes_have_the_published_number_of_parameters(size):
-    model = build(_random_config(f"random:{size}"), torch.bfloat16, "meta", None, 0)
+    model = build(random_config(f"random:{size}"), torch.bfloat16, "meta", None, 0)
     assert parameter_count(model) / 1e9 == pytest.approx(PUBLISHED[size], rel=0.01)
 
 
@@ -164,6 +161,23 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(lab):
     reference = weights(lab.loaded.model)
     assert torch.equal(weights(again), reference)
     assert not torch.equal(weights(other), reference)
+
+
+@pytest.mark.parametrize("model", ["random:tiny", "tiny"])
+def test_loading_leaves_the_random_states_of_the_notebook_as_they_were(model):
+    torch.manual_seed(7)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    ql.load(model, device="cpu", seed=3)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])
+
+
+@pytest.mark.gpu
+def test_loading_leaves_the_random_state_of_the_gpu_as_it_was():
+    before = torch.cuda.get_rng_state()
+    ql.load("random:tiny", device="cuda", seed=3)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +208,13 @@ def test_code_that_comes_with_a_model_is_off_by_default(changed, tmp_path):
     with pytest.raises(ModelError, match="cannot load"):
         ql.load(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+def test_bytes_of_a_token_are_those_of_a_real_cache(precision):
+    loaded = ql.load("random:tiny", device="cpu", precision=precision).loaded
+    cache = Qwen3VLModel(loaded.model, to_device=None).allocate_cache(3, 16)
+    assert loaded.kv_bytes_per_token == (cache.keys.nbytes + cache.values.nbytes) / 48
 
 
 # ---- folders

@@ -35,7 +35,7 @@ from qvl_lab.backends.processor import (
 from qvl_lab.caching.tensor_cache import Lru, TensorCache, image_key, model_key, path_key
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.errors import DeviceMemoryError, InputError, QueueFullError
-from qvl_lab.models.load import first_line, free, out_of_memory
+from qvl_lab.models.memory import first_line, free, out_of_memory
 from qvl_lab.probe.stages import stage
 from qvl_lab.runs.records import Work
 

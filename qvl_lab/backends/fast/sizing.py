@@ -18,7 +18,8 @@ from qvl_lab.caching.disk import DiskTier
 from qvl_lab.caching.tensor_cache import Lru, TensorCache
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.errors import ConfigError, InputError, ModelError
-from qvl_lab.models.load import free, read_architecture
+from qvl_lab.models.load import read_architecture
+from qvl_lab.models.memory import free
 from qvl_lab.probe.stages import Recorder, totals
 from qvl_lab.workloads.items import Item
 
@@ -166,9 +167,7 @@ class Fast:
     def _room(self, spec: EngineSpec, wanted: int, held: int) -> int:
         """Tokens that the cache gets, of those ``wanted``; ``held`` are in memory already."""
         loaded = self.reader.loaded
-        text = loaded.model.config.get_text_config()
-        size = loaded.model.model.visual.pos_embed.weight.element_size()
-        token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size
+        token_bytes = loaded.kv_bytes_per_token
         if spec.kv_cache_gib is not None:
             return int(spec.kv_cache_gib * 2**30 / token_bytes)
         if loaded.device.type == "cuda":

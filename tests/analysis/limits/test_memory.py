@@ -30,7 +30,7 @@ from qvl_lab.analysis.limits.memory import (
 )
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.architecture import Architecture
-from qvl_lab.models.load import _random_config
+from qvl_lab.models.shapes import random_config
 from qvl_lab.runs.records import Run, Work
 
 REPORTS = Path(__file__).parents[3] / "reports"
@@ -222,7 +222,7 @@ MEASURED = [*rows("h200-8b"), *rows("h200-8b-24gib")]
 
 @pytest.fixture(scope="module")
 def large() -> Architecture:
-    return Architecture.from_config(_random_config("random:8b").to_dict())
+    return Architecture.from_config(random_config("random:8b").to_dict())
 
 
 def label(run: Run) -> str:

@@ -23,7 +23,7 @@ from qvl_lab.analysis.limits.roofline import (
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.hardware import gpu_table
 from qvl_lab.models.architecture import Architecture
-from qvl_lab.models.load import _random_config
+from qvl_lab.models.shapes import random_config
 from qvl_lab.runs.records import Work
 from qvl_lab.session import load
 
@@ -160,7 +160,7 @@ def test_flops_agree_with_torchs_counter(kind, grids, texts):
 
 @pytest.mark.parametrize("size", ["2b", "8b", "30b-a3b"])
 def test_flops_of_published_shapes(size):
-    config = _random_config(f"random:{size}")
+    config = random_config(f"random:{size}")
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
             config,
@@ -226,7 +226,7 @@ def arch() -> Architecture:
 
 @pytest.fixture
 def large() -> Architecture:
-    return Architecture.from_config(_random_config("random:8b").to_dict())
+    return Architecture.from_config(random_config("random:8b").to_dict())
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from qvl_lab.backends.fast.model_runner import ModelRunner
 from qvl_lab.caching.tensor_cache import Lru
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec, SamplingParams
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, QueueFullError
-from qvl_lab.models.load import build, resolve
+from qvl_lab.models.load import resolve
+from qvl_lab.models.shapes import build
 from qvl_lab.runs.records import Work
 from qvl_lab.session import Lab
 from qvl_lab.workloads.items import Item

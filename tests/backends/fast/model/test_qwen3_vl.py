@@ -18,7 +18,7 @@ from qvl_lab.backends.fast.model.qwen3_vl import KVCache, PackedPrompts, Qwen3VL
 from qvl_lab.backends.processor import Request
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.linear import FEW_ROWS
-from qvl_lab.models.load import build
+from qvl_lab.models.shapes import build
 from qvl_lab.workloads.items import Item
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
