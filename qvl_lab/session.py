@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,14 +13,15 @@ import torch
 from tqdm.auto import tqdm
 
 from qvl_lab.backends.fast.sizing import Fast
-from qvl_lab.backends.processor import Answer, Generation, InputProcessor, items_of, settings_of
+from qvl_lab.backends.processor import Answer, Generation, InputProcessor, settings_of
 from qvl_lab.backends.transformers import Stock
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
 from qvl_lab.config.signatures import check_settings, names_settings
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.load import LoadedModel, load_model
 from qvl_lab.probe.stages import Recorder, listening
-from qvl_lab.workloads.items import ImageLike, Item
+from qvl_lab.workloads.in_hand import Images, Prompts, items_in_hand
+from qvl_lab.workloads.items import Item
 
 
 class Lab:
@@ -55,13 +56,13 @@ class Lab:
     @names_settings(ImagePolicy, EngineSpec)
     def generate_batch(
         self,
-        images: Sequence[ImageLike | Item] | ImageLike,
-        prompts: str | Sequence[str] | None = None,
+        images: Images,
+        prompts: Prompts | None = None,
         *,
         batch_size: int = 8,
         resolution: int | str = "native",
         max_new_tokens: int = 64,
-        tasks: str | Sequence[str | None] | None = None,
+        tasks: str | Iterable[str | None] | None = None,
         progress: bool = False,
         **options: Any,
     ) -> Generation:
@@ -69,10 +70,13 @@ class Lab:
 
         Parameters
         ----------
-        images : sequence
-            Paths, encoded bytes, PIL images, or workload items (which bring their questions).
-        prompts : str or sequence of str
-            One question for all, or one each.
+        images : image, or iterable of images
+            Paths, encoded bytes, PIL images, arrays of (height, width, 3) uint8, or workload items
+            (which bring their questions); one, or many in a list, a generator such as
+            ``Path.glob``, a pandas Series, a workload. URLs are not fetched.
+        prompts : str or iterable
+            One question for all, one each, or for each image a list of questions; for a single
+            image also a list of questions.
         batch_size, resolution, max_new_tokens
             See :class:`~qvl_lab.config.EngineSpec` and :class:`~qvl_lab.config.ImagePolicy`;
             ``options`` takes their other fields.
@@ -84,10 +88,11 @@ class Lab:
         Returns
         -------
         Generation
-            Answers in input order. An image that cannot be used has an error instead of a text,
-            and the others go on. A batch that does not fit is halved; ``events`` tells.
+            Answers in input order, each with the id of its image: the file's name, or its path
+            where two files have the same name. An image that cannot be used has an error instead
+            of a text, and the others go on. A batch that does not fit is halved; ``events`` tells.
         """
-        items = items_of(images, prompts, tasks)
+        items = items_in_hand(images, prompts, tasks)
         options |= {"batch_size": batch_size, "resolution": resolution}
         engine, policy = settings_of(options | {"max_new_tokens": max_new_tokens})
         return self.run(items, engine, policy, progress=progress)

@@ -6,6 +6,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,3 +120,23 @@ def test_on_answer_that_asks_the_same_lab_is_refused_and_the_lab_stays_usable(tr
     with pytest.raises(ConfigError, match="on_answer must not use the lab"):
         trained.run(call.items, engine, policy, on_answer=lambda *_: call.on(trained))
     assert call.on(trained).errors == []
+
+
+def test_several_questions_about_one_image_are_answered_in_order(trained):
+    item = next(i for i in load_workload("evaluation").items if i.task == "colour")
+    other = next(i for i in load_workload("evaluation").items if i.task == "count")
+    image = Path(item.image)
+    questions = [item.question, other.question]
+    together = trained.generate_batch(image, questions, resolution=256)
+    alone = [trained.generate_batch(image, q, resolution=256).texts[0] for q in questions]
+    assert together.texts == alone
+    assert together.texts == trained.generate_batch([image], [questions], resolution=256).texts
+    assert [answer.id for answer in together] == [image.name, f"{image.name}#2"]
+
+
+def test_an_image_that_is_no_file_says_so_and_a_url_is_not_fetched(trained):
+    generation = trained.generate_batch(["no/such.png", "https://x.org/a.png"], "q")
+    assert generation.texts == [None, None]
+    missing, url = (answer.error for answer in generation)
+    assert "No such file" in missing
+    assert "is a URL, which is not read: download it" in url

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from qvl_lab.models.load import LoadedModel
 from qvl_lab.probe.stages import Total, outermost, stage, stage_table
 from qvl_lab.runs.records import Work
 from qvl_lab.workloads.decode import image_size, read_bytes
-from qvl_lab.workloads.items import ImageLike, Item
+from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.resize import resolution_for, target_size
 
 if TYPE_CHECKING:
@@ -216,32 +216,6 @@ class InputProcessor:
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def items_of(
-    images: Sequence[ImageLike | Item] | ImageLike,
-    prompts: str | Sequence[str] | None,
-    tasks: str | Sequence[str | None] | None,
-) -> list[Item]:
-    """Images with a question and a task each, in whichever way they were given."""
-    single = isinstance(images, str | bytes | Image.Image) or not isinstance(images, Sequence)
-    pictures: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
-    questions = _one_each("prompts", prompts, len(pictures))
-    kinds = _one_each("tasks", tasks, len(pictures))
-    items = []
-    for i, picture in enumerate(pictures):
-        item = picture if isinstance(picture, Item) else Item(f"image {i}", picture)
-        item = replace(item, question=questions[i]) if questions[i] is not None else item
-        items.append(replace(item, task=kinds[i]) if kinds[i] is not None else item)
-    return items
-
-
-def _one_each(name: str, value: Any, count: int) -> list[Any]:
-    if value is None or isinstance(value, str):
-        return [value] * count
-    if len(value) != count:
-        raise ConfigError(f"{len(value)} {name} for {count} images; give one, or one each")
-    return list(value)
 
 
 def settings_of(options: dict[str, Any]) -> tuple[EngineSpec, ImagePolicy]:

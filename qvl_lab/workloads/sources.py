@@ -6,25 +6,16 @@ a photo in a format that is not supported, is listed in ``Workload.errors`` and 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from qvl_lab.assets import asset
 from qvl_lab.errors import InputError, UnknownNameError, WorkloadError
 from qvl_lab.workloads import tables
 from qvl_lab.workloads.decode import UNSUPPORTED
-from qvl_lab.workloads.items import (
-    DEFAULT_QUESTION,
-    ImageLike,
-    Item,
-    Workload,
-    refuse_url,
-    unique,
-)
+from qvl_lab.workloads.in_hand import Images, images_in_hand, items_in_hand
+from qvl_lab.workloads.items import DEFAULT_QUESTION, Item, Workload, refuse_url
 
 PACKAGED = ("evaluation", "mixed")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ""})
@@ -32,7 +23,7 @@ MAX_ITEMS = 1_000_000
 
 
 def load_workload(
-    source: str | Path | Workload | Iterable[ImageLike],
+    source: Images,
     *,
     question: str | None = None,
     task: str | None = None,
@@ -45,7 +36,7 @@ def load_workload(
         ``"mixed"`` or another packaged set; a folder (searched with its subfolders); an image; a
         table (.csv, .tsv, .jsonl, .json or a pandas DataFrame) with the columns id, image,
         question, reference (or answer), task, of which only image is needed and whose paths are
-        relative to the file; or images in hand: paths, bytes, PIL images.
+        relative to the file; or images in hand: paths, bytes, PIL images, arrays, items.
     question, task : str, optional
         For items that bring none of their own.
 
@@ -65,10 +56,8 @@ def load_workload(
     defaults: dict[str, Any] = {"question": question or DEFAULT_QUESTION, "task": task}
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
         return _from_rows("table", tables.frame_rows(source), Path(), "row", defaults)
-    if isinstance(source, bytes | Image.Image):
-        source = [source]
     if not isinstance(source, str | Path):
-        return _from_images(list(source), defaults)
+        return _from_images(source, defaults)
     refuse_url(source)
     if str(source) in PACKAGED:
         source = asset(f"data/{source}") / f"{source}.jsonl"
@@ -86,31 +75,13 @@ def load_workload(
     )
 
 
-def _from_images(images: list[ImageLike], defaults: dict[str, Any]) -> Workload:
-    for index, image in enumerate(images):
-        refuse_url(image)
-        if not isinstance(image, str | Path | bytes | Image.Image):
-            raise WorkloadError(
-                f"image {index} is of type {type(image).__name__}; give a path, bytes or a PIL "
-                "image (PIL.Image.fromarray makes one of an array)"
-            )
-    names = unique(_labels(images))
-    items = tuple(Item(n, im, **defaults) for n, im in zip(names, images, strict=True))
+def _from_images(images: Images, defaults: dict[str, Any]) -> Workload:
+    pictures = images_in_hand(images)
+    for picture in pictures:
+        refuse_url(picture)
+    named = zip(pictures, items_in_hand(pictures), strict=True)
+    items = tuple(i if isinstance(p, Item) else replace(i, **defaults) for p, i in named)
     return _not_empty(Workload("images", items))
-
-
-def _labels(images: list[ImageLike]) -> list[str]:
-    """File names, or whole paths where different paths have the same name."""
-    paths = {Path(image) for image in images if isinstance(image, str | Path)}
-    shared = Counter(path.name for path in paths)
-    labels = []
-    for index, image in enumerate(images):
-        if not isinstance(image, str | Path):
-            labels.append(f"image {index}")
-        else:
-            path = Path(image)
-            labels.append(path.name if shared[path.name] == 1 else path.as_posix())
-    return labels
 
 
 def _from_folder(folder: Path, defaults: dict[str, Any]) -> Workload:
