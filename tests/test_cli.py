@@ -601,7 +601,7 @@ def test_the_doctor_says_what_is_there(qvl):
     assert re.search(r"^ok\s+torch\s+2\.", result.out, re.MULTILINE)
     checks = {check["name"]: check for check in strict(qvl("doctor --json").out)}
     assert checks["transformers"]["ok"] is True
-    assert {"nvml", "cuda", "torchao", "cjk font", "disk"} <= set(checks)
+    assert {"nvml", "cuda", "torchao", "chinese font", "disk"} <= set(checks)
 
 
 def test_the_doctor_fails_where_something_needed_is_missing(qvl, monkeypatch):

@@ -1,11 +1,10 @@
-"""The look of the figures, fonts that can draw Chinese, and what the figures share of axes."""
+"""The look of the figures, the fonts that draw Chinese, and what the figures share of axes."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import matplotlib
@@ -16,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from qvl_lab.errors import UnknownNameError
-from qvl_lab.show.locale import LANGUAGES
+from qvl_lab.assets import asset
+from qvl_lab.show.locale import check_language
 
 #: Okabe and Ito's colours for the colour-blind, less the yellow that white paper swallows; then
 #: two of Tol's, for a sweep of more resolutions.
@@ -29,8 +28,10 @@ PALETTE = (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Families that draw simplified Chinese, the best first.
-CJK_FAMILIES = (
+#: The family that ships with the package: the characters of GB 2312 (assets/fonts/README.md).
+CHINESE = "QVL Sans SC"
+#: Families that draw the rarer characters too; the first that is installed helps out.
+COMPLETE = (
     "Noto Sans CJK SC",
     "Noto Sans SC",
     "Source Han Sans SC",
@@ -42,62 +43,33 @@ CJK_FAMILIES = (
     "SimHei",
     "Hiragino Sans GB",
     "Heiti SC",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK TC",
-    "Noto Sans CJK HK",
-    "Noto Sans CJK KR",
     "Droid Sans Fallback",
     "Arial Unicode MS",
-    "Noto Serif CJK SC",
-    "SimSun",
-)
-#: How such fonts' files are called, in lower case and without - and _.
-_FILES = (
-    *("notosanscjk", "notosanssc", "sourcehansans", "pingfang", "msyh", "wqy", "simhei"),
-    *("hiraginosansgb", "stheiti", "droidsansfallback", "arialunicode", "notoserifcjk", "simsun"),
 )
 
 
 @functools.cache
-def cjk_font() -> str | None:
-    """An installed family that draws Chinese; None if there is none.
+def chinese_families() -> tuple[str, ...]:
+    """The family that ships with the package, then an installed one that has more characters.
 
-    Fonts installed after matplotlib wrote its cache are looked for among the system's files.
+    The first makes the figures the same on every machine; the second, where there is one, draws
+    a character outside GB 2312, such as one of a task's name.
     """
-    found = _known_family()
-    if found:
-        return found
-    for path in font_manager.findSystemFonts():
-        stem = Path(path).stem.lower().replace("-", "").replace("_", "")
-        if stem.startswith(_FILES):
-            _add(path)
-    return _known_family()
-
-
-def figure_language(lang: str) -> tuple[str, bool]:
-    """The language that figures can be drawn in, and whether that is a fallback.
-
-    Raises
-    ------
-    UnknownNameError
-        If the language is not one of LANGUAGES.
-    """
-    if lang not in LANGUAGES:
-        raise UnknownNameError("language", lang, LANGUAGES)
-    return ("en", True) if lang == "zh" and cjk_font() is None else (lang, False)
+    font_manager.fontManager.addfont(asset("fonts/QVLSansSC-Regular.otf"))
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return (CHINESE, *[name for name in COMPLETE if name in installed][:1])
 
 
 def families(lang: str) -> list[str]:
-    """Font families to draw a language with, in order of preference."""
-    font = cjk_font() if lang == "zh" else None
-    return [*([font] if font else []), "DejaVu Sans"]
+    """Font families to draw a language with; a later one draws what the earlier ones lack."""
+    first = [*chinese_families(), "DejaVu Sans"] if lang == "zh" else ["DejaVu Sans"]
+    return list(dict.fromkeys([*first, *chinese_families()]))
 
 
 @contextmanager
 def style(lang: str = "en") -> Iterator[None]:
     """Matplotlib's settings for the project's figures, for the length of a ``with`` block."""
-    settings = _LOOK | {"font.family": families(lang), "axes.unicode_minus": lang != "zh"}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(_LOOK | {"font.family": families(lang)}):
         yield
         # A notebook's backend turns this on when the first figure loads it, and without it no
         # later figure would be shown.
@@ -106,13 +78,14 @@ def style(lang: str = "en") -> Iterator[None]:
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Give a figure's function the look, and a ``lang`` that the installed fonts can draw."""
+    """Give a figure's function the look, and fonts that draw its ``lang``."""
 
     @functools.wraps(draw)
     def in_style(*args: P.args, **kwargs: P.kwargs) -> R:
-        lang, _ = figure_language(str(kwargs.get("lang", "en")))
+        lang = str(kwargs.get("lang", "en"))
+        check_language(lang)
         with style(lang):
-            drawn = draw(*args, **cast(Any, kwargs | {"lang": lang}))
+            drawn = draw(*args, **kwargs)
             if lang == "zh" and isinstance(drawn, Axes):
                 # title, labels and ticks of axes that were given have the fonts of their making
                 for words in drawn.findobj(Text):
@@ -204,15 +177,3 @@ _LOOK = {
     "ytick.labelsize": 9,
     "text.parse_math": False,  # two $ in one text are money, not TeX
 }
-
-
-def _known_family() -> str | None:
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in CJK_FAMILIES if name in installed), None)
-
-
-def _add(path: str) -> None:
-    try:
-        font_manager.fontManager.addfont(path)
-    except (OSError, RuntimeError):  # an unreadable font file is as good as none
-        return

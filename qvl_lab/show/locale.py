@@ -12,6 +12,18 @@ from qvl_lab.errors import UnknownNameError
 LANGUAGES = ("en", "zh")
 
 
+def check_language(lang: str) -> None:
+    """Refuse a language that has no texts.
+
+    Raises
+    ------
+    UnknownNameError
+        If the language is not one of LANGUAGES.
+    """
+    if lang not in LANGUAGES:
+        raise UnknownNameError("language", lang, LANGUAGES)
+
+
 @lru_cache(maxsize=len(LANGUAGES))
 def texts(lang: str) -> dict[str, str]:
     """All texts of a language by key, with their {placeholders}.
@@ -21,8 +33,7 @@ def texts(lang: str) -> dict[str, str]:
     UnknownNameError
         If the language is not one of LANGUAGES.
     """
-    if lang not in LANGUAGES:
-        raise UnknownNameError("language", lang, LANGUAGES)
+    check_language(lang)
     return tomllib.loads(asset(f"locale/{lang}.toml").read_text("utf-8"))
 
 

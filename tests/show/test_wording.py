@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import string
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
 
+from qvl_lab.assets import asset
 from qvl_lab.errors import UnknownNameError
 from qvl_lab.show import fonts, locale, quantities, wording
 from qvl_lab.tasks import BY_NAME
@@ -159,55 +165,70 @@ def test_memory_is_called_what_it_is():
 
 
 @pytest.fixture
-def fresh_fonts(monkeypatch):
-    """The search runs anew, and what it finds is forgotten."""
-    manager = font_manager.fontManager
-    monkeypatch.setattr(manager, "ttflist", [f for f in manager.ttflist if "CJK" not in f.name])
-    fonts.cjk_font.cache_clear()
+def bare_machine(monkeypatch) -> pytest.MonkeyPatch:
+    """A machine on which matplotlib knows only the fonts that it brings along."""
+    own = [font for font in font_manager.fontManager.ttflist if "mpl-data" in font.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    fonts.chinese_families.cache_clear()
     yield monkeypatch
-    fonts.cjk_font.cache_clear()
+    fonts.chinese_families.cache_clear()
 
 
-def test_without_a_font_chinese_falls_back_to_english(fresh_fonts):
-    fresh_fonts.setattr(fonts, "_known_family", lambda: None)
-    fresh_fonts.setattr(font_manager, "findSystemFonts", lambda: [])
-    assert fonts.cjk_font() is None
-    assert fonts.figure_language("zh") == ("en", True)
-    assert fonts.figure_language("en") == ("en", False)
-    assert fonts.families("zh") == ["DejaVu Sans"]
+def glyphs() -> set[str]:
+    path = asset("fonts/QVLSansSC-Regular.otf")
+    return set(map(chr, FT2Font(str(path)).get_charmap()))
 
 
-def test_a_font_that_matplotlib_has_not_cached_is_found_by_its_file(fresh_fonts):
-    known, added = [None, "Noto Sans CJK SC"], []
-    files = ["/fonts/DejaVuSans.ttf", "/fonts/NotoSansCJK-Regular.ttc"]
-    fresh_fonts.setattr(fonts, "_known_family", lambda: known.pop(0))
-    fresh_fonts.setattr(font_manager, "findSystemFonts", lambda: files)
-    fresh_fonts.setattr(font_manager.fontManager, "addfont", added.append)
-    assert fonts.figure_language("zh") == ("zh", False)
-    assert added == ["/fonts/NotoSansCJK-Regular.ttc"]
+def test_chinese_is_drawn_where_no_font_is_installed(bare_machine):
+    assert fonts.families("zh") == ["QVL Sans SC", "DejaVu Sans"]
+    with warnings.catch_warnings(), fonts.style("zh"):
+        warnings.simplefilter("error")
+        figure = plt.figure()
+        figure.text(0.5, 0.5, "每 100 张图 ¥0.35，−34%")
+        figure.canvas.draw()
+    found = font_manager.findfont("QVL Sans SC", fallback_to_default=False)
+    assert Path(found) == asset("fonts/QVLSansSC-Regular.otf")
 
 
-def test_a_broken_font_file_is_passed_over(fresh_fonts, tmp_path):
-    broken = tmp_path / "NotoSansCJK-Regular.ttc"
-    broken.write_bytes(b"no font")
-    fresh_fonts.setattr(fonts, "_known_family", lambda: None)
-    fresh_fonts.setattr(font_manager, "findSystemFonts", lambda: [str(broken)])
-    assert fonts.cjk_font() is None
+def test_an_installed_font_helps_out_with_characters_that_the_packaged_one_lacks(bare_machine):
+    installed = SimpleNamespace(name="WenQuanYi Micro Hei")
+    known = [*font_manager.fontManager.ttflist, installed]
+    bare_machine.setattr(font_manager.fontManager, "ttflist", known)
+    assert fonts.families("zh") == ["QVL Sans SC", "WenQuanYi Micro Hei", "DejaVu Sans"]
+    assert fonts.families("en")[0] == "DejaVu Sans"
+
+
+def test_english_figures_can_draw_chinese_names_of_tasks(bare_machine):
+    assert fonts.families("en") == ["DejaVu Sans", "QVL Sans SC"]
+
+
+def test_the_packaged_font_has_every_hanzi_of_gb2312_and_every_character_of_the_texts():
+    rows, cells = range(0xB0, 0xF8), range(0xA1, 0xFF)
+    pairs = (bytes((row, cell)).decode("gb2312", "ignore") for row in rows for cell in cells)
+    hanzi = set("".join(pairs))
+    assert len(hanzi) == 6763
+    said = {letter for words in locale.texts("zh").values() for letter in words}
+    assert hanzi | said - {"\n"} <= glyphs()
+
+
+def test_the_packaged_font_has_its_licence_beside_it():
+    words = asset("fonts/OFL.txt").read_text("utf-8")
+    assert "SIL OPEN FONT LICENSE Version 1.1" in words and "Copyright 2014-2021 Adobe" in words
 
 
 def test_a_sweep_of_eight_resolutions_has_a_colour_for_each():
     assert len(set(fonts.PALETTE)) == len(fonts.PALETTE) >= 8
 
 
-def test_unknown_figure_language():
+def test_unknown_language():
     with pytest.raises(UnknownNameError, match="Allowed: en, zh"):
-        fonts.figure_language("fr")
+        locale.check_language("fr")
 
 
 def test_style_is_undone_after_the_block():
     before = matplotlib.rcParams["font.family"]
     with fonts.style("en"):
-        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
+        assert matplotlib.rcParams["font.family"] == fonts.families("en")
         assert matplotlib.rcParams["figure.constrained_layout.use"]
     assert matplotlib.rcParams["font.family"] == before
 

@@ -1,8 +1,8 @@
 """Figures from a frame of runs: DataFrame in, Axes or Figure out.
 
 A function with an ``ax`` draws into it, or into a new pyplot figure. One that returns a Figure
-leaves it unregistered with pyplot, so that a notebook shows it once, as the cell's value. Chinese
-falls back to English where no font can draw it (:func:`qvl_lab.show.fonts.figure_language`).
+leaves it unregistered with pyplot, so that a notebook shows it once, as the cell's value. The
+font that draws Chinese ships with the package (:mod:`qvl_lab.show.fonts`).
 
 Legends lie outside the axes: give axes of a figure with ``layout="constrained"``.
 

@@ -50,7 +50,7 @@ def report(
     out : path
         Folder for ``report.html``, ``report.ipynb`` and ``settings.csv``.
     lang : str
-        ``"en"`` or ``"zh"``. Without a Chinese font the figures fall back to English and say so.
+        ``"en"`` or ``"zh"``, of the page and its figures.
     options
         As ``review``: price, today's setting, limits, monthly volume.
 
@@ -278,7 +278,7 @@ body { font-family: system-ui, "Noto Sans CJK SC", "Microsoft YaHei", "PingFang 
   padding: .4rem .9rem; }
 .jp-RenderedHTMLCommon table { font-size: .92rem; margin: .6rem 0; }
 .jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td { padding: .3rem .6rem;
-  text-align: left !important; vertical-align: top; max-width: none; white-space: nowrap; }
+  text-align: left !important; vertical-align: baseline; max-width: none; white-space: nowrap; }
 .jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon td:last-child,
 .jp-RenderedHTMLCommon td:nth-child(2):nth-last-child(n+8) { white-space: normal; }
 .jp-RenderedImage img { max-width: 100%; height: auto; }

@@ -14,7 +14,7 @@ from typing import Any
 from qvl_lab.analysis.money.cost import price
 from qvl_lab.runs.records import environment_key
 from qvl_lab.runs.store import Runs
-from qvl_lab.show.fonts import figure_language
+from qvl_lab.show.locale import check_language
 from qvl_lab.show.report import commands, selection
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.sections import (
@@ -100,7 +100,7 @@ def review(
     QvlError
         If the run file cannot be read, or a setting cannot be used.
     """
-    figure_language(lang)  # refuses an unknown language
+    check_language(lang)
     options = {k: v for k, v in locals().items() if k not in ("runs", "lang")} | {"lang": lang}
     loaded = runs if isinstance(runs, Runs) else Runs.load(runs)
     frame, notes = selection.comparable(loaded.frame(), lang)

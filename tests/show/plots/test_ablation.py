@@ -150,13 +150,11 @@ def test_the_interval_is_explained_where_there_is_one(runs, ablated, make_repeat
 
 
 def test_in_chinese_every_word_is_chinese_or_a_name(frame):
-    if fonts.cjk_font() is None:
-        pytest.skip("no Chinese font")
     ax = plots.ablation(frame, lang="zh")
     said = [ax.get_title(), ax.get_xlabel(), *names(ax), *words(ax)]
     assert all(any("一" <= letter <= "鿿" for letter in s) for s in said)
     assert names(ax)[3] == "仅开：批量 4"
-    assert {t.get_fontfamily()[0] for t in ax.findobj(Text) if t.get_text()} == {fonts.cjk_font()}
+    assert {t.get_fontfamily()[0] for t in ax.findobj(Text) if t.get_text()} == {fonts.CHINESE}
 
 
 def test_a_frame_without_an_ablation_is_refused(on_cpu):

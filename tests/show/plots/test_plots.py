@@ -21,7 +21,7 @@ from qvl_lab.analysis.money.cost import price
 from qvl_lab.analysis.money.recommend import recommend
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.records import STAGES, Repeat, Run
-from qvl_lab.show import fonts, plots, wording
+from qvl_lab.show import plots, wording
 
 BATCHES, RESOLUTIONS, PRECISIONS = (1, 2, 4, 8, 16), ("native", "512", "256"), ("bf16", "fp32")
 PIXELS = {"256": 0.25, "512": 0.5, "1024": 1.0, "native": 1.6, "by_task": 0.7}
@@ -548,14 +548,11 @@ def test_any_currency(unpriced, currency, sign):
 
 # ---- Chinese
 
-needs_font = pytest.mark.skipif(fonts.cjk_font() is None, reason="no CJK font is installed")
-
 
 def is_chinese(words: str) -> bool:
     return any("一" <= letter <= "鿿" for letter in words)
 
 
-@needs_font
 def test_chinese_figures_have_every_glyph(frame):
     advice = recommend(frame)
     with warnings.catch_warnings():
@@ -568,7 +565,6 @@ def test_chinese_figures_have_every_glyph(frame):
     assert "¥" in ax.get_ylabel() and "原始尺寸 · fp32" in legend_texts(ax.get_legend())
 
 
-@needs_font
 def test_chinese_in_axes_that_were_made_without_the_font(frame):
     _, ax = plt.subplots()
     with warnings.catch_warnings():
@@ -576,14 +572,6 @@ def test_chinese_in_axes_that_were_made_without_the_font(frame):
         plots.stages(frame.iloc[:2], ax, lang="zh")
         ax.figure.canvas.draw()
     assert is_chinese(ax.get_yticklabels()[0].get_text())
-
-
-def test_without_a_font_figures_are_in_english(frame, monkeypatch):
-    monkeypatch.setattr(fonts, "cjk_font", lambda: None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for figure in everything(frame, "zh"):
-            assert not any(is_chinese(words) for words in shown(figure))
 
 
 def test_one_table_of_resolutions_is_told_by_the_resolution_and_two_by_their_number():

@@ -22,7 +22,7 @@ from qvl_lab.analysis.money.recommend import recommend
 from qvl_lab.analysis.quality.scoring import TaskScores
 from qvl_lab.analysis.quality.tradeoffs import precision_loss
 from qvl_lab.errors import ConfigError
-from qvl_lab.show import fonts, plots
+from qvl_lab.show import plots
 
 SIDES, COST = ("128", "256", "512", "native"), "cost_cny_per_100_images"
 #: Right answers of 20, by task and resolution.
@@ -98,9 +98,6 @@ def shown(ax) -> list[str]:
 
 def is_chinese(words: str) -> bool:
     return any("一" <= letter <= "鿿" for letter in words)
-
-
-needs_font = pytest.mark.skipif(fonts.cjk_font() is None, reason="no CJK font is installed")
 
 
 # ---- quality over resolution
@@ -478,7 +475,6 @@ def test_given_axes_are_drawn_into(measure):
     assert plt.get_fignums() == [figure.number]
 
 
-@needs_font
 def test_chinese_figures_have_every_word_and_glyph(measure):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -494,15 +490,7 @@ def test_chinese_figures_have_every_word_and_glyph(measure):
     assert "在噪声范围内（p ≥ 0.05）" in legend_texts(lower)
 
 
-@needs_font
 def test_chinese_empty_panels(measure):
     frame = measure(precisions=("bf16",))
     assert shown(plots.precision_loss(frame, lang="zh")) == ["没有配置用两种精度测量，无法比较"]
     assert shown(plots.quality_cost(frame.assign(quality=None), lang="zh")) == ["未测量质量"]
-
-
-def test_without_a_font_figures_are_in_english(measure, monkeypatch):
-    monkeypatch.setattr(fonts, "cjk_font", lambda: None)
-    for ax in everything(measure(), "zh"):
-        words = [ax.get_title(), ax.get_ylabel(), *legend_texts(ax), *shown(ax)]
-        assert not any(map(is_chinese, words))

@@ -116,6 +116,12 @@ def test_the_page_says_its_language(english, chinese):
     assert "成本评审" in page
 
 
+def test_cells_of_a_table_share_a_baseline_whatever_font_draws_them(english):
+    page = english.html.read_text("utf-8")
+    (rule,) = re.findall(r"\.jp-RenderedHTMLCommon td \{[^}]*text-align: left[^}]*\}", page)
+    assert "vertical-align: baseline" in rule
+
+
 def test_a_report_is_made_also_where_nothing_fitted(chinese):
     page = chinese.html.read_text("utf-8")
     assert "没有任何配置完成测量" in page

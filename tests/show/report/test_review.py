@@ -18,7 +18,7 @@ from qvl_lab.errors import ConfigError, LimitError, QvlError, StoreError, Unknow
 from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs
-from qvl_lab.show import fonts, plots
+from qvl_lab.show import plots
 from qvl_lab.show.quantities import points
 from qvl_lab.show.report import render as report
 from qvl_lab.show.report.commands import report_command
@@ -153,25 +153,11 @@ def test_real_weights_are_told_to_compare_answers(on_cpu):
     assert "random" not in text(page.headline())
 
 
-def test_chinese_has_the_same_numbers(grid, monkeypatch):
-    monkeypatch.setattr(fonts, "cjk_font", lambda: "DejaVu Sans")
+def test_chinese_has_the_same_numbers(grid):
     page = text(review(Runs(grid), **CENT_A_SECOND, lang="zh").headline())
     assert "当前每 100 张图 ¥1.00；改用 fp32·256 px·批量 4 后为 ¥0.40，节省 60%" in page
     for english in ("Today", "recommended", "images a month"):
         assert english not in page
-    assert "没有找到中文字体" not in page
-
-
-@pytest.mark.filterwarnings("ignore:Glyph")
-def test_without_a_chinese_font_figures_fall_back_to_english_and_the_page_says_so(
-    grid, monkeypatch
-):
-    monkeypatch.setattr(fonts, "cjk_font", lambda: None)
-    page = review(Runs(grid), **CENT_A_SECOND, lang="zh")
-    assert "本机没有找到中文字体" in text(page.headline())
-    assert any(isinstance(part, Image) for part in page.curves())
-    english = review(Runs(grid), **CENT_A_SECOND)
-    assert "font" not in text(english.headline())
 
 
 # ---- prices
@@ -348,11 +334,6 @@ def scored(on_cpu, make_repeat) -> Callable[..., Run]:
     return make
 
 
-@pytest.fixture
-def both_fonts(monkeypatch) -> None:
-    monkeypatch.setattr(fonts, "cjk_font", lambda: "DejaVu Sans")
-
-
 def quality_of(*runs: Run, lang: str = "en", **options: Any) -> str:
     page = review(Runs(runs), **CENT_A_SECOND, lang=lang, **options)
     return "\n".join(quality_sentences(page, page.recommendation))
@@ -361,7 +342,7 @@ def quality_of(*runs: Run, lang: str = "en", **options: Any) -> str:
 TODAY = {"read_small": forty(36), "colour": forty(40)}
 
 
-def test_a_difference_within_noise_is_said_with_its_interval(scored, both_fonts):
+def test_a_difference_within_noise_is_said_with_its_interval(scored):
     best = {"read_small": forty(35), "colour": forty(40)}
     runs = scored(1, 10.0, TODAY), scored(4, 4.0, best)
     pair = compare(list(TODAY.values()), list(best.values()))
@@ -378,7 +359,7 @@ def test_a_difference_within_noise_is_said_with_its_interval(scored, both_fonts)
     )
 
 
-def test_a_difference_beyond_noise_is_said_with_what_it_costs_each_task(scored, both_fonts):
+def test_a_difference_beyond_noise_is_said_with_what_it_costs_each_task(scored):
     best = {"read_small": forty(16), "colour": forty(30)}
     runs = scored(1, 10.0, TODAY), scored(4, 4.0, best)
     pair = compare(list(TODAY.values()), list(best.values()))
@@ -400,14 +381,14 @@ def test_a_gain_has_its_sign_and_gives_nothing_up(scored):
     assert "gives up" not in said
 
 
-def test_todays_setting_has_its_quality_alone(scored, both_fonts):
+def test_todays_setting_has_its_quality_alone(scored):
     run = scored(1, 4.0, TODAY)
     kind = "mean score over the tasks, 80 answers compared with the true ones"
     assert quality_of(run) == f"Quality: 0.95 ({kind})."
     assert quality_of(run, lang="zh").startswith("质量：0.95（各任务得分的平均，80 个答案")
 
 
-def test_what_was_not_scored_is_counted(scored, both_fonts):
+def test_what_was_not_scored_is_counted(scored):
     run = scored(1, 4.0, {"locate": forty(20, None, None)}, unparsed=3)
     assert quality_of(run).splitlines()[1] == (
         "Left out of the scores: 2 items without an answer. Scored as wrong: 3 answers from which "
@@ -416,14 +397,14 @@ def test_what_was_not_scored_is_counted(scored, both_fonts):
     assert "2 个没有得到答案的请求；计为错误：3 个" in quality_of(run, lang="zh")
 
 
-def test_random_and_unscored_answers_are_not_called_quality(grid, scored, both_fonts):
+def test_random_and_unscored_answers_are_not_called_quality(grid, scored):
     assert "The weights are random" in quality_of(*grid)
     assert "权重为随机初始化" in quality_of(*grid, lang="zh")
     assert "compare answers on your own images" in quality_of(scored(1, 4.0, {}))
     assert "请先用自己的图片比较答案" in quality_of(scored(1, 4.0, {}), lang="zh")
 
 
-def test_an_agreement_is_called_one(scored, both_fonts):
+def test_an_agreement_is_called_one(scored):
     def answered(batch_size: int, wall_s: float, *texts: str) -> Run:
         rows = [
             {"id": f"{i}", "task": "read", "question": "?", "expected": None, "answer": text}
@@ -580,7 +561,7 @@ def test_the_articles_resolutions_need_not_be_measured_as_a_setting(sides):
     assert [without_intervals(row)[3:5] for row in tasks] == [["native", "?"], ["256 px", "?"]]
 
 
-def test_resolutions_are_proposed_in_chinese_too(sides, both_fonts):
+def test_resolutions_are_proposed_in_chinese_too(sides):
     page = text(review(Runs(sides), **CENT_A_SECOND, lang="zh").resolutions())
     tasks, settings = table_rows(page)
     assert "### 按任务选择分辨率" in page

@@ -6,7 +6,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from qvl_lab.analysis.money.recommend import Recommendation
-from qvl_lab.show.fonts import figure_language
 from qvl_lab.show.quantities import money, percent, score
 from qvl_lab.show.report.commands import run_command
 from qvl_lab.show.report.components import named_rows, plain, settings_table
@@ -127,6 +126,4 @@ def _warnings(found: ReportContext) -> list[str]:
     own = "per_hour" in found.options and "gpu" not in found.options  # for this very machine
     if not own and not (here and here.name.lower() == priced.lower()):
         said.append(found.say("price_mismatch", device=found.device, gpu=priced))
-    if figure_language(found.lang)[1]:
-        said.append(found.say("figures_in_english"))
     return said
