@@ -228,6 +228,20 @@ def own_metrics(metrics: Mapping[str, str] | None) -> dict[str, str]:
     return {_key(task): name for task, name in (metrics or {}).items()}
 
 
+def check_tasks(metrics: Mapping[str, str] | None, items: Sequence[Item]) -> None:
+    """Refuse a metric for a task that no item has, which would be ignored.
+
+    Raises
+    ------
+    UnknownNameError
+        Naming the tasks of the items.
+    """
+    tasks = {_key(item.task or NO_TASK): item.task or NO_TASK for item in items}
+    for task in metrics or {}:
+        if _key(task) not in tasks:
+            raise UnknownNameError("task of this workload", task, tasks.values())
+
+
 def _key(task: str) -> str:
     return task.strip().casefold()
 

@@ -22,6 +22,8 @@ import qvl_lab
 from qvl_lab import cli
 from qvl_lab.analysis.quality.metrics import METRICS
 from qvl_lab.analysis.quality.scoring import score
+from qvl_lab.cli.app import app
+from qvl_lab.cli.output import one_line
 from qvl_lab.errors import ReportError
 from qvl_lab.runs.store import Runs, Store
 from qvl_lab.show.report.review import review
@@ -29,8 +31,8 @@ from qvl_lab.show.report.sections.first_page import change, first_line
 from qvl_lab.workloads.resize import visual_tokens
 from qvl_lab.workloads.sources import load_workload
 
-ROOT = Path(__file__).parents[1]
-COMMANDS = sorted(typer.main.get_command(cli.app).commands)
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(typer.main.get_command(app).commands)
 SMALL = "--device cpu --resolution 64 --max-new-tokens 2 --quiet"
 
 
@@ -98,7 +100,7 @@ def test_every_command_has_help_with_an_example(qvl, command):
     result = qvl(f"{command} --help")
     assert result.code == 0
     assert re.search(rf"Examples?: qvl-lab {command}\b", " ".join(result.out.split()))
-    parameters = typer.main.get_command(cli.app).commands[command].params
+    parameters = typer.main.get_command(app).commands[command].params
     assert [p.name for p in parameters if not getattr(p, "help", None)] == []
     assert [p.name for p in parameters if "[" in p.help] == []  # rich takes it for markup
 
@@ -250,7 +252,7 @@ def test_answers_are_scored_where_the_true_ones_are_known(qvl):
     assert result.code == 0
     said = dict(line.split("\t") for line in result.out.splitlines())
     items = load_workload("evaluation").sample(6).items
-    texts = [cli._one_line(said[cli._one_line(item.id)]) for item in items]
+    texts = [one_line(said[one_line(item.id)]) for item in items]
     scores = score([i.task for i in items], texts, [i.reference for i in items])
     lines = [line for line in result.err.splitlines() if line.startswith("quality: ")]
     assert lines == [
@@ -321,15 +323,19 @@ def test_each_task_may_have_its_resolution(qvl):
     assert last["summary"]["quality"]["total"] == total
 
 
-def test_ctrl_c_exits_130_and_says_that_work_is_kept(qvl, photos, monkeypatch):
+def test_ctrl_c_exits_130_and_promises_nothing_that_is_not_kept(qvl, photos, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("qvl_lab.session.Lab.run", interrupt)
     result = qvl(f"run {photos} {SMALL}")
     assert result.code == 130
-    assert "interrupted; finished work is kept, the same command goes on" in result.err
+    assert result.err.endswith("qvl-lab: interrupted\n")
     assert "Traceback" not in result.err
+    monkeypatch.setattr("qvl_lab.bench.sweep.sweep", interrupt)
+    result = qvl(SWEEP)
+    assert result.code == 130
+    assert "interrupted; finished work is kept, the same command goes on" in result.err
 
 
 # ---- sweep
@@ -352,11 +358,30 @@ def test_a_sweep_writes_its_rows_and_counts_them(qvl, photos, tmp_path):
     assert strict(again.out) == {"out": "runs.jsonl", "settings": 2, "statuses": {"ok": 2}}
 
 
-def test_failed_settings_exit_3_and_are_named(qvl, photos):
-    result = qvl(f"{SWEEP} --model tiny,/no/such/model")
+@pytest.fixture
+def text_model(tmp_path) -> Path:
+    """A folder with a model of another kind."""
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    return tmp_path / "bert"
+
+
+def test_failed_settings_exit_3_and_are_named(qvl, photos, text_model):
+    result = qvl(f"{SWEEP} --model tiny,{text_model}")
     assert result.code == 3
     assert result.out == "4 settings in runs.jsonl: 2 error, 2 ok\n"
-    assert result.err.count("failed: fp32, 64: model folder /no/such/model does not exist") == 2
+    for size in (1, 2):
+        assert f"failed: fp32, 64 px, batch {size}: {text_model} is a 'bert' model" in result.err
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_measured(qvl, photos):
+    for command in (SWEEP, ABLATE, HITS):
+        line = command.replace("album", "photos")
+        result = qvl(f"{line} --model tinny")
+        assert (result.code, result.out) == (2, "")
+        assert "Did you mean 'tiny'" in result.err
+        assert qvl(f"{line} --model /no/such/model").code == 3
+    assert not list(Path().glob("*.jsonl"))
 
 
 def test_a_sweep_scores_unless_told_not_to(qvl, photos):
@@ -428,10 +453,10 @@ def test_an_ablation_writes_its_rows_and_the_report_shows_it(qvl, photos):
     assert len(Runs.load("ablation.jsonl")) == 7
 
 
-def test_failed_variants_are_named_by_what_they_do_without(qvl, photos):
-    result = qvl(f"{ABLATE} --levers packing --model /no/such/model")
+def test_failed_variants_are_named_by_what_they_do_without(qvl, photos, text_model):
+    result = qvl(f"{ABLATE} --levers packing --model {text_model}")
     assert result.code == 3
-    assert "failed: fp32, 64, fast without packing: model folder /no/such/model" in result.err
+    assert f"failed: fp32, 64 px, batch 3, fast without packing: {text_model} is" in result.err
 
 
 # ---- hit-rates

@@ -1,0 +1,115 @@
+"""``qvl-lab report`` and ``prices``: what was measured, in money."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvl_lab.cli.app import app
+from qvl_lab.cli.options import (
+    AsJson,
+    Gpu,
+    PriceOptions,
+    PricesFile,
+    Quiet,
+    check_writable,
+    grouped,
+    pairs,
+    single,
+)
+from qvl_lab.errors import ConfigError
+
+
+@app.command(
+    epilog="Examples: qvl-lab report --model tiny; "
+    "qvl-lab report runs.jsonl --gpu H200 --currency CNY --lang zh --out review"
+)
+@grouped()
+def report(
+    price: PriceOptions,
+    runs: Annotated[
+        Path | None, typer.Argument(help="Run file of a sweep; without it --model is swept first.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Sweep this model over a small default grid first.")
+    ] = None,
+    workload: Annotated[str, typer.Option(help="Workload of that sweep.")] = "evaluation",
+    items: Annotated[int, typer.Option(help="Items of that sweep.")] = 36,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("qvl-report"),
+    current: Annotated[
+        list[str] | None, typer.Option(help="Today's setting: batch_size=1 (repeatable).")
+    ] = None,
+    monthly_images: Annotated[
+        int | None, typer.Option(min=1, help="Images a month, for the monthly sum.")
+    ] = None,
+    min_quality: Annotated[
+        float | None, typer.Option(help="Limit on quality, 0-1; today's less 0.02 if not given.")
+    ] = None,
+    max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
+    max_ttft_s: Annotated[float | None, typer.Option(help="Limit on time to first token.")] = None,
+    ceilings: Annotated[
+        Path | None, typer.Option(help="What the device can do at most, of doctor --ceilings.")
+    ] = None,
+    lang: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a run file into one self-contained HTML page that a team can decide from.
+
+    Leaves report.html, report.ipynb and settings.csv in the folder. Exit code 4 if the report
+    stopped; what it had is kept.
+    """
+    from qvl_lab.show.report.render import report as make_report
+
+    if runs and model:
+        raise ConfigError("give a run file or --model, not both")
+    check_writable(out, folder=True)
+    options = price.settings()
+    today = {k: single(k, v) for k, v in pairs("--current", current).items()}
+    if runs is None:
+        runs = _measured(model or "tiny", workload, items, out, quiet=quiet)
+    files = make_report(
+        runs,
+        out=out,
+        current=today,
+        monthly_images=monthly_images,
+        min_quality=min_quality,
+        max_vram_gib=max_vram_gib,
+        max_ttft_s=max_ttft_s,
+        ceilings=ceilings,
+        lang=lang,
+        **options,
+    )
+    names = {name: str(path) for name, path in asdict(files).items()}
+    print(json.dumps(names) if as_json else f"report: {files.html.resolve()}")
+
+
+def _measured(model: str, workload: str, items: int, out: Path, *, quiet: bool) -> Path:
+    """Sweep a model over the default grid; returns the run file."""
+    from qvl_lab.show.report.render import default_sweep
+
+    runs = out / "runs.jsonl"
+    default_sweep(model, workload, runs, items=items, progress=not quiet)
+    return runs
+
+
+@app.command(epilog="Example: qvl-lab prices --gpu A10G")
+def prices(gpu: Gpu = None, prices_file: PricesFile = None, as_json: AsJson = False) -> None:
+    """List the known GPU prices and exchange rates with their dates and sources."""
+    from qvl_lab.analysis.money.cost import find_price, price_table, rates
+
+    table, known = price_table(prices_file), rates(prices_file)
+    if gpu:
+        name = find_price(gpu, file=prices_file).gpu
+        table = table[table["gpu"] == name]
+    if as_json:
+        found = {"prices": table.to_dict("records"), "rates": [asdict(rate) for rate in known]}
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    print(table.to_string(index=False))
+    for rate in known:
+        print(f"1 {rate.base} = {rate.rate:g} {rate.quote} ({rate.date}, {rate.source})")

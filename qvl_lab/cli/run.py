@@ -1,0 +1,167 @@
+"""``qvl-lab run``: answer a question about every image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qvl_lab.cli.app import app
+from qvl_lab.cli.options import (
+    AsJson,
+    Gpu,
+    MetricOption,
+    Provider,
+    Question,
+    Quiet,
+    SettingOptions,
+    grouped,
+    pairs,
+)
+from qvl_lab.cli.output import SOME_FAILED, few, note, note_failures, one_line
+from qvl_lab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl_lab.backends.processor import Answer
+    from qvl_lab.session import Lab
+    from qvl_lab.workloads.items import Workload
+
+
+@app.command(epilog="Example: qvl-lab run photos/ --question '描述这张图片' --batch-size 8")
+@grouped(max_new_tokens=64)
+def run(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, a table (.csv, .jsonl, .json), an image, or a packaged set: "
+            "evaluation, mixed."
+        ),
+    ],
+    setting: SettingOptions,
+    question: Question = None,
+    task: Annotated[str | None, typer.Option(help="Task of items that name none.")] = None,
+    metric: MetricOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use a sample of so many items.")] = None,
+    gpu: Gpu = None,
+    provider: Provider = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer a question about every image, and say what it took.
+
+    Answers go to standard output as they come, one line each; the summary, with the scores where
+    the workload has answers, and failed images go to standard error. Exit code 1 if an image
+    failed.
+    """
+    # all that can be refused is looked at before torch is imported, which takes seconds
+    from qvl_lab.analysis.money.cost import find_price
+    from qvl_lab.analysis.quality.scoring import check_tasks, own_metrics
+    from qvl_lab.models.names import check_name
+
+    metrics = own_metrics(pairs("--metric", metric))
+    config = setting.config()
+    check_name(config.model.model)
+    workload = load(source, question, task)
+    check_tasks(metrics, workload.items)
+    workload = workload.sample(limit)
+    price = find_price(gpu, provider) if gpu else None
+    lab = load_lab(config.model, quiet=quiet)
+    if lab.loaded.random_weights:
+        note(f"{config.model.model} has random weights: speed and memory are real, the answers not")
+
+    def show(_: int, answer: Answer) -> None:
+        if as_json:
+            print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
+        elif answer.text is not None:
+            print(f"{one_line(answer.id)}\t{one_line(answer.text)}", flush=True)
+
+    result = lab.run(
+        workload.items, config.engine, config.images, progress=not quiet, on_answer=show
+    )
+    failures = [*workload.errors, *result.errors]
+    answered = len(result) - len(result.errors)
+    summary: dict[str, Any] = {
+        "answered": answered,
+        "failed": len(failures),
+        "wall_s": result.wall_s,
+        "images_per_s": answered / result.wall_s if result.wall_s else None,
+        "stages_s": result.stages_s,
+        "events": result.events,
+        "quality": None if lab.loaded.random_weights else _quality(workload, result.texts, metrics),
+        "failures": failures,
+    }
+    if price and answered:
+        cost = result.wall_s * price.per_hour / 3600 / answered * 100
+        summary[f"cost_{price.currency.lower()}_per_100_images"] = cost
+    if as_json:
+        print(json.dumps({"summary": summary}, ensure_ascii=False))
+    else:
+        _summarise(summary)
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def load(source: str, question: str | None, task: str | None = None) -> Workload:
+    """The workload; says which files were ignored, and which question is asked unasked for."""
+    from qvl_lab.workloads.items import DEFAULT_QUESTION
+    from qvl_lab.workloads.sources import load_workload
+
+    workload = load_workload(source, question=question, task=task)
+    if workload.ignored:
+        note(f"ignored {len(workload.ignored)} other files: {few(workload.ignored)}")
+    if question is None and any(item.question == DEFAULT_QUESTION for item in workload.items):
+        note(f"the question is {DEFAULT_QUESTION!r}; --question asks another one")
+    return workload
+
+
+def load_lab(spec: Any, *, quiet: bool) -> Lab:
+    """Load a model; quietly without transformers' progress bar."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from qvl_lab.session import load
+
+    if quiet:
+        disable_progress_bar()
+    lab = load(spec)
+    if (lab.spec.precision, lab.spec.device) == ("fp8", "cpu"):
+        note("fp8 on a CPU is emulated: answers are those of fp8, speed and memory are not")
+    return lab
+
+
+def _quality(
+    workload: Workload, texts: Sequence[str | None], metrics: Mapping[str, str]
+) -> dict[str, dict[str, Any]] | None:
+    """Task to metric, mean score and counts; None where no answer is known or scored."""
+    from qvl_lab.analysis.quality.scoring import score_items
+
+    try:
+        scores = score_items(workload.items, texts, metrics)
+    except ConfigError as e:
+        note(f"not scored: {e}")
+        return None
+    counts = ("metric", "mean", "count", "missing", "unparsed")
+    return {task: {n: getattr(found, n) for n in counts} for task, found in scores.items()} or None
+
+
+def _summarise(summary: dict[str, Any]) -> None:
+    note(
+        f"{summary['answered']} answered, {summary['failed']} failed, {summary['wall_s']:.2f} s, "
+        f"{summary['images_per_s'] or 0:.2f} images/s"
+    )
+    stages = ", ".join(f"{name} {s:.2f}" for name, s in summary["stages_s"].items())
+    note(f"seconds by stage: {stages}")
+    for name, value in summary.items():
+        if name.startswith("cost_"):
+            note(f"{name}: {value:.4f}")
+    for task, found in (summary["quality"] or {}).items():
+        mean = "no answer" if found["mean"] is None else f"{found['mean']:.3f}"
+        left_out = ", ".join(f"{found[n]} {n}" for n in ("missing", "unparsed") if found[n])
+        rest = f"; {left_out}" if left_out else ""
+        note(f"quality: {one_line(task)} {mean} ({found['metric']}, {found['count']} items{rest})")
+    for event in summary["events"]:
+        size, smaller = event["batch_size"], event["continued_with"]
+        note(f"out of memory at batch {size}: went on with {smaller}")
+    note_failures((failure["id"], failure["error"]) for failure in summary["failures"])
