@@ -77,6 +77,7 @@ class DiskTier:
         self.folder, self.max_bytes, self.max_age_s = Path(folder), max_bytes, max_age_s
         self.off: str | None = None
         self._clock, self._lock = clock, threading.Lock()
+        self._known_bytes = 0  # at the last listing, and what was written since
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
@@ -114,10 +115,19 @@ class DiskTier:
             self._turn_off(e)
             return None
 
-    def save(self, key: str, tensors: Mapping[str, torch.Tensor], cost_s: float) -> None:
+    def save(
+        self, key: str, tensors: Mapping[str, torch.Tensor], cost_s: float, *, tidy: bool = True
+    ) -> None:
         """Keep tensors, which took ``cost_s`` seconds to compute.
 
-        Waits for the device and for the disk. What is over ``max_bytes`` alone is not kept.
+        This waits for the device and for the disk. An entry that is over ``max_bytes`` alone is not
+        kept.
+
+        Parameters
+        ----------
+        tidy : bool
+            List the folder to evict what is over the bounds, other processes' entries included.
+            Without it the folder is listed only when what this tier knows of is over ``max_bytes``.
         """
         if self.off is not None or sum(t.nbytes for t in tensors.values()) > self.max_bytes:
             return
@@ -127,7 +137,10 @@ class DiskTier:
             return
         try:
             _write(self._path(key), data, now)
-            self._tidy()
+            with self._lock:
+                self._known_bytes += len(data)
+            if tidy or self._known_bytes > self.max_bytes:
+                self._tidy()
         except OSError as e:
             self._turn_off(e)
 
@@ -152,12 +165,16 @@ class DiskTier:
         return None
 
     def _tidy(self) -> None:
-        """Delete what is too old, and the least recently used entries until the rest fits."""
-        now, total = self._clock(), 0
+        """Delete old entries, and the least recently used ones until the rest fits."""
+        now, total, kept = self._clock(), 0, 0
         for used, size, path in self._files(_ENTRY):
             total += size
             if total > self.max_bytes or self._too_old(used, now):
                 path.unlink(missing_ok=True)
+            else:
+                kept += size
+        with self._lock:
+            self._known_bytes = kept
         for written, _, path in self._files(_UNFINISHED):
             if now - written > UNFINISHED_S:
                 path.unlink(missing_ok=True)
@@ -191,7 +208,7 @@ class DiskTier:
 
 
 def _write(path: Path, data: bytes, now: float) -> None:
-    """Put a file in place whole, or leave what was there; ``now`` is its time of last use."""
+    """Write a file whole, or leave what was there; ``now`` becomes its time of last use."""
     handle, name = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".tmp", dir=path.parent)
     unfinished = Path(name)
     try:
@@ -207,7 +224,7 @@ def _write(path: Path, data: bytes, now: float) -> None:
 
 
 def _pack(key: str, tensors: Mapping[str, torch.Tensor], cost_s: float, created: float) -> bytes:
-    """The bytes of an entry. Copies: what is summed is what is written, whoever writes to it."""
+    """The bytes of an entry, made from copies: the checksum holds whoever writes to the tensors."""
     copies = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -246,7 +263,7 @@ def _unpack(file: BinaryIO, key: str, max_bytes: int) -> tuple[Tensors, float, f
 
 
 def _metadata(file: BinaryIO, size: int) -> dict[str, Any]:
-    """What the header says beside the tensors. Format: 8 bytes of length, JSON, data."""
+    """The header's metadata. The format is 8 bytes of length, JSON, data."""
     header_bytes = int.from_bytes(file.read(8), "little")
     if not 0 < header_bytes <= min(size - 8, MAX_HEADER_BYTES):
         raise ValueError("it is truncated or no safetensors file")

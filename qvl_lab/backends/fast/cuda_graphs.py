@@ -60,7 +60,8 @@ class CudaGraphRunner:
                 self._step(slots)  # libraries set themselves up outside of a graph
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # other threads, such as the disk cache's, may call CUDA meanwhile
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 out = self._step(slots)
             self._pool = self._pool or graph.pool()
             self._recorded[size] = graph, slots, out

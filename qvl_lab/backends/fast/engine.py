@@ -32,7 +32,9 @@ from qvl_lab.backends.processor import (
     overflow,
     too_large,
 )
-from qvl_lab.caching.tensor_cache import Lru, TensorCache, image_key, model_key, path_key
+from qvl_lab.caching.keys import image_key, model_key, path_key
+from qvl_lab.caching.lru import Lru
+from qvl_lab.caching.tensor_cache import TensorCache
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.errors import DeviceMemoryError, InputError, QueueFullError
 from qvl_lab.models.memory import first_line, free, out_of_memory

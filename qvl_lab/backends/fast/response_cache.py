@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from qvl_lab.backends.fast.sequence import Job
-from qvl_lab.caching.tensor_cache import Lru, answer_key
+from qvl_lab.caching.keys import response_key
+from qvl_lab.caching.lru import Lru
 
 
 class Answers:
@@ -90,4 +91,4 @@ class Answers:
         sampling = job.prompt.sampling
         if self._cache is None or job.key is None or sampling.do_sample:
             return None
-        return answer_key(job.key, job.request.text, asdict(sampling))
+        return response_key(job.key, job.request.text, asdict(sampling))

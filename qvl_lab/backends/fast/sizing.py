@@ -15,7 +15,8 @@ from qvl_lab.backends.fast.engine import Caches, Engine
 from qvl_lab.backends.fast.model.qwen3_vl import MODEL_TYPES
 from qvl_lab.backends.processor import Answer, Generation, InputProcessor, Request
 from qvl_lab.caching.disk import DiskTier
-from qvl_lab.caching.tensor_cache import Lru, TensorCache
+from qvl_lab.caching.lru import Lru
+from qvl_lab.caching.tensor_cache import TensorCache
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.errors import ConfigError, InputError, ModelError
 from qvl_lab.models.load import read_architecture
@@ -86,7 +87,9 @@ class Fast:
                 cache.clear()
 
     def close(self) -> None:
-        """Give back the cache's memory."""
+        """Give back the cache's memory, once features that wait for the disk are written."""
+        if self._caches and self._caches[1].features is not None:
+            self._caches[1].features.flush()
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -148,6 +151,8 @@ class Fast:
         """Caches of these settings, kept from run to run."""
         settings = tuple(getattr(spec, name) for name in _CACHE_SETTINGS)
         if self._caches is None or self._caches[0] != settings:
+            if self._caches and self._caches[1].features is not None:
+                self._caches[1].features.flush()
             features = answers = disk = None
             if spec.encoder_cache_dir:
                 most = int(spec.encoder_cache_dir_gib * 2**30)

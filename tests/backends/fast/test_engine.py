@@ -16,7 +16,7 @@ from transformers import GenerationConfig, Qwen3VLMoeConfig
 from qvl_lab.backends.fast.decode_pool import DecodePool
 from qvl_lab.backends.fast.engine import Caches, Engine
 from qvl_lab.backends.fast.model_runner import ModelRunner
-from qvl_lab.caching.tensor_cache import Lru
+from qvl_lab.caching.lru import Lru
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec, SamplingParams
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, QueueFullError
 from qvl_lab.models.load import resolve

@@ -19,7 +19,8 @@ from qvl_lab.backends.fast.sequence import Job
 from qvl_lab.backends.processor import Answer
 from qvl_lab.caching import disk
 from qvl_lab.caching.disk import DiskTier
-from qvl_lab.caching.tensor_cache import Lru, TensorCache
+from qvl_lab.caching.lru import Lru
+from qvl_lab.caching.tensor_cache import TensorCache
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.workloads.items import Item
 
