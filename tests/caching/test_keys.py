@@ -51,7 +51,7 @@ def test_different_questions_have_different_keys(one, other):
     assert (keys[0] == keys[1]) == (one == other)
 
 
-def test_an_answer_key_knows_every_option_but_not_their_order():
+def test_a_response_key_knows_every_option_but_not_their_order():
     key = response_key("image", "why?", {"max_new_tokens": 1, "temperature": None})
     assert key == response_key("image", "why?", {"temperature": None, "max_new_tokens": 1})
     others = [{"max_new_tokens": 1}, {"max_new_tokens": 1, "temperature": 0}]

@@ -517,8 +517,8 @@ def test_features_on_disk_serve_the_next_run(lab, ids_of, requests, tmp_path):
     ids_of(lab)
     options = {"engine": "fast", "encoder_cache_gib": 0.1, "encoder_cache_dir": str(tmp_path)}
     first = lab.generate_batch(requests, **options, **SMALL)
-    lab.fast._caches = None  # another process
     lab.fast.close()
+    lab.fast._caches = None  # another process
     again = lab.generate_batch(requests, **options, **SMALL)
     assert again.texts == first.texts
     assert again.work.images == 0
@@ -526,8 +526,8 @@ def test_features_on_disk_serve_the_next_run(lab, ids_of, requests, tmp_path):
     files = sorted(tmp_path.glob("*.safetensors"))
     files[0].write_bytes(b"foreign")
     files[1].write_bytes(files[1].read_bytes()[:-7])
-    lab.fast._caches = None
     lab.fast.close()
+    lab.fast._caches = None
     with pytest.warns(UserWarning) as warned:
         third = lab.generate_batch(requests, **options, **SMALL, overlap=False)
     said = " ".join(str(warning.message) for warning in warned)
