@@ -37,7 +37,7 @@ test-all: $(VENV)/.installed  ## every test that this machine can run
 	$(PYTEST) -m '' $(ARGS)
 
 coverage: $(VENV)/.installed  ## the fast tests with branch coverage; pyproject.toml names what needs a GPU
-	$(PYTEST) -n $(JOBS) --cov --cov-report term:skip-covered --cov-report html $(ARGS)
+	$(PYTEST) -n $(JOBS) --cov --cov-report term --cov-report html $(ARGS)
 
 lint: $(VENV)/.installed  ## ruff: rules and format
 	$(BIN)/python -m ruff check .

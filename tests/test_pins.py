@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -89,3 +92,34 @@ def test_what_the_package_imports_is_declared():
 def test_exceptions_to_declared_imports_are_still_imported():
     names = {name for path in (ROOT / "qvl_lab").rglob("*.py") for name in imported(path)}
     assert set(UNDECLARED) <= names
+
+
+def test_the_workflow_runs_the_gate_with_every_python():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    gate = workflow["jobs"]["gate"]
+    assert [f"{python}.0" for python in gate["strategy"]["matrix"]["python"]] == PYTHONS
+    assert gate["steps"][-1] == {"run": ".ci/run"}
+
+
+def test_pre_commit_has_the_pinned_linter():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    wanted = {
+        text
+        for repo in hooks["repos"]
+        for hook in repo["hooks"]
+        for text in hook["additional_dependencies"]
+    }
+    assert {text for text in wanted if text.startswith("ruff==")} == {f"ruff=={pins()['ruff']}"}
+
+
+def test_with_its_system_fonts_hidden_matplotlib_lists_only_its_own(tmp_path):
+    env = os.environ | {"MPLCONFIGDIR": str(tmp_path)}
+    script = str(ROOT / ".ci" / "hide_system_fonts.py")
+    subprocess.run([sys.executable, script], env=env, check=True)
+    code = (
+        "import matplotlib; from matplotlib.font_manager import fontManager;"
+        "own = matplotlib.get_data_path();"
+        "print(sum(not font.fname.startswith(own) for font in fontManager.ttflist))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
+    assert told.stdout.strip() == b"0"
