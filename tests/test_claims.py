@@ -7,6 +7,7 @@ import re
 import pytest
 
 from qvl_lab.analysis.money.cost import find_price
+from qvl_lab.assets import asset
 from qvl_lab.claims import article, claim, claims
 from qvl_lab.errors import UnknownNameError
 
@@ -37,6 +38,13 @@ def test_the_split_is_of_the_computation_and_has_the_articles_numbers():
 def test_the_packaged_price_of_the_article_is_its_claim():
     per_minute = claim("price_a10g").number
     assert find_price("A10G", "article").per_hour == pytest.approx(60 * per_minute)
+
+
+@pytest.mark.parametrize("name", ["04_where_the_time_goes", "05_batching_and_caching"])
+def test_notebooks_do_not_repeat_or_misquote_the_articles_split(name):
+    source = asset(f"notebooks/{name}.ipynb").read_text("utf-8")
+    assert not re.search(r"(60-70|20-30|10-20) ?%", source)
+    assert "fusion 20" not in source
 
 
 def test_an_unknown_claim_names_the_nearest():

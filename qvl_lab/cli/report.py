@@ -90,7 +90,7 @@ def report(
 
 def _measured(model: str, workload: str, items: int, out: Path, *, quiet: bool) -> Path:
     """Sweep a model over the default grid; returns the run file."""
-    from qvl_lab.show.report.render import default_sweep
+    from qvl_lab.bench.defaults import default_sweep
 
     runs = out / "runs.jsonl"
     default_sweep(model, workload, runs, items=items, progress=not quiet)

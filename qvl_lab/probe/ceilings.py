@@ -70,6 +70,11 @@ def measure_ceilings(device: str = "cpu") -> MeasuredCeilings:
     }
 
 
+def beside(runs: Path) -> Path:
+    """Where the ceilings of the runs' device are kept: ``runs.ceilings.json``."""
+    return runs.with_suffix(".ceilings.json")
+
+
 def save_ceilings(found: MeasuredCeilings, path: str | Path) -> None:
     """Write them as JSON, for :func:`read_ceilings`."""
     Path(path).write_text(json.dumps(found, indent=1) + "\n", "utf-8")

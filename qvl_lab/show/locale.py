@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from qvl_lab.assets import asset
+from qvl_lab.claims import article, claims
 from qvl_lab.errors import UnknownNameError
 
 LANGUAGES = ("en", "zh")
@@ -45,6 +46,9 @@ def has_text(key: str) -> bool:
 def label(key: str, lang: str, **values: Any) -> str:
     """The text of ``key`` in a language, with its placeholders filled.
 
+    Besides ``values`` a text may name the article, ``{article.title}``, and what it claims,
+    ``{claims[gpu_busy]}``.
+
     Raises
     ------
     UnknownNameError
@@ -52,4 +56,9 @@ def label(key: str, lang: str, **values: Any) -> str:
     KeyError
         If there is no such text, or a placeholder has no value.
     """
-    return texts(lang)[key].format(**values)
+    return texts(lang)[key].format(article=article(), claims=_claims(), **values)
+
+
+@lru_cache(maxsize=1)
+def _claims() -> dict[str, str]:
+    return {found.id: found.written for found in claims()}

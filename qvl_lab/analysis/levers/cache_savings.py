@@ -17,14 +17,16 @@ import pandas as pd
 
 from qvl_lab.analysis.money.cost import cost_column
 from qvl_lab.analysis.stats.linear_fit import LinearFit
+from qvl_lab.claims import claim
 from qvl_lab.errors import ConfigError
 from qvl_lab.hardware import find_gpu, gpu_table
 from qvl_lab.models.architecture import Architecture, value_bytes
 from qvl_lab.runs.records import Repeat, Run
 
 CACHES = ("off", "features", "prefix", "features+prefix", "answers")
-#: The article's claim for caching, and how many images its ``lru_cache`` holds.
-ARTICLE_SAVING, ARTICLE_IMAGES = 0.4, 100
+#: The article's claim for caching, a share (0-1), and how many images its ``lru_cache`` holds.
+ARTICLE_SAVING = claim("cache_saving").number / 100
+ARTICLE_IMAGES = int(claim("cache_entries").number)
 #: Bytes of a kept answer: its key and what Python adds, and its text. Not measured, but taken
 #: large: few tokens of the vocabulary are as long.
 _ANSWER_BYTES, _ANSWER_TOKEN_BYTES = 512, 16
@@ -194,7 +196,7 @@ def break_even(
     if off.empty:
         raise ConfigError("nothing was measured without a cache; measure 'off' too")
     reference, variance = float(off.mean()), None if len(off) < 2 else float(off.var()) / len(off)
-    price = _share_of_gib(frame, column, memory_gb, per_gib_hour)
+    price = _share_of_gib(frame, memory_gb, per_gib_hour)
     sizes = _image_bytes(frame)
     rows = []
     for cache, mine in points[points["cache"] != "off"].groupby("cache", sort=False):
@@ -259,14 +261,13 @@ def _image_bytes(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def _share_of_gib(
-    frame: pd.DataFrame, column: str, memory_gb: float | None, per_gib_hour: float | None
+    frame: pd.DataFrame, memory_gb: float | None, per_gib_hour: float | None
 ) -> float:
     """What a GiB costs as a share of what the whole machine does; NaN if not known."""
     if per_gib_hour is not None:
-        if not column.startswith("cost_"):
+        if "cost_per_hour" not in frame.attrs:
             raise ConfigError("per_gib_hour needs a priced frame; call price(frame, gpu=...)")
-        per_s = (pd.to_numeric(frame[column]) / pd.to_numeric(frame["s_per_100_images"])).median()
-        return per_gib_hour / (3600 * float(per_s))
+        return per_gib_hour / float(frame.attrs["cost_per_hour"])
     memory_gb = memory_gb or card_memory_gb(frame)
     return math.nan if memory_gb is None else 2**30 / (memory_gb * 1e9)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from qvl_lab.analysis.limits.roofline import HIDEABLE, Ceilings, roofline
+from qvl_lab.claims import claim
 from qvl_lab.runs.records import Run
 
 #: A stage below this share of the time is not worth a finding.
@@ -28,8 +29,8 @@ AT_LIMIT = 0.6
 PADDING = 0.1
 #: Steps of two batch sizes within this of each other take the same time.
 SAME_STEP = 0.15
-#: The article aims to keep utilisation between 0.7 and 0.9.
-BUSY = 0.7
+#: Below the lower end of the article's aim, utilisation (0-1) is worth a finding.
+BUSY = claim("gpu_busy").number / 100
 #: The share of the samples with slowed clocks from which the device is called throttled.
 THROTTLED = 0.05
 _STATIC = "cache_implementation=static"

@@ -49,6 +49,16 @@ class Price:
             raise ConfigError(f"per_hour must be a number above 0, not {self.per_hour!r}")
         _check_currency(self.currency)
 
+    def of(self, seconds: Any, utilisation: float = 1.0) -> Any:
+        """What seconds of wall time cost, in ``currency``; of a number, an array or a Series.
+
+        Parameters
+        ----------
+        utilisation : float
+            Share (0-1] of the paid time that does this work; idle time is paid too.
+        """
+        return seconds * self.per_hour / 3600 / utilisation
+
     @property
     def label(self) -> str:
         """For people: "A10G article on demand, 48 CNY/h (2025)"."""
@@ -196,7 +206,7 @@ def price(
         A copy with ``cost_CUR_per_100_images`` and ``cost_CUR_per_1000_answers`` (CUR is the
         currency in lower case), each with ``_low`` and ``_high``. ``attrs["price"]`` holds the
         price as quoted, ``attrs["rate"]`` the exchange rate, ``attrs["utilisation"]``,
-        ``attrs["currency"]``.
+        ``attrs["currency"]``, ``attrs["cost_per_hour"]`` what an hour of this work costs in it.
     """
     if not 0 < utilisation <= 1:
         raise ConfigError(f"utilisation must be above 0 and at most 1, not {utilisation!r}")
@@ -213,18 +223,18 @@ def price(
     else:
         raise ConfigError("name a GPU (see 'qvl-lab prices') or give per_hour")
     converted, rate = convert(quoted, currency or quoted.currency, exchange_rates, file=file)
-    per_second = converted.per_hour / 3600 / utilisation
     priced = frame.copy()
     for unit, count in UNITS.items():
         for bound in ("", "_low", "_high"):
             seconds = pd.to_numeric(priced[f"s_per_100_images{bound}"])
             column = f"cost_{converted.currency.lower()}_{unit}{bound}"
-            priced[column] = seconds / 100 * count * per_second
+            priced[column] = converted.of(seconds / 100 * count, utilisation)
     priced.attrs |= {
         "price": asdict(quoted),
         "rate": asdict(rate) if rate else None,
         "currency": converted.currency,
         "utilisation": utilisation,
+        "cost_per_hour": converted.of(3600, utilisation),
     }
     return priced
 

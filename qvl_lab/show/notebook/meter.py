@@ -71,7 +71,7 @@ class Summary:
     @property
     def cost(self) -> float | None:
         """The wall time's share of the hourly price, in ``price.currency``."""
-        return self.price.per_hour * self.wall_s / 3600 if self.price else None
+        return self.price.of(self.wall_s) if self.price else None
 
     @property
     def line(self) -> str:

@@ -13,12 +13,7 @@ import pandas as pd
 
 from qvl_lab.config import Config, EngineSpec, SweepSpec
 from qvl_lab.show.report.context import ReportContext
-
-#: What the command line takes where an option is left out.
-_DEFAULTS = {"utilisation": 1.0, "lang": "en"}
-#: Options that the command line calls otherwise.
-_FLAGS = {"exchange_rates": "--rate", "prices_file": "--prices"}
-
+from qvl_lab.show.report.options import ReviewOptions
 
 #: Settings that have an option of their own, and those that have none. A memory limit pretends
 #: that the device is smaller, which is for measuring.
@@ -34,12 +29,12 @@ def run_command(row: pd.Series) -> str:
     return shlex.join(["qvl-lab", "run", "IMAGES", *_setting_of(row, _SET)])
 
 
-def ablate_command(found: ReportContext, row: pd.Series, levers: Sequence[str]) -> str:
+def ablate_command(context: ReportContext, row: pd.Series, levers: Sequence[str]) -> str:
     """The command that measures an ablation again, of which ``row`` has all levers.
 
     What images that bring no question were asked is not on record.
     """
-    run = next(run for run in found.runs if run.key == row["key"])
+    run = next(run for run in context.runs if run.key == row["key"])
     asked = row.copy()
     asked["precision"] = run.config["precision"]  # "auto" itself: only that goes on with its rows
     own = [name for name in _SET if name not in ("engine", *levers)]
@@ -53,7 +48,7 @@ def ablate_command(found: ReportContext, row: pd.Series, levers: Sequence[str]) 
     parts += [] if run.plan.get("quality", True) else ["--no-quality"]
     for task, metric in run.plan.get("metrics", {}).items():
         parts += ["--metric", f"{task}={metric}"]
-    return shlex.join([*parts, "--out", _from_here(found.runs.path or Path("ablation.jsonl"))])
+    return shlex.join([*parts, "--out", _from_here(context.runs.path or Path("ablation.jsonl"))])
 
 
 def _setting_of(row: pd.Series, others: Sequence[str]) -> list[str]:
@@ -77,17 +72,14 @@ def _spelled(value: Any) -> str:
     return str(int(value) if whole else value)
 
 
-def report_command(found: ReportContext) -> str:
+def report_command(context: ReportContext) -> str:
     """The command that writes this report again."""
-    parts = ["qvl-lab", "report", _from_here(found.runs.path or Path("runs.jsonl"))]
-    for option, value in found.options.items():
-        if value == _DEFAULTS.get(option):
-            continue
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                parts += [_flag(option), f"{key}={inner}"]
-        else:
-            parts += [_flag(option), str(value)]
+    parts = ["qvl-lab", "report", _from_here(context.runs.path or Path("runs.jsonl"))]
+    flags = {f.name: f.metadata.get("flag", _flag(f.name)) for f in fields(ReviewOptions)}
+    for option, value in context.options.given().items():
+        values = [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else [value]
+        for written in values:
+            parts += [flags[option], str(written)]
     return shlex.join(parts)
 
 
@@ -98,4 +90,4 @@ def _from_here(path: Path) -> str:
 
 
 def _flag(option: str) -> str:
-    return _FLAGS.get(option, "--" + option.replace("_", "-"))
+    return "--" + option.replace("_", "-")

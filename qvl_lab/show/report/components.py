@@ -1,4 +1,4 @@
-"""The parts that sections are made of: headings, tables, pictures."""
+"""What sections are made of: headings, tables, pictures."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from IPython.display import HTML, Image, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qvl_lab.analysis.money.recommend import Recommendation, peak_memory_bytes
+from qvl_lab.analysis.money.recommend import Recommendation, measured, peak_memory_bytes
 from qvl_lab.show.locale import has_text
 from qvl_lab.show.quantities import amount, number, percent
 from qvl_lab.show.report.context import ReportContext
+from qvl_lab.show.wording import resolution_order
+
+#: All settings are shown up to this many; of more, today's and the recommended one.
+_FEW_ROWS = 6
 
 
-def section(found: ReportContext, heading: str, note: str | None = None) -> Markdown:
+def section(context: ReportContext, heading: str, note: str | None = None) -> Markdown:
     """A heading, and a note under it."""
-    text = f"### {found.say(heading)}"
-    return Markdown(f"{text}\n\n{found.say(note)}" if note else text)
+    text = f"### {context.say(heading)}"
+    return Markdown(f"{text}\n\n{context.say(note)}" if note else text)
 
 
 def plain(text: str) -> str:
@@ -36,36 +40,45 @@ def named_rows(advice: Recommendation) -> dict[str, pd.Series]:
     return {"row_today": advice.current, "row_recommended": advice.best}
 
 
-def table(found: ReportContext, data: pd.DataFrame, names: Sequence[str] = ()) -> HTML:
+def few_rows(context: ReportContext, advice: Recommendation) -> pd.DataFrame:
+    """All measured settings, by resolution and batch size; of many today's and the recommended."""
+    rows = measured(context.frame)
+    if len(rows) > _FEW_ROWS:
+        return pd.DataFrame(named_rows(advice).values())
+    order = rows.assign(side=rows["resolution"].map(resolution_order))
+    return rows.loc[order.sort_values(["precision", "side", "batch_size"], kind="stable").index]
+
+
+def table(context: ReportContext, data: pd.DataFrame, names: Sequence[str] = ()) -> HTML:
     """A frame whose columns are keys of texts (or have none), and its rows too where named."""
-    worded = data.rename(columns=lambda name: found.say(name) if has_text(name) else name)
+    worded = data.rename(columns=lambda name: context.say(name) if has_text(name) else name)
     if names:
-        worded.insert(0, "", [found.say(name) for name in names])
+        worded.insert(0, "", [context.say(name) for name in names])
     return HTML(worded.to_html(index=False, border=0))
 
 
 def settings_table(
-    found: ReportContext, rows: pd.DataFrame, today: pd.Series, names: Sequence[str] = ()
+    context: ReportContext, rows: pd.DataFrame, today: pd.Series, names: Sequence[str] = ()
 ) -> HTML:
     """Settings with their quality, if any is known, cost, speed and memory."""
     listed = [row for _, row in rows.iterrows()]
-    columns = {"column_setting": [found.setting(row) for row in listed]}
-    if found.frame["quality"].notna().any():
-        columns["column_quality"] = [found.scored(row, "quality") for row in listed]
+    columns = {"column_setting": [context.setting(row) for row in listed]}
+    if context.frame["quality"].notna().any():
+        columns["column_quality"] = [context.scored(row, "quality") for row in listed]
     columns |= {
-        "column_cost": [found.cost_of(row) for row in listed],
-        "column_interval": [found.cost_interval(row) for row in listed],
+        "column_cost": [context.cost_of(row) for row in listed],
+        "column_interval": [context.cost_interval(row) for row in listed],
         "column_change": [
-            "-" if row["key"] == today["key"] else percent(today[found.cost], row[found.cost])
+            "-" if row["key"] == today["key"] else percent(today[context.cost], row[context.cost])
             for row in listed
         ],
         "column_speed": [number(row["images_per_s"]) for row in listed],
-        "column_ttft": [amount(row["ttft_s"], "ttft_s", found.lang) for row in listed],
+        "column_ttft": [amount(row["ttft_s"], "ttft_s", context.lang) for row in listed],
         "column_memory": [
             "?" if pd.isna(size) else f"{size / 2**30:.2f} GiB" for size in peak_memory_bytes(rows)
         ],
     }
-    return table(found, pd.DataFrame(columns), names)
+    return table(context, pd.DataFrame(columns), names)
 
 
 def with_interval(

@@ -1,8 +1,8 @@
-"""What a review has found, and how its rows are put into words."""
+"""Everything a review's sections draw on, and how its rows are put into words."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -15,41 +15,45 @@ from qvl_lab.runs.store import Runs
 from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import CELL
 from qvl_lab.show.quantities import money, score
+from qvl_lab.show.report.options import ReviewOptions
 from qvl_lab.show.report.selection import environment, on_gpu
 from qvl_lab.show.wording import differing, is_told, setting
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportContext:
     """Everything the report's sections draw on.
 
     Attributes
     ----------
+    options : ReviewOptions
+        What was asked for.
+    all_rows : DataFrame
+        Every row of the run file, priced.
     runs : Runs
         The runs that are compared.
     frame : DataFrame
-        Their rows, priced.
+        Their rows, priced: those of ``all_rows`` that are like the newest.
     recommendation : Recommendation or None
         None if nothing was measured to the end.
-    lang : str
-        ``"en"`` or ``"zh"``.
-    monthly_images : int
-    options : dict
-        What :func:`qvl_lab.show.report.review.review` was given, without what was left open.
     notes : list of str
         What was left out.
     ceilings : dict or None
         What the device can do at most, where that was measured.
     """
 
+    options: ReviewOptions
+    all_rows: pd.DataFrame
     runs: Runs
     frame: pd.DataFrame
     recommendation: Recommendation | None
-    lang: str
-    monthly_images: int
-    options: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-    ceilings: MeasuredCeilings | None = None
+    notes: list[str]
+    ceilings: MeasuredCeilings | None
+
+    @property
+    def lang(self) -> str:
+        """The report's language, "en" or "zh"."""
+        return self.options.lang
 
     @property
     def grid(self) -> pd.DataFrame:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -14,6 +12,7 @@ from qvl_lab.analysis.money.recommend import Recommendation, find_row, measured,
 from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
 from qvl_lab.hardware import Gpu, cpu_label, find_gpu
 from qvl_lab.show.locale import label
+from qvl_lab.show.report.options import ReviewOptions
 
 ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
 #: Rows that differ in these answer different questions and are not compared.
@@ -25,19 +24,24 @@ _COMPARABLE = (
 _HELD = ("max_new_tokens", "min_new_tokens")
 
 
-def comparable(frame: pd.DataFrame, lang: str) -> tuple[pd.DataFrame, list[str]]:
-    """Rows like the newest: same machine, versions, model, workload; and notes on the others."""
+def comparable(frame: pd.DataFrame, lang: str) -> tuple[pd.Series, list[str]]:
+    """Which rows are like the newest in machine, versions, model and workload; notes on others.
+
+    Returns
+    -------
+    Series of bool, list of str
+    """
     newest = frame.iloc[int(frame["started_at"].argmax())]
-    here = frame[frame["environment"] == newest["environment"]]
-    same = here
+    here = frame["environment"] == newest["environment"]
+    same = here.copy()
     for name in _COMPARABLE:
-        same = same[same[name].map(str) == str(newest[name])]
+        same &= frame[name].map(str) == str(newest[name])
     notes = []
-    if left := len(frame) - len(here):
+    if left := int((~here).sum()):
         notes.append(label("note_environments", lang, n=left))
-    if left := len(here) - len(same):
+    if left := int((here & ~same).sum()):
         notes.append(label("note_workloads", lang, n=left))
-    return same.reset_index(drop=True), notes
+    return same, notes
 
 
 def on_gpu(frame: pd.DataFrame) -> bool:
@@ -86,14 +90,7 @@ def priced_gpu(
     return here.name if here else ARTICLE_GPU, provider
 
 
-def recommended(
-    frame: pd.DataFrame,
-    *,
-    current: Mapping[str, Any] | None,
-    min_quality: float | None,
-    max_vram_gib: float | None,
-    max_ttft_s: float | None,
-) -> Recommendation | None:
+def recommended(frame: pd.DataFrame, options: ReviewOptions) -> Recommendation | None:
     """What to run instead; None if nothing was measured.
 
     Where no quality is as high as was asked for, the best one there is is kept.
@@ -102,6 +99,7 @@ def recommended(
         rows = measured(frame)
     except ConfigError:
         return None
+    current, min_quality = options.current or None, options.min_quality
     today = find_row(rows, current or {})
     # without today's quality nothing says what fewer pixels would lose
     unknown = min_quality is None and pd.isna(today["quality"])
@@ -110,8 +108,8 @@ def recommended(
         frame,
         current=current,
         hold=("resolution", *_HELD) if unknown else _HELD,
-        max_vram_gib=max_vram_gib,
-        max_ttft_s=max_ttft_s,
+        max_vram_gib=options.max_vram_gib,
+        max_ttft_s=options.max_ttft_s,
     )
     try:
         return choose(min_quality=min_quality)

@@ -20,6 +20,7 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.models.load import read_architecture
 from qvl_lab.runs.records import Run, run_key
 from qvl_lab.show import plots
+from qvl_lab.show.report import sections
 from qvl_lab.show.report.review import review
 
 PRICE = {"per_hour": 36.0, "currency": "CNY"}
@@ -163,7 +164,7 @@ def test_a_frame_without_caches_is_refused(on_cpu):
 
 def section(path: Path, **options: Any) -> tuple[str, list[str], int]:
     """The section's words, the cells of its table, and how many pictures it has."""
-    shown = review(path, gpu="A10G", provider="article", **options).hit_rates()
+    shown = sections.hit_rates(review(path, gpu="A10G", provider="article", **options))
     said = "\n".join(part.data for part in shown if isinstance(part, Markdown))
     tables = "\n".join(part.data for part in shown if isinstance(part, HTML))
     return said, re.findall(r"<td>(.*?)</td>", tables), sum(isinstance(p, Image) for p in shown)
@@ -173,7 +174,7 @@ def test_the_report_says_what_each_cache_saves_and_from_where_it_pays(measured, 
     said, cells, pictures = section(runs_file(*measured()))
     assert pictures == 1
     assert "### What caches save, by hit rate" in said
-    assert "Holding 100 images" in said and "caching saves 40%" in said
+    assert "A cache of 100 images" in said and "caching saves at least 40%" in said
     rows = [cells[i : i + 5] for i in range(0, len(cells), 5)]
     assert [row[0] for row in rows] == [
         "vision features",

@@ -12,6 +12,7 @@ from IPython.display import HTML, Image, Markdown
 
 from qvl_lab.config import EngineSpec
 from qvl_lab.runs.store import Runs
+from qvl_lab.show.report import sections
 from qvl_lab.show.report.review import review
 
 #: At this price a second costs a cent.
@@ -21,7 +22,7 @@ LEVERS = ["batch_size", *(f.name for f in fields(EngineSpec) if f.default is Tru
 
 def section(page: Any) -> tuple[str, list[list[str]], int]:
     """The section's words, the rows of its table, and how many pictures it has."""
-    shown = page.ablation()
+    shown = sections.ablation(page)
     words = "\n".join(part.data for part in shown if isinstance(part, Markdown))
     tables = "\n".join(part.data for part in shown if isinstance(part, HTML))
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"(?s)<tr>(.*?)</tr>", tables)]
@@ -106,4 +107,4 @@ def test_without_an_ablation_there_is_no_section(ablated, on_cpu, levers):
     runs = [on_cpu(1), on_cpu(4), on_cpu(4, engine="fast")]
     if levers:  # no lever alone, none missing: two settings far apart
         runs.append(next(run for run in ablated() if run.config["packing"] is False))
-    assert review(Runs(runs), **PRICE).ablation() == []
+    assert sections.ablation(review(Runs(runs), **PRICE)) == []

@@ -15,6 +15,7 @@ from qvl_lab.models.load import read_architecture
 from qvl_lab.probe.ceilings import save_ceilings
 from qvl_lab.runs.records import Run, Work
 from qvl_lab.runs.store import Runs
+from qvl_lab.show.report import sections
 from qvl_lab.show.report.review import review
 from qvl_lab.show.report.sections.limits import beside
 from qvl_lab.show.report.sections.provenance import facts
@@ -50,7 +51,7 @@ def measured(on_cpu, make_repeat) -> Callable[..., Run]:
 
 def section(page: Any) -> tuple[str, list[str], int]:
     """The section's words, the cells of its tables, and how many pictures it has."""
-    shown = page.limits()
+    shown = sections.limits(page)
     words = "\n".join(part.data for part in shown if isinstance(part, Markdown))
     tables = "\n".join(part.data for part in shown if isinstance(part, HTML))
     return words, re.findall(r"<td>(.*?)</td>", tables), sum(isinstance(p, Image) for p in shown)
@@ -116,7 +117,7 @@ def test_the_table_of_gpus_is_used_where_nothing_was_measured(measured, runs_fil
 def test_on_a_gpu_the_largest_batch_of_each_card_is_told(measured, runs_file):
     gpu = {"resolved": {"device": "cuda", "precision": "bf16"}, "precision": "bf16"}
     run = measured(environment={"gpu": "NVIDIA H200"}, **gpu)
-    shown = review(runs_file(run), **PRICE).feasible()
+    shown = sections.feasible(review(runs_file(run), **PRICE))
     (table,) = (part.data for part in shown if isinstance(part, HTML))
     assert re.findall(r"<th>(.*?)</th>", table) == ["setting", "24 GB", "40 GB", "80 GB"]
     sizes = [int(cell.replace(",", "")) for cell in re.findall(r"<td>(.*?)</td>", table)[1:]]
@@ -124,8 +125,10 @@ def test_on_a_gpu_the_largest_batch_of_each_card_is_told(measured, runs_file):
     assert sizes == sorted(sizes) and sizes[0] > 100  # a model of 15 MB
     uneven = measured(environment={"gpu": "NVIDIA H200"}, **gpu)
     uneven.repeats[0].work["patches_squared"] += 1
-    assert len(review(runs_file(uneven), **PRICE).feasible()) == len(shown) - 2
-    assert not any(isinstance(p, HTML) for p in review(Runs([measured()]), **PRICE).feasible())
+    assert len(sections.feasible(review(runs_file(uneven), **PRICE))) == len(shown) - 2
+    assert not any(
+        isinstance(p, HTML) for p in sections.feasible(review(Runs([measured()]), **PRICE))
+    )
 
 
 def test_ceilings_of_another_device_are_refused_if_named_and_ignored_if_not(measured, runs_file):
@@ -145,4 +148,4 @@ def test_older_runs_say_that_they_must_be_measured_again(on_cpu):
 
 
 def test_nothing_measured_has_no_section(on_cpu):
-    assert review(Runs([on_cpu(status="oom", reason="full")]), **PRICE).limits() == []
+    assert sections.limits(review(Runs([on_cpu(status="oom", reason="full")]), **PRICE)) == []

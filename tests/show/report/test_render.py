@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +13,21 @@ from typing import Any
 
 import nbformat
 import pytest
-from PIL import Image
 
 from qvl_lab.assets import asset
-from qvl_lab.bench.executors import per_process as executors
-from qvl_lab.errors import ConfigError, QvlError, ReportError, StoreError
+from qvl_lab.errors import (
+    ConfigError,
+    InputError,
+    QvlError,
+    ReportError,
+    StoreError,
+    UnknownNameError,
+)
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs, Store
 from qvl_lab.show.report import render as module
-from qvl_lab.show.report.render import ReportFiles, default_sweep, report
-from qvl_lab.tasks import article_resolutions
+from qvl_lab.show.report import review as review_module
+from qvl_lab.show.report.render import ReportFiles, report
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ def test_the_page_fetches_nothing(request, name):
 def test_the_page_shows_no_code(english):
     page = english.html.read_text("utf-8")
     assert "default_sweep" not in page
-    assert "page.headline" not in page
+    assert "context.headline" not in page
     assert 'class="jp-Cell jp-CodeCell' in page  # cells are there, without their inputs
     assert "jp-InputArea-editor" not in re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL)
 
@@ -147,7 +154,7 @@ def test_the_page_of_a_results_object_is_that_of_its_file(runs_file, on_cpu, mon
     monkeypatch.setattr(module, "_execute", execute)
     path = runs_file(on_cpu(1), on_cpu(4, 4.0))
     report(Runs.load(path), out=tmp_path / "out", utilisation=0.5)
-    assert asked == [{"runs": str(path.resolve()), "lang": "en", "utilisation": 0.5}]
+    assert asked == [{"runs": str(path.resolve()), "options": {"utilisation": 0.5}}]
     with pytest.raises(QvlError, match="in no file"):
         report(Runs([on_cpu(1)]), out=tmp_path / "none")
 
@@ -184,7 +191,7 @@ def test_a_missing_run_file_is_refused_before_anything_is_written(tmp_path):
 def stopping(tmp_path, monkeypatch) -> Path:
     """A report notebook whose third code cell fails."""
     cells = [
-        nbformat.v4.new_code_cell("runs = lang = None", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("runs = options = None", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell("print('this was done')"),
         nbformat.v4.new_code_cell("raise ValueError('no <figure> today')"),
         nbformat.v4.new_code_cell("print('this was not')"),
@@ -192,7 +199,9 @@ def stopping(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "stopping.ipynb"
     metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
-    monkeypatch.setattr(module, "asset", lambda name: path)
+    monkeypatch.setattr(
+        module, "asset", lambda name: path if name == module.NOTEBOOK else asset(name)
+    )
     return path
 
 
@@ -214,108 +223,37 @@ def test_a_notebook_that_stops_names_the_cell_and_keeps_what_it_had(
     assert (out / "settings.csv").exists()
 
 
-def test_users_kernels_and_environment_are_left_alone(monkeypatch):
-    import os
-
-    monkeypatch.setenv("JUPYTER_PATH", "/somewhere")
-    with module._own_kernel():
-        assert os.environ["JUPYTER_PATH"].endswith(":/somewhere")
-    assert os.environ["JUPYTER_PATH"] == "/somewhere"
-    monkeypatch.delenv("JUPYTER_PATH")
-    with module._own_kernel():
-        folder = Path(os.environ["JUPYTER_PATH"])
-        assert (folder / "kernels" / "qvl-lab" / "kernel.json").exists()
-    assert "JUPYTER_PATH" not in os.environ
-    assert not folder.exists()
-
-
-# ---- the sweep behind --model
-
-
-def test_the_default_sweep_moves_rows_of_another_environment_aside(tmp_path, on_cpu, monkeypatch):
-    out = tmp_path / "runs.jsonl"
-    assert module._fresh_if_other(out) == "refuse"
-    with Store(out) as store:
-        store.append(on_cpu(1))
-    assert module._fresh_if_other(out) == "refuse"
-    with Store(out) as store:
-        store.append(on_cpu(1, environment={"torch": "1.0"}))
-    assert module._fresh_if_other(out) == "fresh"
-
-
-@pytest.fixture
-def made_up(monkeypatch, make_repeat) -> Callable[..., None]:
-    """Replace measuring: "read" is answered right from 256 px on, the rest everywhere."""
-
-    def replace(random_weights: bool = False) -> None:
-        def measure(job: Any) -> Run:
-            policy = job.config.images
-            rows = [
-                {"id": i.id, "task": i.task, "question": i.question, "expected": None}
-                | {"answer": "?" if i.task == "read" and policy.resolution == 128 else "yes"}
-                for i in job.workload.items
-            ]
-            side = policy.resolution if isinstance(policy.resolution, int) else 400
-            done = make_repeat(len(rows) * side / 100, len(rows), visual_tokens=side * len(rows))
-            known = {"precision": job.config.model.precision, "device": "cpu"}
-            parts: dict[str, Any] = {"random_weights": random_weights, "resolved": known}
-            parts["answers"] = [] if random_weights else rows
-            return job.result("ok", repeats=[done] * 3, **parts)
-
-        def run(jobs: Any, timeout_s: float) -> Any:
-            return map(measure, jobs)
-
-        monkeypatch.setitem(executors.EXECUTORS, "process", run)
-
-    return replace
-
-
-@pytest.fixture
-def table(tmp_path) -> Callable[..., str]:
-    """A workload of eight questions of these tasks in turn."""
-
-    def make(*tasks: str) -> str:
-        path = tmp_path / "items.csv"
-        Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-        rows = [f"{i},a.png,{tasks[i % len(tasks)]}" for i in range(8)]
-        path.write_text("\n".join(["id,image,task", *rows]))
-        return str(path)
-
-    return make
-
-
-def by_task(runs: Runs) -> list[dict[str, Any]]:
-    found = [run.config for run in runs if run.config["resolution"] == "by_task"]
-    assert {(c["batch_size"], c["precision"]) for c in found} == {(8, "fp32"), (8, "bf16")}
-    assert {c["engine"] for c in found} == {"stock", "fast"}
-    tables = {json.dumps(config["task_resolutions"]): None for config in found}
-    assert len(found) == 2 * 2 * len(tables)
-    return [json.loads(text) for text in tables]
-
-
-def test_the_default_sweep_measures_the_articles_table_and_the_one_it_proposes(
-    tmp_path, made_up, table
+def test_the_kernel_is_this_interpreter_whatever_kernels_the_user_has(
+    runs_file, on_cpu, tmp_path, monkeypatch
 ):
-    made_up()
-    out = tmp_path / "runs.jsonl"
-    runs = default_sweep("tiny", table("read", "locate"), out, progress=False)
-    assert len(runs) == 2 * 3 * (3 + 1) + 2 * 4
-    assert by_task(runs) == [article_resolutions(), {"read": 256, "locate": 128}]
-    before = out.read_bytes()
-    default_sweep("tiny", table("read", "locate"), out, progress=False)
-    assert out.read_bytes() == before  # all of it is resumed
+    broken = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    broken.parent.mkdir(parents=True)
+    spec = {"argv": ["/no/such/python"], "display_name": "x", "language": "python"}
+    broken.write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    assert report(runs_file(on_cpu(1)), out=tmp_path / "out").html.exists()
 
 
-def test_the_default_sweep_leaves_tasks_that_a_table_does_not_know_native(tmp_path, made_up, table):
-    made_up()
-    runs = default_sweep("tiny", table("invoice", "read"), tmp_path / "r.jsonl", progress=False)
-    article, proposed = by_task(runs)
-    assert article == article_resolutions() | {"invoice": "native"}
-    assert proposed == {"invoice": 128, "read": 256}
+def test_a_folder_that_cannot_be_written_is_named(runs_file, on_cpu, tmp_path):
+    path = runs_file(on_cpu(1))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write the report to .*file: it is a file"):
+        report(path, out=tmp_path / "file")
+    with pytest.raises(InputError, match=r"cannot write the report to .*: Not a directory"):
+        report(path, out=tmp_path / "file" / "below")
 
 
-def test_the_default_sweep_of_random_weights_has_no_table(tmp_path, made_up, table):
-    made_up(random_weights=True)
-    runs = default_sweep("tiny", table("read"), tmp_path / "r.jsonl", items=5, progress=False)
-    assert {run.config["resolution"] for run in runs} == {128, 256, 512}
-    assert {run.config["batch_size"] for run in runs} == {1, 4}
+@pytest.mark.parametrize("where", ["settings_csv", "_execute"])
+def test_a_full_disk_is_said_in_one_line(runs_file, on_cpu, tmp_path, monkeypatch, where):
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(review_module if where == "settings_csv" else module, where, full)
+    with pytest.raises(InputError, match=r"^cannot write the report to .*: No space left") as e:
+        report(runs_file(on_cpu(1)), out=tmp_path / "out")
+    assert "\n" not in str(e.value)
+
+
+def test_a_misspelt_option_is_named(runs_file, on_cpu, tmp_path):
+    with pytest.raises(UnknownNameError, match=r"'montly_images'. Did you mean 'monthly_images'"):
+        report(runs_file(on_cpu(1)), out=tmp_path / "out", montly_images=3)

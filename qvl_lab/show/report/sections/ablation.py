@@ -19,21 +19,21 @@ from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.wording import lever
 
 
-def ablation(found: ReportContext) -> list[Any]:
+def ablation(context: ReportContext) -> list[Any]:
     """Each lever alone and missing from all; nothing if the runs hold no ablation."""
     try:
-        rows = ablation_rows(found.frame)
+        rows = ablation_rows(context.frame)
     except ConfigError:
         return []
     if rows.loc[rows["variant"].isin(ONE_LEVER), "images_per_s"].isna().all():
         return []
-    named = {name: lever(name, _all(rows)["batch_size"], found.lang) for name in _levers(rows)}
+    named = {name: lever(name, _all(rows)["batch_size"], context.lang) for name in _levers(rows)}
     return [
-        section(found, "ablation_heading", "ablation_note"),
-        picture(plots.ablation(found.frame, lang=found.lang)),
-        Markdown("\n\n".join([*_summary(found, rows), _meanings(found, named)])),
-        table(found, _table(found, named)),
-        Markdown(f"{found.say('run_ablation')}\n\n```\n{_command(found, rows)}\n```"),
+        section(context, "ablation_heading", "ablation_note"),
+        picture(plots.ablation(context.frame, lang=context.lang)),
+        Markdown("\n\n".join([*_summary(context, rows), _meanings(context, named)])),
+        table(context, _table(context, named)),
+        Markdown(f"{context.say('run_ablation')}\n\n```\n{_command(context, rows)}\n```"),
     ]
 
 
@@ -45,44 +45,44 @@ def _all(rows: pd.DataFrame) -> pd.Series:
     return rows[rows["variant"] == "all"].iloc[0]
 
 
-def _summary(found: ReportContext, rows: pd.DataFrame) -> list[str]:
+def _summary(context: ReportContext, rows: pd.DataFrame) -> list[str]:
     """From no lever to all of them; nothing if either was not measured."""
     nothing, everything = rows[rows["variant"] == "nothing"].iloc[0], _all(rows)
     factor, low, high = times_as_fast(everything, nothing)
     if pd.isna(factor):
         return []
-    words = {"nothing": found.cost_of(nothing), "all": found.cost_of(everything)}
+    words = {"nothing": context.cost_of(nothing), "all": context.cost_of(everything)}
     words["factor"] = number(factor)
     if pd.isna(low):
-        return [plain(found.say("ablation_summary_once", **words))]
-    return [plain(found.say("ablation_summary", low=number(low), high=number(high), **words))]
+        return [plain(context.say("ablation_summary_once", **words))]
+    return [plain(context.say("ablation_summary", low=number(low), high=number(high), **words))]
 
 
-def _meanings(found: ReportContext, named: dict[str, str]) -> str:
+def _meanings(context: ReportContext, named: dict[str, str]) -> str:
     """What each lever does, as a list."""
     known = {words: f"lever_{name}" for name, words in named.items() if has_text(f"lever_{name}")}
     said = [
-        found.say("ablation_meaning", lever=words, meaning=found.say(key))
+        context.say("ablation_meaning", lever=words, meaning=context.say(key))
         for words, key in known.items()
     ]
     return "\n".join(f"- {plain(words)}" for words in said)
 
 
-def _table(found: ReportContext, named: dict[str, str]) -> pd.DataFrame:
+def _table(context: ReportContext, named: dict[str, str]) -> pd.DataFrame:
     """Speed, money and factor of each lever, alone and missing."""
     listed = []
-    for _, row in by_lever(found.frame).iterrows():
+    for _, row in by_lever(context.frame).iterrows():
         cells = {"column_lever": named[row["lever"]]}
         for side, factor in zip(ONE_LEVER, ("gained", "lost"), strict=True):
-            cost = row[f"{side}_{found.cost}"]
+            cost = row[f"{side}_{context.cost}"]
             cells[f"column_{side}_speed"] = with_interval(row, f"{side}_images_per_s", number)
-            cells[f"column_{side}_cost"] = "?" if pd.isna(cost) else money(cost, found.currency)
+            cells[f"column_{side}_cost"] = "?" if pd.isna(cost) else money(cost, context.currency)
             cells[f"column_{factor}"] = with_interval(row, factor, number)
         listed.append(cells)
     return pd.DataFrame(listed)
 
 
-def _command(found: ReportContext, rows: pd.DataFrame) -> str:
+def _command(context: ReportContext, rows: pd.DataFrame) -> str:
     """With what a missing row of all levers lacks taken from one that was tried."""
     tried = rows[(rows["engine"] == "fast") & rows["key"].notna()].iloc[-1]
-    return ablate_command(found, _all(rows).combine_first(tried), _levers(rows))
+    return ablate_command(context, _all(rows).combine_first(tried), _levers(rows))

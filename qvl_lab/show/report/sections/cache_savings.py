@@ -7,75 +7,63 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from qvl_lab.analysis.frame import frame
 from qvl_lab.analysis.levers.cache_savings import HELD, break_even
 from qvl_lab.errors import ConfigError
-from qvl_lab.runs.store import Runs
 from qvl_lab.show import plots
-from qvl_lab.show.quantities import number, percent
+from qvl_lab.show.quantities import number
 from qvl_lab.show.report.components import picture, plain, section, table, with_interval
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.workloads.items import REPEATED
 
 
-def hit_rates(found: ReportContext) -> list[Any]:
+def hit_rates(context: ReportContext) -> list[Any]:
     """Cost over hit rate, and from which rate each cache pays; nothing if it was not measured."""
-    rows = _rows(found)
+    rows = _rows(context)
     try:
-        caches = break_even(rows, column=found.cost)
+        caches = break_even(rows, column=context.cost)
     except ConfigError:
         return []
     if caches["slope"].isna().all():
         return []
-    claim = percent(1, 1 - caches.attrs["claim"]).lstrip("−")
-    note = found.say("hits_note", n=caches.attrs["images"], claim=claim)
+    note = context.say("hits_note", n=caches.attrs["images"])
     return [
-        section(found, "hits_heading"),
+        section(context, "hits_heading"),
         Markdown(plain(note)),
-        picture(plots.hit_rates(rows, lang=found.lang)),
-        table(found, _table(found, caches)),
+        picture(plots.hit_rates(rows, lang=context.lang)),
+        table(context, _table(context, caches)),
     ]
 
 
-def _rows(found: ReportContext) -> pd.DataFrame:
-    """Rows of repeating workloads, all else like the newest of them, priced as the review's.
+def _rows(context: ReportContext) -> pd.DataFrame:
+    """Rows of repeating workloads, all else like the newest of them.
 
-    A review compares rows of one workload, so these are read from the run file again.
+    A review compares rows of one workload, so these are taken from all rows of the run file.
     """
-    runs = Runs.load(found.runs.path) if found.runs.path else found.runs
-    rows: pd.DataFrame = frame(runs)
-    here = rows["environment"] == found.frame["environment"].iloc[0]
+    rows: pd.DataFrame = context.all_rows
+    here = rows["environment"] == context.frame["environment"].iloc[0]
     repeated = rows["workload"].astype(str).str.contains(f"{REPEATED.pattern}$")
     rows = rows[here & repeated & (rows["engine"] == "fast")]
     if not rows.empty:
         newest = rows.sort_values("started_at").iloc[-1]
         for name in HELD:
             rows = rows[rows[name].map(str) == str(newest[name])]
-    priced = found.frame[found.frame[found.cost].notna()]
-    per_s = (priced[found.cost] / priced["s_per_100_images"].astype(float)).median()
-    costs = {
-        found.cost + end: rows[f"s_per_100_images{end}"].astype(float) * per_s
-        for end in ("", "_low", "_high")
-    }
-    priced_rows: pd.DataFrame = rows.assign(**costs)
-    priced_rows.attrs = dict(found.frame.attrs)
-    return priced_rows
+    return rows
 
 
-def _table(found: ReportContext, data: pd.DataFrame) -> pd.DataFrame:
+def _table(context: ReportContext, data: pd.DataFrame) -> pd.DataFrame:
     listed = []
     for _, row in data.iterrows():
         highest = _rate(row["highest_hit_rate"])
         share = row["memory_share"]
         words = [_size(row["held_bytes"]), "" if pd.isna(share) else f"{number(100 * share)}%"]
         missing = pd.isna(share) or pd.isna(row["slope"])
-        never = "?" if missing else found.say("hits_never")
-        not_reached = found.say("hits_not_reached", rate=highest)
+        never = "?" if missing else context.say("hits_never")
+        not_reached = context.say("hits_not_reached", rate=highest)
         saving = "?" if pd.isna(row["highest_saving"]) else _rate(row["highest_saving"])
         listed.append(
             {
-                "column_cache": found.say(f"cache_{row['cache']}"),
-                "column_hits_saving": found.say("hits_saving", saving=saving, rate=highest),
+                "column_cache": context.say(f"cache_{row['cache']}"),
+                "column_hits_saving": context.say("hits_saving", saving=saving, rate=highest),
                 "column_hits_memory": ", ".join(filter(None, words)),
                 "column_hits_pays": with_interval(row, "break_even", _rate, never),
                 "column_hits_claim": with_interval(row, "claim_from", _rate, not_reached),

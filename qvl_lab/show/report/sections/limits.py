@@ -17,7 +17,7 @@ from qvl_lab.analysis.limits.roofline import (
     roofline,
 )
 from qvl_lab.errors import ConfigError
-from qvl_lab.probe.ceilings import read_ceilings
+from qvl_lab.probe.ceilings import beside, read_ceilings
 from qvl_lab.runs.records import Run
 from qvl_lab.show import plots
 from qvl_lab.show.quantities import number
@@ -25,11 +25,6 @@ from qvl_lab.show.report.components import named_rows, picture, plain, section, 
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.finding_text import sentences
 from qvl_lab.show.report.selection import measured_gpu
-
-
-def beside(runs: Path) -> Path:
-    """Where ceilings of the runs' device are looked for: ``runs.ceilings.json``."""
-    return runs.with_suffix(".ceilings.json")
 
 
 def known_ceilings(path: str | Path | None, runs: Path | None, device: str) -> Any:
@@ -46,110 +41,110 @@ def known_ceilings(path: str | Path | None, runs: Path | None, device: str) -> A
         near = beside(runs) if runs else None
         if near is None or not near.exists():
             return None
-        found = read_ceilings(near)
-        return found if found["device"] == device else None
-    found = read_ceilings(path)
-    if found["device"] != device:
+        nearby = read_ceilings(near)
+        return nearby if nearby["device"] == device else None
+    named = read_ceilings(path)
+    if named["device"] != device:
         raise ConfigError(
-            f"{path} holds the ceilings of {found['device']}, and the runs are of {device}; "
+            f"{path} holds the ceilings of {named['device']}, and the runs are of {device}; "
             "measure that device with 'qvl-lab doctor --ceilings FILE'"
         )
-    return found
+    return named
 
 
-def limits(found: ReportContext) -> list[Any]:
+def limits(context: ReportContext) -> list[Any]:
     """Today's and the recommended setting beside the device's limit, with what to do first."""
-    if not found.recommendation:
+    if not context.recommendation:
         return []
-    by_key = {run.key: run for run in found.runs}
-    shown: list[Any] = [section(found, "limits_heading", "limits_note")]
-    for name, row in named_rows(found.recommendation).items():
-        heading = found.say("limits_of", name=found.say(name), setting=found.setting(row))
-        shown += [Markdown(plain(heading)), *_one(found, by_key[row["key"]])]
+    by_key = {run.key: run for run in context.runs}
+    shown: list[Any] = [section(context, "limits_heading", "limits_note")]
+    for name, row in named_rows(context.recommendation).items():
+        heading = context.say("limits_of", name=context.say(name), setting=context.setting(row))
+        shown += [Markdown(plain(heading)), *_one(context, by_key[row["key"]])]
     return shown
 
 
-def _one(found: ReportContext, run: Run) -> list[Any]:
+def _one(context: ReportContext, run: Run) -> list[Any]:
     if not run.architecture or not all(repeat.work for repeat in run.repeats if repeat.answered):
-        return [Markdown(found.say("limits_older"))]
-    caps = _of(found, run)
+        return [Markdown(context.say("limits_older"))]
+    caps = _of(context, run)
     try:
         stages = roofline(run, caps)
-        advice = advise(run, caps, others=found.runs)
+        advice = advise(run, caps, others=context.runs)
     except ConfigError as e:
-        return [Markdown(plain(found.say("limits_none", reason=e)))]
-    said = Markdown("\n".join(f"- {plain(words)}" for words in sentences(advice, found.lang)))
-    seconds = found.say("limits_seconds", n=stages.attrs["images"])
-    notes = [ceilings_said(found, run), seconds]
+        return [Markdown(plain(context.say("limits_none", reason=e)))]
+    said = Markdown("\n".join(f"- {plain(words)}" for words in sentences(advice, context.lang)))
+    seconds = context.say("limits_seconds", n=stages.attrs["images"])
+    notes = [ceilings_said(context, run), seconds]
     return [
-        picture(plots.limits(stages, lang=found.lang)),
+        picture(plots.limits(stages, lang=context.lang)),
         said,
         Markdown(plain(" ".join(notes))),
-        stage_limits(found, stages),
+        stage_limits(context, stages),
     ]
 
 
-def _of(found: ReportContext, run: Run) -> Ceilings:
+def _of(context: ReportContext, run: Run) -> Ceilings:
     precision = run.resolved["precision"]
-    if found.ceilings:
-        return measured_ceilings(found.ceilings, precision)
-    return ceilings(measured_gpu(found.frame), precision)
+    if context.ceilings:
+        return measured_ceilings(context.ceilings, precision)
+    return ceilings(measured_gpu(context.frame), precision)
 
 
-def ceilings_said(found: ReportContext, run: Run) -> str:
+def ceilings_said(context: ReportContext, run: Run) -> str:
     """What the device does at most in a run's precision, and how that is known."""
-    caps, precision = _of(found, run), run.resolved["precision"]
+    caps, precision = _of(context, run), run.resolved["precision"]
     if caps.flops_per_s is None or caps.bytes_per_s is None:
-        return found.say("ceilings_unknown", precision=precision, source=_source(found))
-    return found.say(
+        return context.say("ceilings_unknown", precision=precision, source=_source(context))
+    return context.say(
         "ceilings",
         precision=precision,
         tflops=number(caps.flops_per_s / 1e12),
         tb=number(caps.bytes_per_s / 1e12),
-        source=_source(found),
+        source=_source(context),
     )
 
 
-def _source(found: ReportContext) -> str:
+def _source(context: ReportContext) -> str:
     """Where the ceilings are from, in the report's language."""
-    if found.ceilings:
-        named = found.options.get("ceilings")
-        file = Path(named) if named else beside(found.runs.path or Path())
-        return found.say("ceilings_measured", device=found.ceilings["device"], file=file.name)
-    gpu = measured_gpu(found.frame)
+    if context.ceilings:
+        named = context.options.ceilings
+        file = Path(named) if named else beside(context.runs.path or Path())
+        return context.say("ceilings_measured", device=context.ceilings["device"], file=file.name)
+    gpu = measured_gpu(context.frame)
     if gpu is None:
-        return found.say("ceilings_no_gpu")
-    return found.say("ceilings_table", source=gpu.source)
+        return context.say("ceilings_no_gpu")
+    return context.say("ceilings_table", source=gpu.source)
 
 
-def stage_limits(found: ReportContext, stages: pd.DataFrame) -> Any:
+def stage_limits(context: ReportContext, stages: pd.DataFrame) -> Any:
     """The roofline as a table in words."""
     wall_s = stages.attrs["wall_s"]
     names, columns = [], []
     for path, row in stages.iterrows():
         outer, _, part = str(path).partition("/")
-        names.append(f"– {found.say(f'part_{part}')}" if part else found.say(f"stage_{outer}"))
+        names.append(f"– {context.say(f'part_{part}')}" if part else context.say(f"stage_{outer}"))
         columns.append(
             {
                 "column_seconds": number(row["seconds"]),
                 "column_share": f"{100 * row['seconds'] / wall_s:.1f}%",
                 "column_least": _known(row["least_s"], number),
                 "column_times": _known(row["times_slower"], lambda v: f"{v:.1f}"),
-                "column_bound": found.say(f"bound_{row['bound']}")
+                "column_bound": context.say(f"bound_{row['bound']}")
                 if isinstance(row["bound"], str)
                 else "",
-                "column_reached": _known(row["reached"], partial(_reached, found)),
+                "column_reached": _known(row["reached"], partial(_reached, context)),
                 "column_if": _known(row["images_per_s_if"], number),
             }
         )
     frame = pd.DataFrame(columns)
     frame.insert(0, "column_stage", names)
-    return table(found, frame)
+    return table(context, frame)
 
 
-def _reached(found: ReportContext, share: float) -> str:
+def _reached(context: ReportContext, share: float) -> str:
     """The share of the ceiling; no one product is the fastest, so a stage can pass it a little."""
-    return found.say("at_ceiling") if share > 1 else f"{100 * share:.0f}%"
+    return context.say("at_ceiling") if share > 1 else f"{100 * share:.0f}%"
 
 
 def _known(value: Any, words: Any) -> str:

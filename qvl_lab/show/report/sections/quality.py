@@ -27,79 +27,81 @@ from qvl_lab.tasks import article_resolutions
 from qvl_lab.workloads.resize import canonical_task, knows_task
 
 
-def quality_sentences(found: ReportContext, advice: Recommendation) -> list[str]:
+def quality_sentences(context: ReportContext, advice: Recommendation) -> list[str]:
     """What the recommended setting gives up, task by task where it is not noise."""
     today, best = advice.current, advice.best
     if advice.quality is None:
-        return [found.say("quality_random" if today["random_weights"] else "quality_none")]
-    said = [_difference(found, advice)]
-    if lost := _lost_tasks(found, today, best):
-        said.append(found.say("quality_lost_tasks", tasks=lost))
+        return [context.say("quality_random" if today["random_weights"] else "quality_none")]
+    said = [_difference(context, advice)]
+    if lost := _lost_tasks(context, today, best):
+        said.append(context.say("quality_lost_tasks", tasks=lost))
     counts = {n: int(best[f"quality_{n}"]) for n in ("missing", "unparsed")}
     if any(counts.values()):
-        said.append(found.say("quality_left_out", **counts))
+        said.append(context.say("quality_left_out", **counts))
     return said
 
 
-def _difference(found: ReportContext, advice: Recommendation) -> str:
+def _difference(context: ReportContext, advice: Recommendation) -> str:
     """Today's quality and the recommended setting's, and whether the difference is noise."""
     pair, today, best = advice.quality, advice.current, advice.best
     assert pair is not None
     words = {"today": score(today["quality"]), "best": score(best["quality"])}
-    words["kind"] = found.say(f"quality_kind_{today['quality_kind']}", n=pair.count)
+    words["kind"] = context.say(f"quality_kind_{today['quality_kind']}", n=pair.count)
     if best["key"] == today["key"]:
-        return found.say("quality_same", **words)
+        return context.say("quality_same", **words)
     ends = {"low": pair.low, "high": pair.high, "difference": pair.difference}
     words |= {name: points(value) for name, value in ends.items()}
     key = "quality_noise" if pair.within_noise else "quality_differs"
-    return found.say(key, p=f"{pair.p_value:.2g}", **words)
+    return context.say(key, p=f"{pair.p_value:.2g}", **words)
 
 
-def _lost_tasks(found: ReportContext, today: pd.Series, best: pd.Series) -> str:
+def _lost_tasks(context: ReportContext, today: pd.Series, best: pd.Series) -> str:
     """Tasks that get worse, the worst first, as "read, small print 0.45 → 0.20"."""
     pairs = {task: (today[task_column(task)], best[task_column(task)]) for task in today["scores"]}
     changes = {task: after - before for task, (before, after) in pairs.items()}
     worse = sorted((task for task in pairs if changes[task] < -0.005), key=changes.__getitem__)
     return ", ".join(
-        f"{task_name(task, found.lang)} {' → '.join(map(score, pairs[task]))}" for task in worse
+        f"{task_name(task, context.lang)} {' → '.join(map(score, pairs[task]))}" for task in worse
     )
 
 
-def quality(found: ReportContext) -> list[Any]:
+def quality(context: ReportContext) -> list[Any]:
     """Quality against cost, over resolution, and per precision; nothing if not measured."""
-    if found.frame["quality"].isna().all():
+    if context.frame["quality"].isna().all():
         return []
-    cost = plots.quality_cost(found.frame, found.recommendation, lang=found.lang)
-    shown = [section(found, "quality_heading", "quality_note"), picture(cost)]
-    if found.grid["resolution"].nunique() > 1:
-        shown.append(picture(plots.quality(found.frame, lang=found.lang)))
-    if len(precision_loss(found.frame)):
-        shown.append(picture(plots.precision_loss(found.frame, lang=found.lang)))
+    cost = plots.quality_cost(context.frame, context.recommendation, lang=context.lang)
+    shown = [section(context, "quality_heading", "quality_note"), picture(cost)]
+    if context.grid["resolution"].nunique() > 1:
+        shown.append(picture(plots.quality(context.frame, lang=context.lang)))
+    if len(precision_loss(context.frame)):
+        shown.append(picture(plots.precision_loss(context.frame, lang=context.lang)))
     return shown
 
 
-def resolutions(found: ReportContext) -> list[Any]:
+def resolutions(context: ReportContext) -> list[Any]:
     """The resolution that each task needs, beside the article's; nothing if not measured."""
     try:
-        proposal = propose_resolutions(found.grid)
+        proposal = propose_resolutions(context.grid)
     except ConfigError:
         return []
-    note = found.say("resolutions_note", tolerance=f"{100 * proposal.tolerance:g}")
-    shown = [section(found, "resolutions_heading"), Markdown(note)]
-    shown.append(table(found, _by_task(found, proposal)))
-    rows = found.frame[(found.frame["resolution"] == BY_TASK) & (found.frame["status"] == "ok")]
-    if found.recommendation and len(rows):
+    note = context.say("resolutions_note", tolerance=f"{100 * proposal.tolerance:g}")
+    shown = [section(context, "resolutions_heading"), Markdown(note)]
+    shown.append(table(context, _by_task(context, proposal)))
+    rows = context.frame[
+        (context.frame["resolution"] == BY_TASK) & (context.frame["status"] == "ok")
+    ]
+    if context.recommendation and len(rows):
         shown += [
-            Markdown(found.say("resolutions_measured")),
-            settings_table(found, rows.sort_values(found.cost), found.recommendation.current),
+            Markdown(context.say("resolutions_measured")),
+            settings_table(context, rows.sort_values(context.cost), context.recommendation.current),
         ]
     return shown
 
 
-def _by_task(found: ReportContext, proposal: Proposal) -> pd.DataFrame:
+def _by_task(context: ReportContext, proposal: Proposal) -> pd.DataFrame:
     """One row per task: proposed and article's resolution, and quality at each."""
-    grid = {row["resolution"]: row for _, row in at_each_resolution(found.grid).iterrows()}
-    article_row = _article_row(found.frame)
+    grid = {row["resolution"]: row for _, row in at_each_resolution(context.grid).iterrows()}
+    article_row = _article_row(context.frame)
     rows = []
     for row in proposal.table.to_dict("records"):
         task, ours = str(row["task"]), row["resolution"]
@@ -107,12 +109,12 @@ def _by_task(found: ReportContext, proposal: Proposal) -> pd.DataFrame:
         theirs = grid.get(article) if article_row is None else article_row
         rows.append(
             {
-                "column_task": task_name(task, found.lang),
-                "column_proposed": resolution(ours, found.lang),
-                "column_quality_there": found.scored(grid[ours], column),
-                "column_article": resolution(article, found.lang),
-                "column_quality_article": "?" if theirs is None else found.scored(theirs, column),
-                "column_quality_best": found.scored(grid[row["reference_resolution"]], column),
+                "column_task": task_name(task, context.lang),
+                "column_proposed": resolution(ours, context.lang),
+                "column_quality_there": context.scored(grid[ours], column),
+                "column_article": resolution(article, context.lang),
+                "column_quality_article": "?" if theirs is None else context.scored(theirs, column),
+                "column_quality_best": context.scored(grid[row["reference_resolution"]], column),
             }
         )
     return pd.DataFrame(rows)
