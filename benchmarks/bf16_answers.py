@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import qvl_lab as ql
+from qvl_lab.backends.base import Request
 from qvl_lab.backends.fast.engine import Engine
-from qvl_lab.backends.processor import Request
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.workloads.decode import decode_image
 from qvl_lab.workloads.resize import resize
@@ -77,13 +77,13 @@ def fast_answers(
     policy: ImagePolicy,
     sampling: SamplingParams,
 ) -> list[list[int]]:
-    lengths = [lab.reader.length(r) + sampling.max_new_tokens for r in requests]
+    lengths = [lab.reader.num_tokens(r) + sampling.max_new_tokens for r in requests]
     engine = Engine(lab.reader, spec, policy, sum(lengths) + 16 * len(lengths), max(lengths))
-    jobs = [engine.add_request(request, sampling) for request in requests]
+    sequences = [engine.add_request(request, sampling) for request in requests]
     while engine.busy:
         engine.step()
     engine.close()
-    return [job.tokens for job in jobs]
+    return [sequence.output_ids for sequence in sequences]
 
 
 def errors(lab: Any, compared: list[Compared]) -> Tensor:

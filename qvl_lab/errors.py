@@ -10,6 +10,7 @@
     │   ├── ImageError          one image: empty, truncated, too large, not an image
     │   └── WorkloadError       a workload file or folder as a whole
     ├── QueueFullError          more requests wait than the engine was told to hold
+    ├── ClosedError             something is used after it was closed
     ├── ModelError              a model that cannot be loaded or run
     │   ├── PrecisionError      the device lacks the precision that was asked for
     │   ├── NumericalError      inf or NaN came out of the model
@@ -71,6 +72,10 @@ class ImageError(InputError):
 
 class QueueFullError(QvlError):
     """More requests wait for an answer than the engine was told to hold."""
+
+
+class ClosedError(QvlError):
+    """Something is used after it was closed."""
 
 
 class WorkloadError(InputError):

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from qvl_lab.backends.fast.sizing import Fast
-from qvl_lab.backends.processor import Answer, Generation, InputProcessor, settings_of
-from qvl_lab.backends.transformers import Stock
+from qvl_lab.backends.base import Answer, Backend
+from qvl_lab.backends.fast.backend import FastBackend
+from qvl_lab.backends.generation import Generation
+from qvl_lab.backends.processor import InputProcessor, settings_of
+from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
 from qvl_lab.config.signatures import check_settings, names_settings
 from qvl_lab.errors import ConfigError
@@ -45,8 +47,8 @@ class Lab:
         self.listeners: list[Callable[[dict[str, Any], Generation], object]] = []
         self._lock = _OwnerLock()
         self.reader = InputProcessor(loaded)
-        self.stock = Stock(self.reader)
-        self.fast = Fast(self.reader)
+        self.fast = FastBackend(self.reader)
+        self.stock = TransformersBackend(self.reader, make_room=self._close_fast)
 
     @property
     def spec(self) -> ModelSpec:
@@ -150,34 +152,42 @@ class Lab:
         on_answer: Callable[[int, Answer], None] | None,
     ) -> Generation:
         answers: list[Answer | None] = [None] * len(items)
-        result = Generation(answers=[])
+        backend: Backend = self.fast if engine.engine == "fast" else self.stock
         recorder = Recorder(cuda=self.loaded.device.type == "cuda")
         started = time.perf_counter()
         bar = tqdm(total=len(items), disable=not progress, unit="img")
         with _on_device(self.loaded.device), listening(recorder), bar:
-            stream = self._engine(engine.engine).stream(
-                items, engine, policy, result, recorder, halve_on_oom, max_batches
+            stream = backend.stream(
+                items,
+                engine,
+                policy,
+                recorder,
+                halve_on_oom=halve_on_oom,
+                max_batches=max_batches,
             )
             for index, answer in stream:
                 answers[index] = answer
                 bar.update()
                 if on_answer:
                     on_answer(index, answer)
-        result.wall_s = time.perf_counter() - started
-        result.answers = [answer for answer in answers if answer is not None]
+        wall_s = time.perf_counter() - started
         self.used = True
-        return result
+        return Generation(
+            answers=[answer for answer in answers if answer is not None],
+            wall_s=wall_s,
+            **vars(backend.stats()),
+        )
 
     def forget(self) -> None:
         """Empty the fast engine's caches in memory; a folder of features keeps its files."""
         with self._lock:
-            self.fast.forget()
+            self.fast.clear_caches()
 
-    def _engine(self, name: str) -> Stock | Fast:
-        if name == "fast":
-            return self.fast
-        self.fast.close()  # its cache would take memory from the other
-        return self.stock
+    def _close_fast(self) -> bool:
+        """Give back the fast engine's memory; whether there was any."""
+        held = self.fast.engine is not None
+        self.fast.close()
+        return held
 
 
 class _OwnerLock:

@@ -1,141 +1,23 @@
-"""What engines are asked and what they answer: requests, their checks, answers, timings."""
+"""From items to requests: checks, the chat template, token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from PIL import Image
-
+from qvl_lab.backends.base import Answer, Request
 from qvl_lab.config import FIELDS, Config, EngineSpec, ImagePolicy, check_name
-from qvl_lab.errors import (
-    ConfigError,
-    InputError,
-    ModelError,
-    NumericalError,
-    QvlError,
-)
+from qvl_lab.errors import ConfigError, InputError
 from qvl_lab.models.load import LoadedModel
-from qvl_lab.probe.stages import Total, outermost, stage, stage_table
-from qvl_lab.runs.records import Work
+from qvl_lab.probe.stages import stage
 from qvl_lab.workloads.decode import image_size, read_bytes
 from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.resize import resolution_for, target_size
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 MAX_PROMPT_CHARACTERS = 100_000
 #: Requests that are looked at together; bounds the encoded bytes held at a time.
 WINDOW = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One request's result: ``text``, or ``error`` in words.
-
-    ``ttft_s`` and ``latency_s`` run from the start of the request's batch to its first and last
-    token. ``prompt_tokens`` counts the visual tokens too.
-    """
-
-    id: str
-    text: str | None = None
-    error: str | None = None
-    prompt_tokens: int = 0
-    visual_tokens: int = 0
-    new_tokens: int = 0
-    ttft_s: float | None = None
-    latency_s: float | None = None
-
-
-@dataclass(kw_only=True)
-class Generation(Sequence[Answer]):
-    """Answers in input order, with what it took to get them.
-
-    Attributes
-    ----------
-    wall_s : float
-        Encoded bytes in, text out.
-    totals : dict
-        By stage, nested ones by their path: calls, seconds, tokens and bytes, over all batches.
-    work : Work
-        How much there was to compute.
-    batch_s : list of float
-        Wall time of each batch.
-    events : list of dict
-        Batches halved for want of memory.
-    caches : dict
-        Hits, misses and bytes of the caches that are on: "encoder_hits", "prefix_misses".
-    """
-
-    answers: list[Answer]
-    wall_s: float = 0.0
-    totals: dict[str, Total] = field(default_factory=dict)
-    work: Work = field(default_factory=Work)
-    batch_s: list[float] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    caches: dict[str, int] = field(default_factory=dict)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.answers[index]
-
-    def __len__(self) -> int:
-        return len(self.answers)
-
-    @property
-    def texts(self) -> list[str | None]:
-        """The answers' texts; None where there is an error."""
-        return [answer.text for answer in self.answers]
-
-    @property
-    def errors(self) -> list[dict[str, str]]:
-        """``id`` and ``error`` of every request without an answer."""
-        return [{"id": a.id, "error": a.error} for a in self.answers if a.error is not None]
-
-    def frame(self) -> pd.DataFrame:
-        """One row per request."""
-        import pandas as pd
-
-        return pd.DataFrame([vars(answer) for answer in self.answers])
-
-    @property
-    def stages_s(self) -> dict[str, float]:
-        """Seconds per stage; "other" is what no stage covers, so that all sum to ``wall_s``."""
-        seconds = {path: total.seconds for path, total in self.totals.items() if outermost(path)}
-        return seconds | {"other": max(0.0, self.wall_s - sum(seconds.values()))}
-
-    @property
-    def parts_s(self) -> dict[str, float]:
-        """Seconds per stage within a stage, by path: "decode/lm_head"."""
-        return {path: t.seconds for path, t in self.totals.items() if not outermost(path)}
-
-    def stages(self) -> pd.DataFrame:
-        """Where the time went; see :func:`qvl_lab.probe.stages.stage_table`."""
-        return stage_table(self.totals, self.wall_s)
-
-
-@dataclass(frozen=True)
-class Request:
-    """An item that passed its checks: where it goes, its bytes, its size in tokens."""
-
-    index: int
-    item: Item
-    image: bytes | Image.Image
-    size: tuple[int, int]
-    visual_tokens: int
-    text: str
-
-    @property
-    def encoded_bytes(self) -> int:
-        """Bytes of the encoded image, 0 where it came decoded."""
-        return len(self.image) if isinstance(self.image, bytes) else 0
-
-    @property
-    def length(self) -> int:
-        """About how many tokens, to sort by."""
-        return self.visual_tokens + len(self.text) // 3
 
 
 class InputProcessor:
@@ -197,12 +79,12 @@ class InputProcessor:
         return text
 
     @property
-    def stops(self) -> list[int]:
+    def stop_token_ids(self) -> list[int]:
         """Tokens that end an answer."""
         stop = self.loaded.model.generation_config.eos_token_id
         return list(stop) if isinstance(stop, list) else [stop]
 
-    def ids(self, request: Request) -> tuple[list[int], range]:
+    def token_ids(self, request: Request) -> tuple[list[int], range]:
         """A request's tokens, and where among them its image's are."""
         ids = self._text_ids(request.text)
         pad = self.loaded.model.config.image_token_id
@@ -210,7 +92,7 @@ class InputProcessor:
         image = range(at, at + request.visual_tokens)
         return [*ids[:at], *[pad] * len(image), *ids[at + 1 :]], image
 
-    def length(self, request: Request) -> int:
+    def num_tokens(self, request: Request) -> int:
         """How many tokens a request has."""
         return len(self._text_ids(request.text)) - 1 + request.visual_tokens
 
@@ -229,29 +111,3 @@ def settings_of(options: dict[str, Any]) -> tuple[EngineSpec, ImagePolicy]:
 
 def _lone_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def as_model_error(error: Exception) -> Exception:
-    """What a failing model raises, as an error of ours."""
-    if isinstance(error, QvlError):
-        return error
-    return ModelError(f"the model failed: {type(error).__name__}: {error}")
-
-
-def overflow(precision: str) -> str:
-    """Scores were inf or NaN, in words."""
-    return str(
-        NumericalError(
-            f"the model's scores overflowed to inf or NaN in {precision}; use precision='bf16' or "
-            "'fp32'"
-        )
-    )
-
-
-def too_large(request: Request) -> Answer:
-    """A request that runs out of memory alone."""
-    error = (
-        f"out of memory even alone, with {request.visual_tokens:,} visual tokens; lower the "
-        "resolution or the precision"
-    )
-    return Answer(id=request.item.id, error=error, visual_tokens=request.visual_tokens)

@@ -1,4 +1,4 @@
-"""The stock engine: plain transformers, used as well as its documentation allows.
+"""The stock backend: plain transformers, used as well as its documentation allows.
 
 Batches are formed from requests of similar length, padded on the left, and answered with
 ``generate`` under inference mode; one by one is the same call with ``batch_size=1``. This is the
@@ -8,27 +8,21 @@ baseline of every comparison, so nothing here is faster than what a careful user
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
 
-from qvl_lab.backends.processor import (
-    Answer,
-    Generation,
-    InputProcessor,
-    Request,
-    as_model_error,
-    overflow,
-    too_large,
-)
+from qvl_lab.backends.base import Answer, BackendStats, Request
+from qvl_lab.backends.failures import halving_event, memory_shortage, overflow, too_large
+from qvl_lab.backends.processor import InputProcessor
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
-from qvl_lab.errors import DeviceMemoryError, InputError
+from qvl_lab.errors import InputError
 from qvl_lab.models.hooks import StepWatch, marks
 from qvl_lab.models.load import base_dtype
-from qvl_lab.models.memory import first_line, free, out_of_memory
+from qvl_lab.models.memory import free
 from qvl_lab.probe.stages import Recorder, end, stage, totals
 from qvl_lab.runs.records import Work
 from qvl_lab.workloads.decode import decode_image
@@ -36,81 +30,93 @@ from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.resize import resize
 
 
-class Stock:
-    """Answers with transformers' ``generate``."""
+class TransformersBackend:
+    """Answers with transformers' ``generate``; see ``Backend``.
 
-    def __init__(self, reader: InputProcessor) -> None:
-        self.reader, self.loaded = reader, reader.loaded
+    Parameters
+    ----------
+    processor : InputProcessor
+    make_room : callable, optional
+        Called when memory runs out. If it returns True, memory was given back elsewhere, and the
+        batch is tried again before it is halved.
+    """
+
+    def __init__(
+        self, processor: InputProcessor, make_room: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.processor, self.loaded = processor, processor.loaded
+        self._make_room = make_room
+        self._stats = BackendStats()
 
     def stream(
         self,
         items: Sequence[Item],
-        engine: EngineSpec,
+        spec: EngineSpec,
         policy: ImagePolicy,
-        result: Generation,
         recorder: Recorder,
-        halve: bool,
+        *,
+        halve_on_oom: bool = True,
         max_batches: int | None = None,
     ) -> Iterator[tuple[int, Answer]]:
-        """Yield (index, answer) as batches finish; ``result`` gathers times and events.
-
-        ``max_batches`` ends it after so many.
-        """
-        size = engine.batch_size
-        for requests, refused in self.reader.windows(items, policy):
+        """Yield (index, answer) as batches finish; see ``Backend``."""
+        stats = self._stats = BackendStats()
+        size = spec.batch_size
+        for requests, refused in self.processor.windows(items, policy):
             yield from refused
             requests.sort(key=lambda r: r.length, reverse=True)  # an OOM then shows early
-            self._note(result, recorder)
+            totals(recorder.spans(), into=stats.totals)
             while requests:
                 batch, requests = requests[:size], requests[size:]
-                try:
-                    done = self._answer(batch, engine, policy, result)
-                except Exception as e:
-                    if not out_of_memory(e):
-                        raise as_model_error(e) from e
-                    failure = first_line(e)
-                else:
-                    yield from self._finish(done, result, recorder)
-                    if max_batches and len(result.batch_s) >= max_batches:
+                done: list[tuple[Request, Answer]] = []
+                failure = memory_shortage(self._answer, batch, spec, policy, done)
+                if failure is None:
+                    yield from self._finish(done, recorder)
+                    if max_batches and len(stats.batch_s) >= max_batches:
                         return
                     continue
                 recorder.forget()
                 free(self.loaded.spec.device)
-                if not halve:
-                    raise DeviceMemoryError(f"batch of {len(batch)}: {failure}")
-                if len(batch) == 1:
+                if self._make_room():
+                    requests = batch + requests
+                elif halve_on_oom and len(batch) == 1:
                     yield batch[0].index, too_large(batch[0])
-                    continue
-                size = (len(batch) + 1) // 2
-                result.events.append(
-                    {"event": "oom", "batch_size": len(batch), "continued_with": size}
-                )
-                requests = batch + requests
+                else:
+                    size = (len(batch) + 1) // 2
+                    stats.events.append(halving_event(len(batch), size, failure, halve_on_oom))
+                    requests = batch + requests
+
+    def stats(self) -> BackendStats:
+        """What the latest stream took; ``batch_s`` has one value per batch."""
+        return self._stats
+
+    def clear_caches(self) -> None:
+        """There are none between calls."""
+
+    def close(self) -> None:
+        """Nothing is held between calls but the model, which is not this backend's."""
 
     def _answer(
         self,
         batch: Sequence[Request],
-        engine: EngineSpec,
+        spec: EngineSpec,
         policy: ImagePolicy,
-        result: Generation,
-    ) -> list[tuple[Request, Answer]]:
-        """Decode, preprocess, generate and detokenize one batch; ``result`` hears of the work."""
+        done: list[tuple[Request, Answer]],
+    ) -> None:
+        """Decode, preprocess, generate and detokenize one batch; answers are added to ``done``."""
         started = time.perf_counter()
-        failed: list[tuple[Request, Answer]] = []
-        requests: list[Request] = []
-        pictures: list[Image.Image] = []
+        requests, pictures = [], []
         for request in batch:  # one full-size image in memory at a time
             try:
                 with stage("decode_image", bytes=request.encoded_bytes):
                     picture = decode_image(request.image, policy)
             except InputError as e:
-                failed.append((request, Answer(id=request.item.id, error=str(e))))
+                done.append((request, Answer(id=request.item.id, error=str(e))))
                 continue
             with stage("preprocess"):
                 pictures.append(resize(picture, request.size))
             requests.append(request)
         if not requests:
-            return failed
+            return
         with stage("preprocess") as preprocess:
             inputs = self.inputs(pictures, requests)
             preprocess.amounts["bytes"] = inputs["pixel_values"].nbytes
@@ -119,14 +125,14 @@ class Stock:
         with stage("transfer", bytes=sum(value.nbytes for value in inputs.values())):
             inputs = {name: value.to(self.loaded.device) for name, value in inputs.items()}
             inputs["pixel_values"] = inputs["pixel_values"].to(base_dtype(self.loaded.spec))
-        tokens, finite = self._generate(inputs, engine)
+        tokens, finite = self._generate(inputs, spec)
         with stage("detokenize", tokens=tokens.numel()):
             texts = self.loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         latency_s = time.perf_counter() - started
-        result.work += _work(patches, prompt_tokens, inputs["input_ids"].shape[1], tokens.shape[1])
-        answers = []
+        self._stats.work += _work(
+            patches, prompt_tokens, inputs["input_ids"].shape[1], tokens.shape[1]
+        )
         for row, request in enumerate(requests):
-            count = self._count(tokens[row])
             error = None if finite[row] else overflow(self.loaded.spec.precision)
             answer = Answer(
                 id=request.item.id,
@@ -134,11 +140,10 @@ class Stock:
                 error=error,
                 prompt_tokens=prompt_tokens[row],
                 visual_tokens=request.visual_tokens,
-                new_tokens=count,
+                new_tokens=self._count(tokens[row]),
                 latency_s=latency_s,
             )
-            answers.append((request, answer))
-        return failed + answers
+            done.append((request, answer))
 
     def inputs(
         self, pictures: list[Image.Image], requests: list[Request]
@@ -161,15 +166,15 @@ class Stock:
         }
 
     def _generate(
-        self, inputs: dict[str, torch.Tensor], engine: EngineSpec
+        self, inputs: dict[str, torch.Tensor], spec: EngineSpec
     ) -> tuple[torch.Tensor, list[bool]]:
         """New token ids (batch, new) on the CPU, and per row whether all scores were finite."""
-        static = engine.cache_implementation == "static"
+        static = spec.cache_implementation == "static"
         ids = inputs["input_ids"]
         watch = StepWatch(ids, sampling=not static)
         visual = len(inputs["pixel_values"]) // self.loaded.image_processor.merge_size**2
         amounts = {"vision": {"tokens": visual}, "prefill": {"tokens": ids.numel()}}
-        sampling = SamplingParams.of(engine, self.loaded.random_weights)
+        sampling = SamplingParams.of(spec, self.loaded.random_weights)
         options: dict[str, Any] = {}
         if static:
             options["cache_implementation"] = "static"
@@ -192,30 +197,34 @@ class Stock:
 
     def _count(self, tokens: torch.Tensor) -> int:
         """Tokens up to and including the first end-of-sequence token."""
-        ended = torch.isin(tokens, torch.tensor(self.reader.stops)).nonzero()
+        ended = torch.isin(tokens, torch.tensor(self.processor.stop_token_ids)).nonzero()
         return int(ended[0]) + 1 if len(ended) else len(tokens)
 
-    @staticmethod
-    def _note(result: Generation, recorder: Recorder) -> float | None:
-        """Add the recorder's spans to the result; returns when the prefill ended, if it did."""
-        spans = recorder.spans()
-        totals(spans, into=result.totals)
-        first_token_s = next((span.end_s for span in spans if span.path == "prefill"), None)
-        if first_token_s is None:
-            return None
-        return first_token_s - min(span.start_s for span in spans)
-
     def _finish(
-        self, done: list[tuple[Request, Answer]], result: Generation, recorder: Recorder
+        self, done: list[tuple[Request, Answer]], recorder: Recorder
     ) -> Iterator[tuple[int, Answer]]:
-        ttft_s = self._note(result, recorder)
-        result.batch_s.extend({a.latency_s for _, a in done if a.latency_s is not None})
+        """Sum up the batch's stages, and yield its answers with the time to their first token."""
+        spans = recorder.spans()
+        totals(spans, into=self._stats.totals)
+        prefill_end_s = next((span.end_s for span in spans if span.path == "prefill"), None)
+        ttft_s = None
+        if prefill_end_s is not None:
+            ttft_s = prefill_end_s - min(span.start_s for span in spans)
+        self._stats.batch_s.extend({a.latency_s for _, a in done if a.latency_s is not None})
         for request, answer in done:
             yield request.index, replace(answer, ttft_s=ttft_s if answer.text is not None else None)
 
 
 def _work(patches: list[int], prompts: list[int], length: int, new: int) -> Work:
-    """Of a batch: patches of each image, tokens of each prompt, of all padded, and generated."""
+    """The work of a batch.
+
+    Parameters
+    ----------
+    patches, prompts : list of int
+        Patches of each image, tokens of each prompt.
+    length, new : int
+        Tokens of the longest prompt, and generated tokens of each.
+    """
     rows, steps = len(prompts), max(0, new - 1)  # the prefill gives the first token
     return Work(
         images=len(patches),

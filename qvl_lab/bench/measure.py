@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from qvl_lab.analysis.quality.scoring import score_items
-from qvl_lab.backends.processor import Generation
+from qvl_lab.backends.generation import Generation
 from qvl_lab.config import Config, ModelSpec
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import fingerprint, gpu_index
@@ -129,6 +129,8 @@ def _measure(
     parts: dict[str, Any],
 ) -> None:
     config, device = job.config, lab.spec.device
+    if config.engine.engine != "fast":
+        lab.fast.close()  # its cache is not part of this setting's peak
     free(device)  # what an earlier setting in this process left reserved is not this one's peak
     items = _items(job)
     parts["workload"] = job.workload.info() | {"measured_items": len(items)}

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from qvl_lab.analysis.limits.memory import BatchShape, candidate_peaks
-from qvl_lab.backends.processor import Generation
+from qvl_lab.backends.generation import Generation
 from qvl_lab.errors import ConfigError
 from qvl_lab.hardware import gpu_index
 from qvl_lab.probe import trace

@@ -25,7 +25,7 @@ from qvl_lab.cli.output import SOME_FAILED, few, note, note_failures, one_line
 from qvl_lab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qvl_lab.backends.processor import Answer
+    from qvl_lab.backends.base import Answer
     from qvl_lab.session import Lab
     from qvl_lab.workloads.items import Workload
 

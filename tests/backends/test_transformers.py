@@ -16,7 +16,7 @@ from PIL import Image
 
 import qvl_lab as ql
 from qvl_lab.analysis.quality.scoring import score
-from qvl_lab.backends.transformers import Stock
+from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.config import EngineSpec, ImagePolicy
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, UnknownNameError
 from qvl_lab.probe import stages
@@ -75,7 +75,7 @@ def oom_above(monkeypatch) -> Callable[..., list[int]]:
 
     def limit(rows: int = 10**6, tokens: int = 10**6) -> list[int]:
         sizes: list[int] = []
-        real = Stock._generate
+        real = TransformersBackend._generate
 
         def generate(self, inputs, engine):
             count, length = inputs["input_ids"].shape
@@ -84,7 +84,7 @@ def oom_above(monkeypatch) -> Callable[..., list[int]]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
             return real(self, inputs, engine)
 
-        monkeypatch.setattr(Stock, "_generate", generate)
+        monkeypatch.setattr(TransformersBackend, "_generate", generate)
         return sizes
 
     return limit

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qvl_lab.analysis.quality.scoring import TaskScores, score
-from qvl_lab.backends.transformers import Stock
+from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.bench.executors import per_process as executors
 from qvl_lab.bench.measure import Plan, Trial, measure, remember
 from qvl_lab.config import Config
@@ -47,19 +47,19 @@ def job(pictures) -> Callable[..., Trial]:
 def batches(monkeypatch) -> list[int]:
     """The size of every batch that gets to the model."""
     sizes: list[int] = []
-    real = Stock._generate
+    real = TransformersBackend._generate
 
     def generate(self, inputs, engine):
         sizes.append(len(inputs["input_ids"]))
         return real(self, inputs, engine)
 
-    monkeypatch.setattr(Stock, "_generate", generate)
+    monkeypatch.setattr(TransformersBackend, "_generate", generate)
     return sizes
 
 
 def fail_after(monkeypatch, passes: int, error: Exception) -> None:
     """Let everything after so many batches fail."""
-    real = Stock._generate
+    real = TransformersBackend._generate
     left = [passes]
 
     def generate(self, inputs, engine):
@@ -68,7 +68,7 @@ def fail_after(monkeypatch, passes: int, error: Exception) -> None:
         left[0] -= 1
         return real(self, inputs, engine)
 
-    monkeypatch.setattr(Stock, "_generate", generate)
+    monkeypatch.setattr(TransformersBackend, "_generate", generate)
 
 
 def test_a_run_keeps_every_repeat_and_its_counts(lab, job):

@@ -1,75 +1,57 @@
-"""The fast engine: continuous batching over a cache in blocks.
+"""The fast engine: continuous batching over a key-value cache in blocks.
 
-Each step reads some prompt tokens and generates one token for every running sequence. Finished
-sequences leave and waiting ones enter between steps. Tokens are looked at one step late, so that
-the GPU has its next step before the CPU knows what the last one said.
+Each step prefills some prompt tokens and generates one token for every running sequence. Finished
+sequences leave and waiting ones enter between steps. The tokens of a step are read one step late,
+so that the GPU has its next step before the CPU knows what the last one generated.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from qvl_lab.backends.base import Request
+from qvl_lab.backends.failures import halving_event, memory_shortage, overflow, too_large
+from qvl_lab.backends.fast.async_outputs import AsyncOutputs
+from qvl_lab.backends.fast.block_manager import BlockManager
 from qvl_lab.backends.fast.decode_pool import DecodePool
+from qvl_lab.backends.fast.encoder_cache import EncoderCache
 from qvl_lab.backends.fast.input_batch import OVERFLOW
-from qvl_lab.backends.fast.model_runner import ModelRunner, Prompt
-from qvl_lab.backends.fast.response_cache import Answers
-from qvl_lab.backends.fast.scheduler import Blocks, Chunk, Scheduler, Step
-from qvl_lab.backends.fast.scheduler import Sequence as Scheduled
-from qvl_lab.backends.fast.sequence import Job, Picture
+from qvl_lab.backends.fast.model_runner import ModelRunner
+from qvl_lab.backends.fast.scheduler import Chunk, Scheduler, Step
+from qvl_lab.backends.fast.sequence import DecodedImage, Sequence
 from qvl_lab.backends.fast.vision_runner import VisionRunner
-from qvl_lab.backends.processor import (
-    InputProcessor,
-    Request,
-    as_model_error,
-    overflow,
-    too_large,
-)
-from qvl_lab.caching.keys import image_key, model_key, path_key
+from qvl_lab.backends.processor import InputProcessor
+from qvl_lab.caching.keys import image_key, model_key, path_key, response_key
 from qvl_lab.caching.lru import Lru
+from qvl_lab.caching.response_cache import Response, ResponseCache
 from qvl_lab.caching.tensor_cache import TensorCache
 from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
-from qvl_lab.errors import DeviceMemoryError, InputError, QueueFullError
-from qvl_lab.models.memory import first_line, free, out_of_memory
+from qvl_lab.errors import ClosedError, InputError, QueueFullError
+from qvl_lab.models.memory import free, out_of_memory
 from qvl_lab.probe.stages import stage
 from qvl_lab.runs.records import Work
-
-#: A chunk of a prompt that does not fit in memory is not tried in smaller parts than this.
-LEAST_CHUNK = 256
-#: Steps without a shortage of memory after which twice as much is tried again.
-RECOVERY_STEPS = 64
 
 
 @dataclass(frozen=True)
 class Caches:
-    """What is remembered between requests; each may be None.
+    """What is kept between requests and outlives an engine; each may be None.
 
     Attributes
     ----------
-    features : TensorCache
-        The vision tower's, by image.
-    answers : Lru
+    encoder : TensorCache
+        Features of the vision tower, by image.
+    responses : Lru
         Texts and numbers of tokens, by image, question and sampling.
     """
 
-    features: TensorCache | None = None
-    answers: Lru[tuple[str, int]] | None = None
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """Tokens on their way to the CPU, one for each job."""
-
-    jobs: list[Job]
-    tokens: Tensor
-    landed: Any
+    encoder: TensorCache | None = None
+    responses: Lru[Response] | None = None
 
 
 class Engine:
@@ -77,21 +59,20 @@ class Engine:
 
     Parameters
     ----------
-    reader : InputProcessor
+    processor : InputProcessor
         Of a loaded model.
     spec : EngineSpec
     policy : ImagePolicy
-    tokens, longest : int
+    num_tokens, max_model_len : int
         Tokens that the cache has room for; most tokens of one sequence, prompt and answer.
     caches : Caches, optional
-        Outlive the engine.
 
     Attributes
     ----------
     halve_on_oom : bool
         Go on with less at a time when memory runs out, rather than raise a DeviceMemoryError.
-    answers : Answers
-        Equal requests, and how often one answer served two.
+    responses : ResponseCache
+        Equal requests, and how often one response served two.
     work : Work
         What there was to compute so far.
     events : list of dict
@@ -105,105 +86,193 @@ class Engine:
 
     def __init__(
         self,
-        reader: InputProcessor,
+        processor: InputProcessor,
         spec: EngineSpec,
         policy: ImagePolicy,
-        tokens: int,
-        longest: int,
+        num_tokens: int,
+        max_model_len: int,
         caches: Caches | None = None,
     ) -> None:
-        self.reader, self.spec, self.policy = reader, spec, policy
-        self.caches = caches or Caches()
-        self.tokens, self.longest = tokens, longest
-        blocks = Blocks(-(-tokens // spec.block_size), spec.block_size)
-        with torch.inference_mode():
-            self.forward = ModelRunner(reader, spec, blocks.count, blocks.needed(longest))
-            self.forward.record()
-        self.scheduler = Scheduler(
-            spec.batch_size,
-            blocks,
-            spec.prefill_chunk,
-            packing=spec.packing,
-            prefix_cache=spec.prefix_cache,
+        self.processor, self.spec, self.policy = processor, spec, policy
+        self.num_tokens, self.max_model_len = num_tokens, max_model_len
+        caches = caches or Caches()
+        blocks = BlockManager(
+            -(-num_tokens // spec.block_size), spec.block_size, prefix_cache=spec.prefix_cache
         )
-        cuda = self.forward.device.type == "cuda"
-        pictures = DecodePool(policy, threads=spec.overlap, pinned=cuda)
-        self.sight = VisionRunner(self.forward, pictures, spec, self.caches.features)
-        self._incoming: deque[Job] = deque()
-        self._jobs: dict[Scheduled, Job] = {}
-        self._flights: deque[list[_Flight]] = deque()
-        self._ended: list[Job] = []
-        self.answers = Answers(self.caches.answers)
-        self._reading: set[str] = set()  # images that a job on its way reads first
-        keyed = spec.prefix_cache or self.caches.features or self.caches.answers is not None
-        self._model_key = model_key(reader.loaded.spec) if keyed else ""
+        with torch.inference_mode():
+            width = blocks.needed(max_model_len)
+            self.model_runner = ModelRunner(processor, spec, blocks.num_blocks, width)
+            self.model_runner.record()
+        self.scheduler = Scheduler(
+            spec.batch_size, blocks, spec.prefill_chunk, packing=spec.packing
+        )
+        self._encoder_cache = EncoderCache(caches.encoder)
+        on_gpu = self.model_runner.device.type == "cuda"
+        self.decode_pool = DecodePool(
+            policy,
+            threads=spec.overlap,
+            pinned=on_gpu,
+            in_rounds=not on_gpu,
+            round_size=spec.batch_size,
+            find_features=self._encoder_cache.get,
+        )
+        self._vision_runner = VisionRunner(
+            self.model_runner, self._encoder_cache, packing=spec.packing
+        )
+        self.responses: ResponseCache[Sequence] = ResponseCache(caches.responses)
+        self._caches = caches
+        keyed = spec.prefix_cache or caches.encoder or caches.responses is not None
+        self._model_key = model_key(processor.loaded.spec) if keyed else ""
+        self._incoming: deque[Sequence] = deque()
+        self._outputs = AsyncOutputs()
+        self._ended: list[Sequence] = []
+        #: Images that a sequence on its way computes for others, by key.
+        self._being_computed: set[str] = set()
+        self._stop_token_ids = frozenset(processor.stop_token_ids)
+        self._is_closed = False
         self.halve_on_oom = True
-        self._stops = frozenset(reader.stops)
-        self._good_steps = 0
         self.work = Work()
         self.events: list[dict[str, Any]] = []
 
     @property
     def busy(self) -> bool:
         """Whether a request is still on its way."""
-        return bool(self._incoming or self._jobs or self._ended)
+        return bool(self._incoming or self._has_scheduled or self._ended)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is held for any request: no image, no block, no place in a queue."""
+        blocks = self.scheduler.blocks
+        return (
+            not self.busy
+            and blocks.num_free + blocks.num_kept == blocks.num_blocks
+            and self.decode_pool.is_idle
+            and self._encoder_cache.is_idle
+            and not self._being_computed
+        )
 
     @property
     def queued(self) -> int:
         """Requests that have no slot yet."""
-        return self.due + self.answers.waiting
+        return self.due + self.responses.waiting
 
     @property
     def due(self) -> int:
-        """Of those ``queued``, all but those that wait for an equal request's answer."""
+        """Those of ``queued`` that need a slot, not an equal request's response."""
         return len(self._incoming) + len(self.scheduler.waiting)
 
-    def add_request(self, request: Request, sampling: SamplingParams | None = None) -> Job:
+    # ---- requests
+
+    def add_request(self, request: Request, sampling: SamplingParams | None = None) -> Sequence:
         """Let a request wait for its turn.
 
         Raises
         ------
+        ClosedError
+            After :meth:`close`.
         InputError
             If it could never fit into the cache.
         QueueFullError
-            If as many as ``max_queue_size`` wait already.
+            If ``max_queue_size`` requests wait already.
         """
-        sampling = sampling or SamplingParams.of(self.spec, self.reader.loaded.random_weights)
-        ids, image = self.reader.ids(request)
-        self._check_room(len(ids), sampling.max_new_tokens)
+        if self._is_closed:
+            raise ClosedError("this engine was closed and takes no requests; make a new one")
+        loaded = self.processor.loaded
+        sampling = sampling or SamplingParams.of(self.spec, loaded.random_weights)
+        token_ids, image_tokens = self.processor.token_ids(request)
+        self._check_fits(len(token_ids), sampling.max_new_tokens)
         key = self._image_key(request) if self._model_key else None
-        sequence = Scheduled(
-            id=request.index,
-            prompt=len(ids),
-            limit=sampling.max_new_tokens,
-            prefix=image.stop,
+        sequence = Sequence(
+            request,
+            sampling,
+            token_ids,
+            image_tokens,
+            self.model_runner.patchify.grid(request.size),
+            image_key=key,
             prefix_key=key if self.spec.prefix_cache else None,
+            response_key=self._response_key(request, sampling, key),
         )
-        prompt = Prompt(ids, image, self.forward.patches.grid(request.size), sampling)
-        job = Job(request, prompt, sequence, key)
-        if self.answers.find(job):
-            self._ended.append(job)
-            return job
+        if (response := self.responses.get(sequence.response_key)) is not None:
+            sequence.finish(*response)
+            self._ended.append(sequence)
+            return sequence
         if self.queued >= self.spec.max_queue_size:
             raise QueueFullError(
                 f"{self.queued:,} requests wait already, as many as max_queue_size allows; step "
                 "until some have ended, or raise it"
             )
-        if not self.answers.joins(job):
-            self._incoming.append(job)
-            self._expect(job)
-        return job
+        if not self.responses.coalesce(sequence.response_key, sequence):
+            self._incoming.append(sequence)
+            self._prefetch(sequence)
+        return sequence
 
-    def _expect(self, job: Job) -> None:
-        """Have a job's image decoded, unless another job on its way reads it first."""
-        shared = self.spec.prefix_cache or self.caches.features is not None
-        if shared and job.key is not None:
-            job.needs_image = job.key not in self._reading and not self.scheduler.has_prefix(
-                job.sequence.prefix_key
+    def step(self) -> list[Sequence]:
+        """Launch one step and read the tokens of the one before; the sequences that have ended."""
+        with torch.inference_mode():
+            self.decode_pool.start_ahead()
+            self._admit_incoming()
+            if self.scheduler.must_preempt():
+                self._collect(leave=0)
+            step = self.scheduler.next()
+            if step:
+                self._open_step()
+                self._launch(step)
+            self._collect(leave=1 if step and self.spec.overlap else 0)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def cancel(self, sequence: Sequence, why: str = "cancelled") -> None:
+        """End a sequence without its answer and free what it held."""
+        if sequence.answer is None:
+            self._end(sequence, error=why)
+
+    def close(self) -> None:
+        """Cancel all requests, evict all prefixes and end the threads."""
+        self._is_closed = True
+        while self._incoming or self._has_scheduled:
+            scheduler = self.scheduler
+            for sequence in [*self._incoming, *scheduler.waiting, *scheduler.running]:
+                self.cancel(sequence)  # which lets an equal one in
+        self._outputs.clear()
+        self._ended.clear()
+        self.evict_prefixes()
+        self.decode_pool.close()
+        self._encoder_cache.drop_steps()
+
+    def evict_prefixes(self) -> None:
+        """Free the blocks of all prefixes that no running sequence shares."""
+        self.scheduler.blocks.evict_prefixes()
+
+    def cache_counts(self) -> dict[str, int]:
+        """Hits and misses of every cache that is on, bytes of features held."""
+        counts: dict[str, int] = {}
+        if self._caches.encoder is not None:
+            stats = self._caches.encoder.stats
+            counts |= {"encoder_hits": stats.hits, "encoder_misses": stats.misses}
+            counts |= {"encoder_bytes": stats.bytes, "encoder_disk_hits": stats.disk_hits}
+        if self.spec.prefix_cache:
+            prefixes = self.scheduler.blocks.stats
+            counts |= {"prefix_hits": prefixes.hits, "prefix_misses": prefixes.misses}
+            counts["prefix_tokens_saved"] = prefixes.tokens_saved
+        if self.responses.is_on:
+            counts |= {
+                "response_hits": self.responses.hits,
+                "response_misses": self.responses.misses,
+            }
+        return counts
+
+    @property
+    def _has_scheduled(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def _check_fits(self, prompt_tokens: int, new_tokens: int) -> None:
+        too_long = prompt_tokens + new_tokens > self.max_model_len
+        if too_long or not self.scheduler.fits(prompt_tokens, new_tokens):
+            raise InputError(
+                f"{prompt_tokens:,} prompt tokens and {new_tokens:,} new ones do not fit into a "
+                f"cache of {self.num_tokens:,} tokens, {self.max_model_len:,} a sequence; lower "
+                "the resolution or raise kv_cache_gib"
             )
-            self._reading.add(job.key)
-        if job.needs_image and self.spec.overlap:
-            self.sight.expect(job)
 
     def _image_key(self, request: Request) -> str:
         image = request.item.image
@@ -211,286 +280,186 @@ class Engine:
             return path_key(str(image), request.size, self._model_key)
         return image_key(request.image, request.size, self._model_key)
 
-    def step(self) -> list[Job]:
-        """Launch one step and look at the one before; the jobs that have ended."""
-        with torch.inference_mode():
-            self.sight.begin()
-            self._take_in()
-            if self.scheduler.must_preempt():
-                self._land(0)
-            self._recover()
-            step = self.scheduler.next()
-            for sequence in step.preempted:
-                self._jobs[sequence].read_again()
-            if step:
-                self._open_flight()
-                self._launch(step)
-            self._land(1 if step and self.spec.overlap else 0)
-        ended, self._ended = self._ended, []
-        return ended
-
-    def cancel(self, job: Job, why: str = "cancelled") -> None:
-        """End a job without its answer; what it held is free."""
-        if job.answer is None:
-            self._end(job, error=why)
-
-    def close(self) -> None:
-        """Cancel what is on its way and end the threads."""
-        while unfinished := [*self._incoming, *self._jobs.values()]:
-            for job in unfinished:  # which lets an equal one in
-                self.cancel(job)
-        self._flights.clear()
-        self._ended.clear()
-        self.scheduler.forget_prefixes()
-        self.sight.close()
-
-    def _check_room(self, prompt: int, new: int) -> None:
-        if prompt + new > self.longest or not self.scheduler.fits(prompt, new):
-            raise InputError(
-                f"{prompt:,} prompt tokens and {new:,} new ones do not fit into a cache of "
-                f"{self.tokens:,} tokens, {self.longest:,} a sequence; lower the resolution or "
-                "raise kv_cache_gib"
-            )
-
-    def counts(self) -> dict[str, int]:
-        """Hits and misses of every cache that is on, bytes of features held."""
-        found: dict[str, int] = {}
-        if self.caches.features is not None:
-            stats = self.caches.features.stats
-            found |= {"encoder_hits": stats.hits, "encoder_misses": stats.misses}
-            found |= {"encoder_bytes": stats.bytes, "encoder_disk_hits": stats.disk_hits}
-        if self.spec.prefix_cache:
-            prefixes = self.scheduler.stats
-            found |= {"prefix_hits": prefixes.hits, "prefix_misses": prefixes.misses}
-            found["prefix_tokens_saved"] = prefixes.tokens_saved
-        if self.caches.answers is not None:
-            found |= {"response_hits": self.answers.hits, "response_misses": self.answers.misses}
-        return found
+    def _response_key(
+        self, request: Request, sampling: SamplingParams, key: str | None
+    ) -> str | None:
+        """None where a response may not be given twice, or is not kept."""
+        if not self.responses.is_on or key is None or sampling.do_sample:
+            return None
+        return response_key(key, request.text, asdict(sampling))
 
     # ---- images
 
-    def _take_in(self) -> None:
-        """Let jobs whose image is decoded wait for a slot, in the order they came."""
-        if self.sight.in_rounds and self.scheduler.waiting:
-            return  # the more come at once, the more images are decoded at once
-        while self._incoming and len(self.scheduler.waiting) < self.spec.batch_size:
-            job = self._incoming[0]
-            if job.needs_image and self._jobs and self.sight.late(job):
-                return  # the device has something to do meanwhile
-            if job.needs_image and not self._fetch(job):
-                continue
-            self._incoming.popleft()
-            self._jobs[job.sequence] = job
-            self.scheduler.add(job.sequence)
+    def _prefetch(self, sequence: Sequence) -> None:
+        """Have a sequence's image decoded, unless another sequence on its way computes it first."""
+        key = sequence.image_key
+        if key is not None and (self.spec.prefix_cache or self._encoder_cache.is_on):
+            has_prefix = self.scheduler.blocks.has_prefix(sequence.prefix_key)
+            sequence.needs_image = key not in self._being_computed and not has_prefix
+            self._being_computed.add(key)
+        if sequence.needs_image:
+            self.decode_pool.prefetch(sequence)
 
-    def _fetch(self, job: Job) -> bool:
-        """Wait for a job's picture; it ends if that cannot be had."""
+    def _admit_incoming(self) -> None:
+        """Let sequences whose image is decoded wait for a slot, in the order they came."""
+        waiting = self.scheduler.waiting
+        if self.decode_pool.in_rounds and waiting:
+            return  # the more come at once, the more images are decoded at once
+        while self._incoming and len(waiting) < self.spec.batch_size:
+            sequence = self._incoming[0]
+            if sequence.needs_image:
+                if self._has_scheduled and self.decode_pool.not_ready(sequence):
+                    return  # the device has something to do meanwhile
+                if not self._fetch(sequence):
+                    continue
+            self._incoming.popleft()
+            self.scheduler.add(sequence)
+
+    def _fetch(self, sequence: Sequence) -> bool:
+        """Wait for a sequence's image; False if there is none, which ends the sequence."""
         try:
-            self.sight.fetch(job)
-        except InputError as e:
-            self.scheduler.forget(job.sequence.prefix_key)  # nobody will read it now
-            self._end(job, error=str(e))
-            return False
-        return True
+            self.decode_pool.fetch(sequence)
+        except Exception as e:
+            if not isinstance(e, InputError) and not out_of_memory(e):
+                raise
+            error = str(e) if isinstance(e, InputError) else too_large(sequence.request).error
+        else:
+            return True
+        # nobody computes its prefix now
+        self.scheduler.blocks.evict_prefix(sequence.prefix_key)
+        self._end(sequence, error=error)
+        return False
+
+    def _encode_images(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Compute the features that chunks need; returns the chunks whose images are good."""
+        unknown: list[Sequence] = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.started_s = sequence.started_s or time.perf_counter()
+            if sequence.features is not None or chunk.start >= sequence.image_tokens.stop:
+                continue
+            if isinstance(sequence.decoded, DecodedImage) or self._fetch(sequence):
+                unknown.append(sequence)
+        self.work += self._vision_runner.encode(unknown, self.scheduler.prefill_chunk)
+        for sequence in unknown:
+            self.decode_pool.drop(sequence)
+        return [chunk for chunk in chunks if chunk.sequence.answer is None]
 
     # ---- the device
 
     def _launch(self, step: Step) -> None:
-        self.forward.copy_blocks(step.copies)
-        self.forward.update_block_tables(step.grown)
-        if step.decodes:
-            self._attempt(self._decode, step.decodes, self._undo_decodes)
-        if step.chunks:
-            self._attempt(self._read, step.chunks, self._undo_chunks)
+        self.model_runner.copy_blocks(step.copies)
+        self.model_runner.update_block_tables(step.grown)
+        if step.decodes and (failure := memory_shortage(self._decode, step.decodes)):
+            self._recover(failure, decodes=step.decodes)
+        if step.chunks and (failure := memory_shortage(self._prefill, step.chunks)):
+            self._recover(failure, chunks=step.chunks)
 
-    def _attempt(
-        self,
-        work: Callable[[list[Any]], None],
-        parts: list[Any],
-        undo: Callable[[list[Any], str], None],
-    ) -> None:
-        try:
-            work(parts)
-        except Exception as e:
-            if not out_of_memory(e):
-                raise as_model_error(e) from e
-            failure = first_line(e)
-            del e
-            self._good_steps = 0
-            self._land(0)
-            self._open_flight()
-            free(str(self.forward.device))
-            self.scheduler.forget_prefixes()
-            undo(parts, failure)
-
-    def _decode(self, sequences: list[Scheduled]) -> None:
-        jobs = [self._jobs[sequence] for sequence in sequences]
-        sampled = any(job.prompt.sampling.do_sample for job in jobs)
-        self._take_off(jobs, self.forward.decode(sequences, sampled))
+    def _decode(self, sequences: list[Sequence]) -> None:
+        sampled = any(sequence.sampling.do_sample for sequence in sequences)
+        self._outputs.add(sequences, self.model_runner.decode(sequences, sampled))
         self.work += Work(
             decode_steps=1,
-            decode_rows=len(jobs),
-            context_tokens=sum(sequence.cached for sequence in sequences),
+            decode_rows=len(sequences),
+            context_tokens=sum(sequence.num_computed_tokens for sequence in sequences),
         )
 
-    def _read(self, chunks: list[Chunk]) -> None:
-        chunks = self._see(chunks)
+    def _prefill(self, chunks: list[Chunk]) -> None:
+        chunks = self._encode_images(chunks)
         if not chunks:
             return
-        jobs = [self._jobs[chunk.sequence] for chunk in chunks]
-        tokens = self.forward.prefill(chunks, [job.prompt for job in jobs])
-        for job, chunk in zip(jobs, chunks, strict=True):
-            job.started_s = job.started_s or time.perf_counter()
-            if chunk.stop >= job.prompt.image.stop:
-                job.prompt.features = None
-        if tokens is not None:
-            self._take_off([j for j, c in zip(jobs, chunks, strict=True) if c.last], tokens)
-        self._no_single_reads()
-        self.work += _work_of(chunks)
-
-    def _no_single_reads(self) -> None:
-        """What did not fit in one step has been dealt with alone: read more at a time again."""
-        least = min(LEAST_CHUNK, self.spec.prefill_chunk)
-        self.scheduler.prefill_chunk = max(self.scheduler.prefill_chunk, least)
-
-    def _see(self, chunks: list[Chunk]) -> list[Chunk]:
-        """Features for the images that these chunks show; without the chunks of bad images."""
-        seeing: list[Job] = []
+        tokens = self.model_runner.prefill(chunks)
         for chunk in chunks:
-            job = self._jobs[chunk.sequence]
-            job.started_s = job.started_s or time.perf_counter()
-            if job.prompt.features is not None or chunk.start >= job.prompt.image.stop:
-                continue
-            if isinstance(job.picture, Picture) or self._fetch(job):
-                seeing.append(job)
-        self.work += self.sight.see(seeing, self.scheduler.prefill_chunk)
-        return [chunk for chunk in chunks if chunk.sequence in self._jobs]
+            if chunk.stop >= chunk.sequence.image_tokens.stop:
+                chunk.sequence.features = None
+        if tokens is not None:
+            self._outputs.add([chunk.sequence for chunk in chunks if chunk.last], tokens)
+        self.work += _prefill_work(chunks)
+
+    def _recover(self, failure: str, **planned: Any) -> None:
+        """Memory ran out: know all tokens, free what can be freed, take the plan back."""
+        self._collect(leave=0)
+        self._open_step()
+        free(str(self.model_runner.device))
+        rollback = self.scheduler.rollback(**planned)
+        if rollback is None:
+            return
+        if rollback.too_large is not None:
+            self._end(rollback.too_large, error=too_large(rollback.too_large.request).error)
+            return
+        tried, continued_with = rollback.tried, rollback.continued_with
+        self.events.append(halving_event(tried, continued_with, failure, self.halve_on_oom))
 
     # ---- tokens
 
-    def _take_off(self, jobs: list[Job], tokens: Tensor) -> None:
-        landed = None
-        if tokens.is_cuda:
-            host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            tokens = host.copy_(tokens, non_blocking=True)
-            landed = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            landed.record()
-        self._flights[-1].append(_Flight(jobs, tokens, landed))
+    def _open_step(self) -> None:
+        self._outputs.open_step()
+        self._encoder_cache.open_step()
 
-    def _open_flight(self) -> None:
-        self._flights.append([])
-        self.sight.open_step()
-
-    def _land(self, leave: int) -> None:
-        """Look at the tokens of all steps but the last ``leave``."""
-        while len(self._flights) > leave:
-            for flight in self._flights.popleft():
-                if flight.landed is not None:
-                    flight.landed.synchronize()
+    def _collect(self, leave: int) -> None:
+        """Read the tokens of all steps but the last ``leave``."""
+        while len(self._outputs) > leave:
+            for output in self._outputs.collect():
                 now = time.perf_counter()
-                for job, token in zip(flight.jobs, flight.tokens.tolist(), strict=True):
-                    if job.answer is None:
-                        self._hear(job, token, now)
-            self.sight.close_step()
+                for sequence, token in output:
+                    if sequence.answer is None:
+                        self._append_token(sequence, token, now)
+            self._encoder_cache.close_step()
 
-    def _hear(self, job: Job, token: int, now: float) -> None:
-        job.first_s = job.first_s or now
+    def _append_token(self, sequence: Sequence, token: int, now: float) -> None:
+        sequence.first_token_s = sequence.first_token_s or now
         if token == OVERFLOW:
-            freed = self.scheduler.forget(job.sequence.prefix_key)
-            self.forward.zero_blocks([*freed, *self.scheduler.own_blocks(job.sequence)])
-            self._end(job, error=overflow(self.reader.loaded.spec.precision))
+            blocks = self.scheduler.blocks
+            freed = blocks.evict_prefix(sequence.prefix_key)
+            self.model_runner.zero_blocks([*freed, *blocks.own_blocks(sequence)])
+            self._end(sequence, error=overflow(self.processor.loaded.spec.precision))
             return
-        job.tokens.append(token)
-        most = job.prompt.sampling.max_new_tokens
-        if token in self._stops or len(job.tokens) >= most:
-            self._end(job)
+        sequence.token_ids.append(token)
+        most = sequence.sampling.max_new_tokens
+        if token in self._stop_token_ids or sequence.num_output_tokens >= most:
+            self._end(sequence)
 
-    def _end(self, job: Job, error: str | None = None) -> None:
-        """Take a job out with its answer, or with an error."""
-        text = None
-        if error is None:
-            with stage("detokenize", tokens=len(job.tokens)):
-                tokenizer = self.reader.loaded.tokenizer
-                text = tokenizer.decode(job.tokens, skip_special_tokens=True).strip()
-        self.sight.drop(job)
-        job.prompt.features = None
-        self._take_out(job)
-        job.finish(text, error)
-        self._ended.append(job)
-        for other in self.answers.ended(job):
-            if other.answer is None:
+    # ---- the end of a sequence
+
+    def _end(self, sequence: Sequence, error: str | None = None) -> None:
+        """Take a sequence out with its answer, or with an error."""
+        text = None if error is not None else self._detokenize(sequence)
+        self.decode_pool.drop(sequence)
+        sequence.features = None
+        self._take_out(sequence)
+        sequence.finish(text, error=error)
+        self._ended.append(sequence)
+        response = None if text is None else (text, sequence.num_output_tokens)
+        for other in self.responses.ended(sequence.response_key, sequence, response):
+            if response is None:  # it is computed instead
                 self._incoming.appendleft(other)
-                self._expect(other)
+                self._prefetch(other)
             else:
+                other.finish(*response)
                 self._ended.append(other)
 
-    def _take_out(self, job: Job) -> None:
-        """From wherever it is; one that waits for an equal one's answer is nowhere here."""
-        if self._jobs.pop(job.sequence, None):
-            self.scheduler.finish(job.sequence)
-        elif job in self._incoming:
-            self._incoming.remove(job)
-        else:
-            return
-        if job.key is not None:
-            self._reading.discard(job.key)
+    def _detokenize(self, sequence: Sequence) -> str:
+        with stage("detokenize", tokens=sequence.num_output_tokens):
+            tokenizer = self.processor.loaded.tokenizer
+            text: str = tokenizer.decode(sequence.output_ids, skip_special_tokens=True)
+        return text.strip()
 
-    # ---- memory ran out
+    def _take_out(self, sequence: Sequence) -> None:
+        """Take a sequence from the scheduler or the incoming ones, if it is among them.
 
-    def _recover(self) -> None:
-        """After a while without a shortage, try twice as much at once."""
-        self._good_steps += 1
-        if self._good_steps % RECOVERY_STEPS == 0:
-            scheduler, spec = self.scheduler, self.spec
-            scheduler.most_running = min(spec.batch_size, 2 * scheduler.most_running)
-            scheduler.prefill_chunk = min(spec.prefill_chunk, 2 * scheduler.prefill_chunk)
-
-    def _undo_decodes(self, sequences: list[Scheduled], failure: str) -> None:
-        """Half of the sequences, the newest, wait again."""
-        running = [s for s in sequences if s in self._jobs]
-        for sequence in running:
-            sequence.launched -= 1
-        if not running:
-            return
-        if len(running) == 1:
-            self._end(self._jobs[running[0]], error=too_large(self._jobs[running[0]].request).error)
-            return
-        self.scheduler.most_running = len(running) // 2
-        for sequence in reversed(running[len(running) // 2 :]):
-            self._send_back(sequence)
-        self._note(len(running), len(running) // 2, failure)
-
-    def _undo_chunks(self, chunks: list[Chunk], failure: str) -> None:
-        """The prompts are read from where they were, in smaller parts."""
-        chunks = [chunk for chunk in chunks if chunk.sequence in self._jobs]
-        tokens = sum(chunk.stop - chunk.start for chunk in chunks)
-        if len(chunks) == 1 and tokens <= LEAST_CHUNK:
-            job = self._jobs[chunks[0].sequence]
-            self._end(job, error=too_large(job.request).error)
-            self._no_single_reads()
-            return
-        for chunk in chunks:
-            chunk.sequence.read, chunk.sequence.launched = chunk.start, 0
-        first = chunks[0].stop - chunks[0].start  # alone next time
-        self.scheduler.prefill_chunk = (
-            max(LEAST_CHUNK, tokens // 2) if tokens > LEAST_CHUNK else first
-        )
-        self._note(len(chunks), max(1, len(chunks) // 2), failure)
-
-    def _send_back(self, sequence: Scheduled) -> None:
-        self.scheduler.preempt(sequence)
-        self._jobs[sequence].read_again()
-
-    def _note(self, tried: int, went_on_with: int, failure: str) -> None:
-        if not self.halve_on_oom:
-            raise DeviceMemoryError(f"batch of {tried}: {failure}")
-        event = {"event": "oom", "batch_size": tried, "continued_with": went_on_with}
-        self.events.append(event)
+        One that waits for an equal request's response is in neither.
+        """
+        if not self.scheduler.finish(sequence):
+            if sequence not in self._incoming:
+                return
+            self._incoming.remove(sequence)
+        if sequence.image_key is not None:
+            self._being_computed.discard(sequence.image_key)
 
 
-def _work_of(chunks: list[Chunk]) -> Work:
-    """Of prompt tokens: squares are of tokens attended to, so that chunks of a prompt add up."""
-    tokens = sum(chunk.stop - chunk.start for chunk in chunks)
+def _prefill_work(chunks: list[Chunk]) -> Work:
+    """Work of prompt tokens. Squares count tokens attended to: chunks of a prompt add up."""
+    tokens = sum(map(len, chunks))
     squared = sum(chunk.stop**2 - chunk.start**2 for chunk in chunks)
     return Work(
         batches=1,

@@ -2,71 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence as SequenceOf
 
 import torch
 from torch import Tensor
 
+from qvl_lab.backends.fast.block_manager import Copy
 from qvl_lab.backends.fast.cuda_graphs import CudaGraphRunner
-from qvl_lab.backends.fast.decode_pool import Patches
 from qvl_lab.backends.fast.input_batch import InputBatch, row_header
 from qvl_lab.backends.fast.model.attention import Lengths
 from qvl_lab.backends.fast.model.qwen3_vl import PackedPrompts, Qwen3VLModel
-from qvl_lab.backends.fast.scheduler import Chunk, Copy
-from qvl_lab.backends.fast.scheduler import Sequence as Scheduled
+from qvl_lab.backends.fast.patchify import Patchify
+from qvl_lab.backends.fast.scheduler import Chunk
+from qvl_lab.backends.fast.sequence import Sequence
 from qvl_lab.backends.processor import InputProcessor
 from qvl_lab.config import EngineSpec
-from qvl_lab.config.sampling import SamplingParams
 from qvl_lab.models.load import base_dtype
 from qvl_lab.probe.stages import stage
-
-
-@dataclass
-class Prompt:
-    """A request's tokens, and where among them its image is.
-
-    Attributes
-    ----------
-    ids : list of int
-        All tokens to read, the image's placeholders among them; generated ones are appended when
-        a sequence has to be read again.
-    image : range
-        Places of the image's tokens.
-    grid : (int, int)
-        Rows and columns of patches.
-    generated : int
-        How many of ``ids`` were generated.
-    features : Tensor or None
-        (1 + DeepStack layers, visual tokens, hidden), while they are needed.
-    """
-
-    ids: list[int]
-    image: range
-    grid: tuple[int, int]
-    sampling: SamplingParams
-    generated: int = 0
-    features: Tensor | None = None
-
-    def positions(self, start: int, stop: int, merge: int) -> Tensor:
-        """Time, row and column of the tokens from ``start`` to ``stop``, (3, tokens).
-
-        Text counts on; an image's tokens share its time, and the text after it goes on where
-        the longer side ends. Source: ``get_rope_index`` of transformers' Qwen3-VL.
-        """
-        place = torch.arange(start, stop)
-        inside = (place >= self.image.start) & (place < self.image.stop)
-        after = place - torch.where(place >= self.image.stop, self.shift(merge), 0)
-        columns = self.grid[1] // merge
-        at = place - self.image.start
-        row, column = (torch.where(inside, n, 0) for n in (at // columns, at % columns))
-        time = torch.where(inside, self.image.start, after)
-        return torch.stack([time, time + row, time + column])
-
-    def shift(self, merge: int) -> int:
-        """How much smaller the position of a token after the image is than its place."""
-        return len(self.image) - max(self.grid) // merge
 
 
 class ModelRunner:
@@ -79,16 +31,22 @@ class ModelRunner:
     """
 
     def __init__(
-        self, reader: InputProcessor, spec: EngineSpec, blocks: int, max_blocks: int
+        self, processor: InputProcessor, spec: EngineSpec, blocks: int, max_blocks: int
     ) -> None:
-        loaded = reader.loaded
+        loaded = processor.loaded
         self.device, self._block_size, self._max_blocks = loaded.device, spec.block_size, max_blocks
         self._merge, self._null_block = loaded.image_processor.merge_size, blocks
         self.model = Qwen3VLModel(loaded.model, self._to_device, spec.fused_kernels)
         self.cache = self.model.allocate_cache(blocks + 1, spec.block_size)
         suppressed = list(loaded.model.generation_config.suppress_tokens or [])
         self._batch = InputBatch(
-            self.model, self.cache, spec.batch_size, max_blocks, blocks, reader.stops, suppressed
+            self.model,
+            self.cache,
+            spec.batch_size,
+            max_blocks,
+            blocks,
+            processor.stop_token_ids,
+            suppressed,
         )
         # how experts are called depends on what was routed to them, which a graph cannot follow
         graphs = spec.cuda_graphs and "moe" not in loaded.model.config.model_type
@@ -96,7 +54,7 @@ class ModelRunner:
         self._decode_sampled = CudaGraphRunner(
             self._batch.decode_sampled, spec.batch_size, False, self.device
         )
-        self.patches = Patches(loaded.image_processor, base_dtype(loaded.spec), self.device)
+        self.patchify = Patchify(loaded.image_processor, base_dtype(loaded.spec), self.device)
         self._last_slots: tuple[list[int], Tensor] = [], torch.empty(0)
 
     def record(self) -> None:
@@ -108,30 +66,30 @@ class ModelRunner:
             self.model.warm_up(self.cache, self._null_block * self._block_size)
         self._decode.record()
 
-    def copy_blocks(self, copies: Sequence[Copy]) -> None:
+    def copy_blocks(self, copies: SequenceOf[Copy]) -> None:
         """Duplicate blocks of the cache, one after the other."""
         for copy in copies:
             for half in (self.cache.keys, self.cache.values):
                 half[:, copy.target].copy_(half[:, copy.source])
 
-    def zero_blocks(self, blocks: Sequence[int]) -> None:
+    def zero_blocks(self, blocks: SequenceOf[int]) -> None:
         """Zero blocks that hold inf or NaN, which an attention mask does not keep out."""
         index = self._to_device(list(blocks), torch.int64)
         for half in (self.cache.keys, self.cache.values):
             half.index_fill_(1, index, 0)
 
-    def encode_images(self, pixels: Sequence[Tensor], prompts: Sequence[Prompt]) -> None:
-        """Set the features of prompts from their images, (height, width, 3 or 4) uint8 each."""
+    def encode_images(self, pixels: SequenceOf[Tensor], sequences: SequenceOf[Sequence]) -> None:
+        """Set the features of sequences from their images, (height, width, 3 or 4) uint8 each."""
         with stage("preprocess", gpu=True, bytes=sum(p.nbytes for p in pixels)):
-            patches = self.patches(pixels)
-        grids = [prompt.grid for prompt in prompts]
-        counts = [len(prompt.image) for prompt in prompts]
+            patches = self.patchify(pixels)
+        grids = [sequence.grid for sequence in sequences]
+        counts = [len(sequence.image_tokens) for sequence in sequences]
         with stage("vision", gpu=True, tokens=sum(counts)):
             features = self.model.encode_images(patches, grids)
-        for prompt, own in zip(prompts, torch.split(features, counts, 1), strict=True):
-            prompt.features = own
+        for sequence, own in zip(sequences, torch.split(features, counts, 1), strict=True):
+            sequence.features = own
 
-    def prefill(self, chunks: Sequence[Chunk], prompts: Sequence[Prompt]) -> Tensor | None:
+    def prefill(self, chunks: SequenceOf[Chunk]) -> Tensor | None:
         """Compute chunks of prompts.
 
         Returns
@@ -140,13 +98,12 @@ class ModelRunner:
             On the device, the first token of each sequence whose prompt ends with its chunk; None
             if no prompt does.
         """
-        pairs = list(zip(chunks, prompts, strict=True))
-        ended = [(chunk.sequence, prompt) for chunk, prompt in pairs if chunk.last]
-        with stage("prefill", gpu=True, tokens=sum(c.stop - c.start for c in chunks)):
-            logits = self.model.prefill(self._pack(pairs), self.cache)
+        ended = [chunk.sequence for chunk in chunks if chunk.last]
+        with stage("prefill", gpu=True, tokens=sum(map(len, chunks))):
+            logits = self.model.prefill(self._pack(chunks), self.cache)
             return self._first_tokens(logits, ended) if ended else None
 
-    def decode(self, sequences: Sequence[Scheduled], sampled: bool) -> Tensor:
+    def decode(self, sequences: SequenceOf[Sequence], sampled: bool) -> Tensor:
         """Generate one token for each sequence, on the device, valid until the next step.
 
         ``sampled`` says whether any of them asks for more than the most likely token.
@@ -155,41 +112,42 @@ class ModelRunner:
         if self._last_slots[0] != slots:
             self._last_slots = slots, self._to_device(slots, torch.int64)
         if self.device.type == "cpu":
-            self._batch.used_blocks = max(len(sequence.blocks) for sequence in sequences)
+            self._batch.used_blocks = max(len(sequence.block_table) for sequence in sequences)
         with stage("decode", gpu=True, tokens=len(slots)):
             return (self._decode_sampled if sampled else self._decode)(self._last_slots[1])
 
-    def update_block_tables(self, sequences: Sequence[Scheduled]) -> None:
+    def update_block_tables(self, sequences: SequenceOf[Sequence]) -> None:
         """Bring the block tables of sequences to the device."""
         if sequences:
             slots = self._to_device([_slot(s) for s in sequences], torch.int64)
             blocks = self._to_device([b for s in sequences for b in self._padded(s)], torch.int64)
             self._batch.set_block_table(slots, blocks.view(len(sequences), -1))
 
-    def _pack(self, pairs: Sequence[tuple[Chunk, Prompt]]) -> PackedPrompts:
+    def _pack(self, chunks: SequenceOf[Chunk]) -> PackedPrompts:
         """The inputs of a forward pass over prompts, brought to the device in one transfer."""
-        has_context = any(chunk.start for chunk, _ in pairs)
+        has_context = any(chunk.start for chunk in chunks)
         names = "ids", "positions", "slot_mapping", "image_index", "context_slots", "last"
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         features, first = [], 0
-        for chunk, prompt in pairs:
-            start, stop = chunk.start, chunk.stop
-            slots = self._cache_slots(chunk.sequence, stop)
-            parts["ids"].append(torch.tensor(prompt.ids[start:stop]))
-            parts["positions"].append(prompt.positions(start, stop, self._merge))
+        for chunk in chunks:
+            sequence, start, stop = chunk.sequence, chunk.start, chunk.stop
+            image = sequence.image_tokens
+            slots = self._cache_slots(sequence, stop)
+            parts["ids"].append(torch.tensor(sequence.token_ids[start:stop]))
+            parts["positions"].append(positions(sequence, start, stop, self._merge))
             parts["slot_mapping"].append(slots[start:])
-            low, high = (min(max(n, prompt.image.start), prompt.image.stop) for n in (start, stop))
+            low, high = (min(max(n, image.start), image.stop) for n in (start, stop))
             if low < high:
-                assert prompt.features is not None
+                assert sequence.features is not None
                 parts["image_index"].append(torch.arange(low, high) - start + first)
-                own = slice(low - prompt.image.start, high - prompt.image.start)
-                features.append(prompt.features[:, own])
+                own = slice(low - image.start, high - image.start)
+                features.append(sequence.features[:, own])
             parts["context_slots"].append(slots if has_context else slots[:0])
             first += stop - start
             parts["last"].append(torch.tensor([first - 1] if chunk.last else [], dtype=torch.int64))
         lengths = Lengths.of(
-            [chunk.stop - chunk.start for chunk, _ in pairs],
-            [chunk.stop for chunk, _ in pairs],
+            [len(chunk) for chunk in chunks],
+            [chunk.stop for chunk in chunks],
             causal=True,
             to_device=None if self.device.type == "cpu" else self._to_device,
         )
@@ -205,31 +163,34 @@ class ModelRunner:
             last=packed["last"],
         )
 
-    def _first_tokens(self, logits: Tensor, ended: Sequence[tuple[Scheduled, Prompt]]) -> Tensor:
+    def _first_tokens(self, logits: Tensor, ended: SequenceOf[Sequence]) -> Tensor:
         """Add sequences whose prompt ends here to the batch, and choose their first tokens."""
         state: list[int] = []
         temperature_top_p: list[list[float]] = []
-        for sequence, prompt in ended:
-            length, sampling = len(prompt.ids), prompt.sampling
-            position = length - prompt.shift(self._merge)
-            state += row_header(0, length, position, prompt.generated, sampling)
+        for sequence in ended:
+            length, sampling = sequence.num_prefill_tokens, sequence.sampling
+            generated = length - sequence.num_prompt_tokens
+            position = length - _position_shift(sequence, self._merge)
+            state += row_header(0, length, position, generated, sampling)
             state += self._padded(sequence)
             temperature_top_p.append([sampling.temperature, sampling.top_p])
-        slots = self._to_device([_slot(sequence) for sequence, _ in ended], torch.int64)
+        slots = self._to_device([_slot(sequence) for sequence in ended], torch.int64)
         rows = self._to_device(state, torch.int64).view(len(ended), -1)
         self._batch.add(slots, rows, self._pinned_to_device(torch.tensor(temperature_top_p)))
-        sampled = any(prompt.sampling.do_sample for _, prompt in ended)
+        sampled = any(sequence.sampling.do_sample for sequence in ended)
         return self._batch.first_tokens(logits, slots, sampled)
 
-    def _cache_slots(self, sequence: Scheduled, stop: int) -> Tensor:
+    def _cache_slots(self, sequence: Sequence, stop: int) -> Tensor:
         """The slots of the flattened cache that hold a sequence's first ``stop`` tokens."""
         token = torch.arange(stop)
-        blocks, size = torch.tensor(sequence.blocks), self._block_size
+        blocks, size = torch.tensor(sequence.block_table), self._block_size
         return blocks[token // size] * size + token % size
 
-    def _padded(self, sequence: Scheduled) -> list[int]:
+    def _padded(self, sequence: Sequence) -> list[int]:
         """A sequence's block table, padded to the most blocks of one."""
-        return sequence.blocks + [self._null_block] * (self._max_blocks - len(sequence.blocks))
+        return sequence.block_table + [self._null_block] * (
+            self._max_blocks - len(sequence.block_table)
+        )
 
     def _no_features(self) -> Tensor:
         model = self.model
@@ -255,6 +216,28 @@ def _cat(tensors: list[Tensor]) -> Tensor:
     return torch.cat(tensors, -1) if tensors else torch.empty(0, dtype=torch.int64)
 
 
-def _slot(sequence: Any) -> int:
-    slot: int = sequence.slot
-    return slot
+def _slot(sequence: Sequence) -> int:
+    assert sequence.slot is not None
+    return sequence.slot
+
+
+def positions(sequence: Sequence, start: int, stop: int, merge: int) -> Tensor:
+    """Time, row and column of the tokens from ``start`` to ``stop``, (3, tokens).
+
+    Text counts on; an image's tokens share its time, and the text after it goes on where the
+    longer side ends. Source: ``get_rope_index`` of transformers' Qwen3-VL.
+    """
+    image = sequence.image_tokens
+    place = torch.arange(start, stop)
+    inside = (place >= image.start) & (place < image.stop)
+    after = place - torch.where(place >= image.stop, _position_shift(sequence, merge), 0)
+    columns = sequence.grid[1] // merge
+    at = place - image.start
+    row, column = (torch.where(inside, n, 0) for n in (at // columns, at % columns))
+    time = torch.where(inside, image.start, after)
+    return torch.stack([time, time + row, time + column])
+
+
+def _position_shift(sequence: Sequence, merge: int) -> int:
+    """How much smaller the position of a token after the image is than its place."""
+    return len(sequence.image_tokens) - max(sequence.grid) // merge

@@ -1,67 +1,33 @@
-"""Who runs next, and on which blocks of the key-value cache. Plain Python, no torch.
+"""Which sequences run in the next step. Plain Python, no torch.
 
-Requests wait in a queue. Each step takes a bounded number of prompt tokens from those admitted
-last, and one token for every sequence whose prompt is read. A sequence is admitted when there is
-a slot, and blocks for its prompt; its answer takes blocks as it grows. When none are left, the
-newest sequence gives its blocks back and waits again: its tokens are read anew later.
+Requests wait in a queue. Each step prefills a bounded number of prompt tokens of the sequences
+admitted last, and generates one token for every sequence that is prefilled. A sequence is admitted
+when there is a slot for it and blocks for its prompt; it takes more blocks as its answer grows.
+When none are left, the newest sequence is preempted: it gives its blocks back, waits again, and is
+prefilled anew with the tokens that it had generated.
 
-Blocks are counted by reference, so that sequences and remembered prefixes can share them.
+A step is planned before it runs. When memory for it runs out, :meth:`Scheduler.rollback` takes the
+plan back and bounds the steps to come.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
+from qvl_lab.backends.fast.block_manager import BlockManager, Copy
+from qvl_lab.backends.fast.sequence import Sequence
 
-@dataclass(eq=False)
-class Sequence:
-    """A request on its way.
-
-    Attributes
-    ----------
-    prompt : int
-        Tokens to read, and after a preemption also those that were generated before it.
-    limit : int
-        Most tokens to generate, those before a preemption not counted.
-    prefix, prefix_key : int, hashable
-        The first so many tokens, at least one and fewer than ``prompt``, are the same for all
-        sequences of one key; None shares nothing.
-    slot : int or None
-        Its row in the batch; None while it waits.
-    blocks : list of int
-        Where its keys and values lie, ``block_size`` tokens each.
-    read : int
-        Prompt tokens whose keys and values are in the cache.
-    launched : int
-        Tokens whose generation was launched.
-    """
-
-    id: Hashable
-    prompt: int
-    limit: int
-    prefix: int = 0
-    prefix_key: Hashable | None = None
-    slot: int | None = None
-    blocks: list[int] = field(default_factory=list)
-    read: int = 0
-    launched: int = 0
-
-    @property
-    def cached(self) -> int:
-        """Tokens that have keys and values in the cache: all but the one generated last."""
-        return self.read + max(0, self.launched - 1)
-
-    @property
-    def decoding(self) -> bool:
-        """Whether its prompt is read and its answer is not complete."""
-        return 0 < self.launched < self.limit
+#: A chunk of this size or less that does not fit in memory alone is not cut into smaller ones.
+LEAST_CHUNK = 256
+#: Steps without a shortage of memory after which the bounds are doubled.
+RECOVERY_STEPS = 64
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Prompt tokens ``start`` to ``stop`` of a sequence, to be read in one step."""
+    """Prompt tokens ``start`` to ``stop`` of a sequence, prefilled in one step."""
 
     sequence: Sequence
     start: int
@@ -70,15 +36,10 @@ class Chunk:
     @property
     def last(self) -> bool:
         """Whether the first token of the answer follows."""
-        return self.stop == self.sequence.prompt
+        return self.stop == self.sequence.num_prefill_tokens
 
-
-@dataclass(frozen=True)
-class Copy:
-    """Block ``source`` is to be copied to ``target`` before the step, to be written on."""
-
-    source: int
-    target: int
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -88,7 +49,7 @@ class Step:
     Attributes
     ----------
     chunks : list of Chunk
-        Prompts to read.
+        Prompts to prefill.
     decodes : list of Sequence
         Sequences that generate their next token.
     copies : list of Copy
@@ -96,7 +57,7 @@ class Step:
     grown : list of Sequence
         Those of ``decodes`` that got another block for it.
     preempted : list of Sequence
-        Sequences that wait again, for want of blocks.
+        Sequences that wait again, because there were too few blocks.
     """
 
     chunks: list[Chunk]
@@ -109,277 +70,235 @@ class Step:
         return bool(self.chunks or self.decodes)
 
 
-class Blocks:
-    """The blocks of a key-value cache, each free or held by some number of holders."""
+@dataclass(frozen=True)
+class Rollback:
+    """What became of sequences that memory did not suffice for.
 
-    def __init__(self, count: int, size: int) -> None:
-        self.count, self.size = count, size
-        self._free = list(range(count - 1, -1, -1))
-        self._holders = [0] * count
+    Attributes
+    ----------
+    tried, continued_with : int
+        Sequences in the step that failed, and about how many the next one has at most.
+    too_large : Sequence or None
+        A sequence that does not fit even alone. It is as it was; the caller has to end it.
+    """
 
-    @property
-    def free(self) -> int:
-        """How many nobody holds."""
-        return len(self._free)
-
-    def needed(self, tokens: int) -> int:
-        """Blocks that so many tokens fill."""
-        return -(-tokens // self.size)
-
-    def take(self, count: int) -> list[int]:
-        """Hold so many free blocks; the caller has looked that there are."""
-        taken = [self._free.pop() for _ in range(count)]
-        self.hold(taken)
-        return taken
-
-    def hold(self, blocks: Iterable[int]) -> None:
-        """One more holder for each."""
-        for block in blocks:
-            self._holders[block] += 1
-
-    def release(self, blocks: Iterable[int]) -> list[int]:
-        """One holder less for each; what nobody holds is free, and returned."""
-        freed = []
-        for block in blocks:
-            self._holders[block] -= 1
-            if not self._holders[block]:
-                freed.append(block)
-        self._free += freed
-        return freed
-
-    def shared(self, block: int) -> bool:
-        """Whether more than one holds it."""
-        return self._holders[block] > 1
-
-
-@dataclass
-class PrefixStats:
-    """How often a prefix was there, and the tokens that were not read again."""
-
-    hits: int = 0
-    misses: int = 0
-    evictions: int = 0
-    tokens_saved: int = 0
+    tried: int
+    continued_with: int
+    too_large: Sequence | None = None
 
 
 class Scheduler:
-    """Admits, orders and preempts.
+    """Admits, orders and preempts sequences.
 
     Parameters
     ----------
     slots : int
-        Sequences that run at once.
-    blocks : Blocks
+        Most sequences that run at once.
+    blocks : BlockManager
     prefill_chunk : int
         Most prompt tokens in a step.
     packing : bool
-        Read several prompts in a step; otherwise one at a time.
-    prefix_cache : bool
-        Remember the blocks of prefixes, the least recently used ones forgotten first.
+        Prefill several prompts in a step; otherwise one at a time.
+    least_chunk : int
+        A prompt that does not fit in memory alone is not cut into smaller chunks than this.
+
+    Attributes
+    ----------
+    waiting, running : deque, list of Sequence
+        In the order of their arrival, and of their admission.
+    prefill_chunk : int
+        The bound on prompt tokens that holds now: less than was given after memory ran out.
+    preemptions : int
+        How often a sequence gave its blocks back.
     """
 
     def __init__(
         self,
         slots: int,
-        blocks: Blocks,
+        blocks: BlockManager,
         prefill_chunk: int,
         *,
         packing: bool = True,
-        prefix_cache: bool = False,
+        least_chunk: int = LEAST_CHUNK,
     ) -> None:
         self.blocks, self.prefill_chunk, self._packing = blocks, prefill_chunk, packing
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.most_running = slots  # lowered where memory for a step runs out
         self.preemptions = 0
-        self.stats = PrefixStats()
         self._slots = list(range(slots - 1, -1, -1))
-        self._prefixes: OrderedDict[Hashable, tuple[list[int], int]] | None = (
-            OrderedDict() if prefix_cache else None
-        )
+        self._max_running = self._most_running = slots
+        self._most_chunk, self._least_chunk = prefill_chunk, min(least_chunk, prefill_chunk)
+        self._steps_since_rollback = 0
+        self._chunks_ran = False
 
-    def fits(self, prompt: int, limit: int) -> bool:
+    def fits(self, prompt_tokens: int, new_tokens: int) -> bool:
         """Whether a sequence could run to its end if it were alone."""
-        return self.blocks.needed(prompt + limit) <= self.blocks.count
+        return self.blocks.needed(prompt_tokens + new_tokens) <= self.blocks.num_blocks
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for its turn."""
         self.waiting.append(sequence)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is."""
-        if sequence.slot is None:
-            if sequence in self.waiting:
-                self.waiting.remove(sequence)
-            return
-        self.running.remove(sequence)
-        self._give_back(sequence)
-
-    def preempt(self, sequence: Sequence) -> None:
-        """Back to the front of the queue, with what it generated as part of its prompt."""
-        self.running.remove(sequence)
-        self._give_back(sequence)
-        sequence.prompt += sequence.launched
-        sequence.limit -= sequence.launched
-        sequence.read = sequence.launched = 0
-        self.waiting.appendleft(sequence)
-        self.preemptions += 1
+    def finish(self, sequence: Sequence) -> bool:
+        """Take a sequence out, whether it waits or runs; False if it is neither."""
+        if sequence.slot is not None:
+            self._stop(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        else:
+            return False
+        return True
 
     def next(self) -> Step:
-        """The next step; its sequences count it as launched already."""
+        """Plan the next step; its tokens count as computed from here on."""
+        self._raise_bounds()
         ran = list(self.running)
-        grown = self._room_for_decodes()
-        decodes = [s for s in self.running if s.decoding]
+        grown = self._grow_decodes()
+        decodes = [s for s in self.running if s.is_decoding]
         preempted = [s for s in ran if s.slot is None]
-        chunks, copies = self._prompts()
+        chunks, copies = self._plan_chunks()
         for sequence in decodes:
-            sequence.launched += 1
+            sequence.num_computed_tokens += 1
         for chunk in chunks:
-            chunk.sequence.read = chunk.stop
-            chunk.sequence.launched = int(chunk.last)
-            self._remember(chunk.sequence)
+            chunk.sequence.num_computed_tokens = chunk.stop
+            self.blocks.keep_prefix(chunk.sequence)
+        self._chunks_ran |= bool(chunks)
         return Step(chunks, decodes, copies, grown, preempted)
 
     def must_preempt(self) -> bool:
-        """Whether :meth:`next` will take blocks from a sequence; its tokens must be known then."""
-        missing = sum(self._lacks_block(s) for s in self.running if s.decoding)
-        return missing > self.blocks.free and not self._obtainable(missing)
+        """Whether :meth:`next` will preempt a sequence, whose tokens must all be known then."""
+        missing = sum(self.blocks.is_full(s) for s in self.running if s.is_decoding)
+        return missing > self.blocks.num_free and not self.blocks.can_make_room(missing)
 
-    def own_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks that no other holds."""
-        return [block for block in sequence.blocks if not self.blocks.shared(block)]
+    def rollback(
+        self, *, decodes: Iterable[Sequence] = (), chunks: Iterable[Chunk] = ()
+    ) -> Rollback | None:
+        """Take back the decodes or the chunks of the last step, which ran out of memory.
 
-    def forget(self, key: Hashable | None) -> list[int]:
-        """Let go of a prefix, if it is remembered; the blocks that nobody holds now."""
-        if not self._prefixes or key not in self._prefixes:
-            return []
-        held, _ = self._prefixes.pop(key)
-        return self.blocks.release(held)
+        All tokens of earlier steps must be known. The newest half of the decoding sequences is
+        preempted. Prompts are prefilled again from where they were: half as many tokens in a step,
+        or, where the chunks were small already, the first one alone, until that has run.
 
-    def forget_prefixes(self) -> None:
-        """Let go of every remembered prefix."""
-        for key in list(self._prefixes or ()):
-            self.forget(key)
+        Returns
+        -------
+        Rollback or None
+            None if all the sequences have ended meanwhile.
+        """
+        self._steps_since_rollback = 0
+        self.blocks.evict_prefixes()  # those of the plan were not computed
+        running = [sequence for sequence in decodes if sequence.slot is not None]
+        alive = [chunk for chunk in chunks if chunk.sequence.slot is not None]
+        if running:
+            return self._rollback_decodes(running)
+        return self._rollback_chunks(alive) if alive else None
 
-    def has_prefix(self, key: Hashable | None) -> bool:
-        """Whether a prefix is remembered."""
-        return bool(self._prefixes) and key in self._prefixes  # type: ignore[operator]
+    # ---- memory ran out
 
-    def _room_for_decodes(self) -> list[Sequence]:
-        """A block for every next token; for want of them the newest sequences have to go.
+    def _rollback_decodes(self, running: list[Sequence]) -> Rollback:
+        for sequence in running:
+            sequence.num_computed_tokens -= 1
+        if len(running) == 1:
+            return Rollback(1, 0, running[0])
+        half = self._max_running = len(running) // 2
+        for sequence in reversed(running[half:]):
+            self._preempt(sequence)
+        return Rollback(len(running), half)
 
-        Returns those that got one.
+    def _rollback_chunks(self, chunks: list[Chunk]) -> Rollback:
+        tokens, self._chunks_ran = sum(map(len, chunks)), False
+        for chunk in chunks:
+            chunk.sequence.num_computed_tokens = chunk.start
+        if len(chunks) == 1 and tokens <= self._least_chunk:
+            self._chunks_ran = True  # no need to prefill it alone
+            return Rollback(1, 0, chunks[0].sequence)
+        if tokens > self._least_chunk:
+            self.prefill_chunk = max(self._least_chunk, tokens // 2)
+        else:
+            self.prefill_chunk = len(chunks[0])
+        return Rollback(len(chunks), max(1, len(chunks) // 2))
+
+    def _raise_bounds(self) -> None:
+        """Allow twice as much after a while without a shortage of memory."""
+        if self._chunks_ran:  # the first prompt was prefilled alone
+            self.prefill_chunk = max(self.prefill_chunk, self._least_chunk)
+        self._steps_since_rollback += 1
+        if self._steps_since_rollback % RECOVERY_STEPS == 0:
+            self._max_running = min(self._most_running, 2 * self._max_running)
+            self.prefill_chunk = min(self._most_chunk, 2 * self.prefill_chunk)
+
+    # ---- decoding
+
+    def _grow_decodes(self) -> list[Sequence]:
+        """Find a block for every next token, preempting the newest sequences if there are too few.
+
+        Returns the sequences that got a block.
         """
         grown = []
-        for sequence in [s for s in self.running if s.decoding]:  # oldest first
-            while sequence.slot is not None and self._lacks_block(sequence):
-                if self._available(1):
-                    sequence.blocks += self.blocks.take(1)
+        for sequence in [s for s in self.running if s.is_decoding]:  # oldest first
+            while sequence.slot is not None and self.blocks.is_full(sequence):
+                if self.blocks.append(sequence):
                     grown.append(sequence)
                 else:
-                    self.preempt(self.running[-1])
+                    self._preempt(self.running[-1])
         return grown
 
-    def _prompts(self) -> tuple[list[Chunk], list[Copy]]:
+    def _preempt(self, sequence: Sequence) -> None:
+        """Put a sequence back to the front of the queue, to prefill what it generated as well."""
+        assert sequence.num_computed_tokens < len(sequence.token_ids), "a token is not known yet"
+        self._stop(sequence)
+        sequence.num_prefill_tokens = len(sequence.token_ids)
+        sequence.num_computed_tokens = 0
+        sequence.features = None
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    # ---- prefill
+
+    def _plan_chunks(self) -> tuple[list[Chunk], list[Copy]]:
         chunks: list[Chunk] = []
         copies: list[Copy] = []
         budget = self.prefill_chunk
-        for sequence in self._readers(copies):
-            rest = sequence.prompt - sequence.read
+        for sequence in self._prefilling(copies):
+            start = sequence.num_computed_tokens
+            rest = sequence.num_prefill_tokens - start
             if budget < rest <= self.prefill_chunk:
                 break  # a prompt is not cut that fits into a step whole
-            stop = sequence.read + min(rest, budget)
-            chunks.append(Chunk(sequence, sequence.read, stop))
-            budget -= stop - sequence.read
+            chunks.append(Chunk(sequence, start, start + min(rest, budget)))
+            budget -= len(chunks[-1])
             if not budget or not self._packing:
                 break
         return chunks, copies
 
-    def _readers(self, copies: list[Copy]) -> Iterator[Sequence]:
-        """Sequences with prompt left to read: those that began, then new ones as they fit."""
-        yield from [s for s in self.running if s.read < s.prompt]
+    def _prefilling(self, copies: list[Copy]) -> Iterator[Sequence]:
+        """Sequences with tokens to prefill: those that began, then new ones as they fit."""
+        yield from [s for s in self.running if not s.is_prefilled]
         while (sequence := self._admissible()) is not None:
-            if not self._admit(sequence, copies):
+            found = self.blocks.allocate(sequence)
+            if found is None:
                 return
+            copies += found
+            sequence.slot = self._slots.pop()
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
             yield sequence
 
     def _admissible(self) -> Sequence | None:
-        """The first waiting sequence, of those whose prefix no other is reading just now."""
-        if len(self.running) >= self.most_running:
+        """The first waiting sequence, of those whose prefix no other is computing just now."""
+        if len(self.running) >= self._max_running:
             return None
-        if self._prefixes is None:
+        if not self.blocks.prefix_cache:
             return self.waiting[0] if self.waiting else None
-        reading = {s.prefix_key for s in self.running if s.read < s.prefix} - {None}
-        reading -= self._prefixes.keys()
-        return next((s for s in self.waiting if s.prefix_key not in reading), None)
+        computing = {
+            s.prefix_key
+            for s in self.running
+            if s.num_computed_tokens < s.num_prefix_tokens
+            and not self.blocks.has_prefix(s.prefix_key)
+        } - {None}
+        return next((s for s in self.waiting if s.prefix_key not in computing), None)
 
-    def _admit(self, sequence: Sequence, copies: list[Copy]) -> bool:
-        """Give a sequence a slot and blocks for its prompt, if there are enough."""
-        held, known = self._known(sequence)
-        full = known // self.blocks.size  # whole blocks are shared, a begun one is copied
-        shared, begun = held[:full], held[full:]
-        self.blocks.hold(shared)  # so that making room does not free them
-        lacking = self.blocks.needed(sequence.prompt + 1) - full
-        if not self._available(lacking):
-            self.blocks.release(shared)
-            return False
-        fresh = self.blocks.take(lacking)
-        # a begun block may be free by now, but nothing is written before it is copied
-        copies += [Copy(block, fresh[0]) for block in begun]
-        sequence.blocks, sequence.read = shared + fresh, known
-        sequence.slot = self._slots.pop()
-        self.waiting.remove(sequence)
-        self.running.append(sequence)
-        self._count(sequence, known)
-        return True
-
-    def _remember(self, sequence: Sequence) -> None:
-        """Keep the blocks of a prefix that is read, for those to come."""
-        key, prefixes = sequence.prefix_key, self._prefixes
-        if prefixes is None or key is None or key in prefixes or sequence.read < sequence.prefix:
-            return
-        held = sequence.blocks[: self.blocks.needed(sequence.prefix)]
-        self.blocks.hold(held)
-        prefixes[key] = held, sequence.prefix
-
-    def _known(self, sequence: Sequence) -> tuple[list[int], int]:
-        """Blocks of a remembered prefix, and its tokens."""
-        if self._prefixes is None or sequence.prefix_key not in self._prefixes:
-            return [], 0
-        self._prefixes.move_to_end(sequence.prefix_key)
-        return self._prefixes[sequence.prefix_key]
-
-    def _count(self, sequence: Sequence, known: int) -> None:
-        if self._prefixes is not None and sequence.prefix_key is not None:
-            self.stats.hits += bool(known)
-            self.stats.misses += not known
-            self.stats.tokens_saved += known
-
-    def _lacks_block(self, sequence: Sequence) -> bool:
-        """Whether the token generated last has no place for its keys and values."""
-        return sequence.cached + 1 > len(sequence.blocks) * self.blocks.size
-
-    def _available(self, count: int) -> bool:
-        """Whether so many blocks are free, once prefixes are forgotten as far as it takes."""
-        if self.blocks.free < count and self._obtainable(count):
-            for key in list(self._prefixes or ()):  # used longest ago first
-                if self.blocks.free < count and self._spare(key):
-                    self.forget(key)
-                    self.stats.evictions += 1
-        return self.blocks.free >= count
-
-    def _obtainable(self, count: int) -> bool:
-        """Whether so many blocks would be free if every prefix were forgotten."""
-        return self.blocks.free + sum(map(self._spare, self._prefixes or ())) >= count
-
-    def _spare(self, key: Hashable) -> int:
-        """Blocks that only a prefix holds. Its whole blocks have the same holders, all of them."""
-        held, _ = self._prefixes[key]  # type: ignore[index]
-        alone = [not self.blocks.shared(block) for block in (held[0], held[-1])]
-        return (len(held) - 1) * alone[0] + alone[1]
-
-    def _give_back(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
-        self.blocks.release(sequence.blocks)
+        self.running.remove(sequence)
+        self.blocks.free(sequence)
         self._slots.append(sequence.slot)
-        sequence.blocks, sequence.slot = [], None
+        sequence.slot = None

@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from qvl_lab.backends.fast.decode_pool import DecodePool, Patches
-from qvl_lab.backends.processor import Request
-from qvl_lab.config import ImagePolicy
+from qvl_lab.backends.base import Request
+from qvl_lab.backends.fast.decode_pool import DecodePool
+from qvl_lab.backends.fast.patchify import Patchify
+from qvl_lab.backends.fast.sequence import Sequence
+from qvl_lab.config import ImagePolicy, SamplingParams
 from qvl_lab.errors import ImageError
 from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.resize import resize
@@ -37,9 +39,24 @@ def request_for(image: bytes | Image.Image, size: tuple[int, int], text: str = "
     return Request(0, Item("it", image), image, size, size[0] * size[1] // 1024, text)
 
 
+def sequence_for(image: bytes | Image.Image, size: tuple[int, int]) -> Sequence:
+    request = request_for(image, size)
+    return Sequence(request, SamplingParams(), [0], range(1), (2, 2))
+
+
+def fetched(pool: DecodePool, *sequences: Sequence) -> list[torch.Tensor]:
+    """The pixels of sequences that are all handed to the pool before the first is asked for."""
+    for sequence in sequences:
+        pool.prefetch(sequence)
+    pool.start_ahead()
+    for sequence in sequences:
+        pool.fetch(sequence)
+    return [sequence.decoded.pixels for sequence in sequences]
+
+
 @pytest.fixture
-def pictures():
-    """Makes Pictures, and ends their threads."""
+def pools():
+    """Makes decode pools, and ends their threads."""
     made = []
 
     def make(threads: bool) -> DecodePool:
@@ -69,7 +86,7 @@ def test_patches_are_those_of_the_stock_processor(lab, size, factor):
     expected = stock.inputs([picture], [request])
     frames = expected["pixel_values"].view(-1, 3, 2, 16, 16)
     assert torch.equal(frames[:, :, 0], frames[:, :, 1])
-    patches = Patches(processor, torch.float32, torch.device("cpu"))
+    patches = Patchify(processor, torch.float32, torch.device("cpu"))
     found = patches([torch.from_numpy(np.array(picture))])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, frames[:, :, 0].flatten(1), atol=1e-6, rtol=0)
@@ -79,7 +96,7 @@ def test_patches_are_those_of_the_stock_processor(lab, size, factor):
 def test_patches_have_the_dtype_that_the_tower_takes(lab):
     pixels = torch.from_numpy(np.array(noise((64, 32))))
     exact, half = (
-        Patches(lab.loaded.image_processor, dtype, torch.device("cpu"))([pixels])
+        Patchify(lab.loaded.image_processor, dtype, torch.device("cpu"))([pixels])
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert torch.equal(half, exact.bfloat16())
@@ -90,11 +107,9 @@ def test_patches_have_the_dtype_that_the_tower_takes(lab):
 
 @pytest.mark.parametrize("threads", [False, True])
 @pytest.mark.parametrize("size", [(96, 64), (64, 96)])  # as it is, and resized
-def test_pixels_are_those_of_the_stock_engine_with_and_without_threads(pictures, threads, size):
+def test_pixels_are_those_of_the_stock_engine_with_and_without_threads(pools, threads, size):
     image = noise((96, 64))
-    maker = pictures(threads)
-    request = request_for(encoded(image), size)
-    pixels = maker.start(maker.pixels, request).result() if threads else maker.pixels(request)
+    (pixels,) = fetched(pools(threads), sequence_for(encoded(image), size))
     assert (pixels.dtype, tuple(pixels.shape[:2])) == (torch.uint8, (size[1], size[0]))
     assert np.array_equal(pixels[..., :3].numpy(), np.array(resize(image, size)))
 
@@ -110,21 +125,19 @@ def test_pixels_are_those_of_the_stock_engine_with_and_without_threads(pictures,
     ],
     ids=lambda value: getattr(value, "mode", ""),
 )
-def test_pixels_are_rgb_whatever_the_image_has(pictures, image, colour, as_bytes):
+def test_pixels_are_rgb_whatever_the_image_has(pools, image, colour, as_bytes):
     request = request_for(encoded(image) if as_bytes else image, (96, 64))
-    pixels = pictures(False).pixels(request)
+    pixels = pools(False).pixels(request)
     assert torch.equal(pixels[..., :3], torch.tensor(colour, dtype=torch.uint8).expand(64, 96, 3))
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image", encoded(noise((64, 64)))[:200]])
-def test_a_bad_image_raises_where_its_pixels_are_asked_for(pictures, damage):
+def test_a_bad_image_raises_where_its_pixels_are_asked_for(pools, damage):
     request = request_for(damage, (64, 64))
     with pytest.raises(ImageError):
-        pictures(False).pixels(request)
-    maker = pictures(True)
-    future = maker.start(maker.pixels, request)
+        pools(False).pixels(request)
     with pytest.raises(ImageError):
-        future.result(timeout=60)
+        fetched(pools(True), sequence_for(damage, (64, 64)))
 
 
 def test_an_image_over_the_policys_limit_raises():
@@ -133,31 +146,36 @@ def test_an_image_over_the_policys_limit_raises():
         maker.pixels(request_for(encoded(noise((64, 64))), (64, 64)))
 
 
-def test_a_bad_image_in_a_thread_leaves_the_others(pictures):
-    maker = pictures(True)
-    good = request_for(encoded(noise((64, 64))), (64, 64))
-    futures = [maker.start(maker.pixels, r) for r in (good, request_for(b"bad", (64, 64)), good)]
-    assert torch.equal(futures[0].result(timeout=60), futures[2].result(timeout=60))
-    assert isinstance(futures[1].exception(timeout=60), ImageError)
+def test_a_bad_image_in_a_thread_leaves_the_others(pools):
+    pool, image = pools(True), encoded(noise((64, 64)))
+    first, bad, last = (sequence_for(i, (64, 64)) for i in (image, b"bad", image))
+    pool.prefetch(bad)
+    found = fetched(pool, first, last)
+    assert torch.equal(*found)
+    with pytest.raises(ImageError):
+        pool.fetch(bad)
+    for sequence in (first, bad, last):
+        pool.drop(sequence)
+    assert pool.is_idle
 
 
-def test_closing_ends_the_threads(pictures):
+def test_closing_ends_the_threads(pools):
     others = set(threading.enumerate())
-    maker = pictures(True)
-    maker.start(maker.pixels, request_for(encoded(noise((64, 64))), (64, 64))).result(timeout=60)
+    pool = pools(True)
+    fetched(pool, sequence_for(encoded(noise((64, 64))), (64, 64)))
     assert set(threading.enumerate()) - others
-    maker.close()
+    pool.close()
     assert not set(threading.enumerate()) - others
 
 
 @pytest.mark.gpu
 def test_pinned_pixels_reach_the_gpu_as_the_same_patches(lab):
     maker = DecodePool(POLICY, threads=True, pinned=True)
-    pixels = maker.start(maker.pixels, request_for(encoded(noise((96, 64))), (96, 64))).result()
+    (pixels,) = fetched(maker, sequence_for(encoded(noise((96, 64))), (96, 64)))
     maker.close()
     assert pixels.is_pinned()
     here, there = (
-        Patches(lab.loaded.image_processor, torch.float32, torch.device(device))([pixels])
+        Patchify(lab.loaded.image_processor, torch.float32, torch.device(device))([pixels])
         for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(there.cpu(), here, atol=1e-6, rtol=0)
@@ -167,7 +185,7 @@ def test_images_of_any_sizes_are_cut_one_after_another(lab):
     sizes = [(64, 32), (64, 32), (32, 96), (64, 32)]
     pixels = [torch.from_numpy(np.array(noise(size))) for size in sizes]
     filled = [torch.cat([p, torch.full_like(p[..., :1], 77)], -1) for p in pixels]
-    patches = Patches(lab.loaded.image_processor, torch.float32, torch.device("cpu"))
+    patches = Patchify(lab.loaded.image_processor, torch.float32, torch.device("cpu"))
     expected = torch.cat([patches([p]) for p in pixels])
     assert torch.equal(patches(pixels), expected)
     assert torch.equal(patches(filled), expected)  # the fourth channel says nothing

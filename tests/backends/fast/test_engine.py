@@ -81,7 +81,7 @@ def requests(mixed) -> list[Item]:
 def engine_of(lab: Lab, caches: Caches | None = None, **fields: Any) -> Engine:
     spec = EngineSpec(engine="fast", **({"batch_size": 4} | fields))
     policy = ImagePolicy(resolution=128)
-    return Engine(lab.reader, spec, policy, tokens=2000, longest=500, caches=caches)
+    return Engine(lab.reader, spec, policy, num_tokens=2000, max_model_len=500, caches=caches)
 
 
 def finish(engine: Engine, most: int = 2000) -> list[Any]:
@@ -95,16 +95,9 @@ def finish(engine: Engine, most: int = 2000) -> list[Any]:
 
 
 def nothing_held(engine: Engine) -> bool:
-    scheduler = engine.scheduler
-    scheduler.forget_prefixes()
-    return (
-        scheduler.blocks.free == scheduler.blocks.count
-        and not scheduler.running
-        and not scheduler.waiting
-        and engine.sight.idle
-        and not engine._reading
-        and not engine.busy
-    )
+    engine.evict_prefixes()
+    blocks = engine.scheduler.blocks
+    return engine.is_idle and blocks.num_free == blocks.num_blocks
 
 
 # ---- the same answers
@@ -120,7 +113,7 @@ def test_tokens_are_those_of_the_stock_engine(lab, ids_of, requests, settings):
     assert len(set(stock.texts)) > 8  # equality says little about equal answers
     assert [a.id for a in fast] == [item.id for item in requests]
     assert [a.prompt_tokens for a in fast] == [a.prompt_tokens for a in stock]
-    engine = lab.fast._engine
+    engine = lab.fast.engine
     assert ("little room" in str(settings) or "kv_cache_gib" in settings) == bool(
         engine.scheduler.preemptions
     )
@@ -169,19 +162,21 @@ def test_requests_come_at_any_time_with_settings_of_their_own(lab, ids_of, reque
     ids_of(lab)
     policy, draw = ImagePolicy(resolution=128), random.Random(3)
     engine = engine_of(lab, prefix_cache=True, prefill_chunk=60)
-    jobs = {}
+    sequences = {}
     for index, item in enumerate(requests):
         most = draw.randint(1, 12)
         request = lab.reader.request(index, item, policy)
-        job = engine.add_request(request, SamplingParams(max_new_tokens=most, min_new_tokens=most))
-        jobs[item.id] = job, most
+        sequence = engine.add_request(
+            request, SamplingParams(max_new_tokens=most, min_new_tokens=most)
+        )
+        sequences[item.id] = sequence, most
         for _ in range(draw.randint(0, 4)):
             engine.step()
     finish(engine)
     for item in requests:
-        job, most = jobs[item.id]
+        sequence, most = sequences[item.id]
         alone = lab.generate_batch([item], resolution=128, max_new_tokens=most, batch_size=1)
-        assert job.answer.text == alone[0].text
+        assert sequence.answer.text == alone[0].text
     assert nothing_held(engine)
 
 
@@ -195,8 +190,8 @@ def test_bad_images_fail_alone(lab, tmp_path):
         fast = lab.generate_batch(images, "What?", engine="fast", **SMALL, **settings)
         assert fast.texts == stock.texts
         assert fast.errors == stock.errors
-        assert [e["id"] for e in fast.errors] == [f"image {i}" for i in (1, 2, 3, 4)]
-        assert nothing_held(lab.fast._engine)
+        assert [e["id"] for e in fast.errors] == ["image 1", "image 2", "image 3", "gone.png"]
+        assert nothing_held(lab.fast.engine)
 
 
 def test_a_broken_image_that_others_wait_for_fails_all_that_show_it(lab):
@@ -206,7 +201,7 @@ def test_a_broken_image_that_others_wait_for_fails_all_that_show_it(lab):
         images, "What?", engine="fast", prefix_cache=True, **SMALL, batch_size=2
     )
     assert [text is None for text in fast.texts] == [True, True, False, True]
-    assert nothing_held(lab.fast._engine)
+    assert nothing_held(lab.fast.engine)
 
 
 def test_a_full_queue_refuses_one_more_and_loses_nothing(lab):
@@ -216,13 +211,13 @@ def test_a_full_queue_refuses_one_more_and_loses_nothing(lab):
         item = Item(str(index), png("red"), "What?")
         return engine.add_request(lab.reader.request(index, item, engine.policy))
 
-    jobs = [add(0), add(1)]
+    sequences = [add(0), add(1)]
     with pytest.raises(QueueFullError, match="2 requests wait already, as many as max_queue_size"):
         add(2)
     engine.step()  # the first has a slot now
-    jobs.append(add(2))
+    sequences.append(add(2))
     finish(engine)
-    assert [job.answer.error for job in jobs] == [None] * 3
+    assert [sequence.answer.error for sequence in sequences] == [None] * 3
     assert nothing_held(engine)
 
 
@@ -277,20 +272,20 @@ def test_a_cancelled_request_ends_once_wherever_it_is(lab, requests):
     policy = ImagePolicy(resolution=128)
     for steps in range(8):
         engine = engine_of(lab, prefix_cache=bool(steps % 2), prefill_chunk=30)
-        jobs = [
+        sequences = [
             engine.add_request(lab.reader.request(i, item, policy))
             for i, item in enumerate(requests[:8])
         ]
         for _ in range(steps):
             engine.step()
-        for job in jobs[::2]:
-            engine.cancel(job)
-            engine.cancel(job)
+        for sequence in sequences[::2]:
+            engine.cancel(sequence)
+            engine.cancel(sequence)
         ended = finish(engine)
-        assert all(job.answer is not None for job in jobs)
-        assert len({id(job) for job in ended}) == len(ended)
-        assert all(job.answer.error in ("cancelled", None) for job in jobs[::2])
-        assert all(job.answer.error is None for job in jobs[1::2])
+        assert all(sequence.answer is not None for sequence in sequences)
+        assert len({id(sequence) for sequence in ended}) == len(ended)
+        assert all(sequence.answer.error in ("cancelled", None) for sequence in sequences[::2])
+        assert all(sequence.answer.error is None for sequence in sequences[1::2])
         assert nothing_held(engine)
 
 
@@ -301,27 +296,48 @@ def test_an_interrupt_frees_the_cache_and_the_next_call_works(lab, requests):
     options = {"engine": EngineSpec(engine="fast", max_new_tokens=4)}
     with pytest.raises(KeyboardInterrupt):
         lab.run(requests, policy=ImagePolicy(resolution=96), on_answer=interrupt, **options)
-    assert lab.fast._engine is None
+    assert lab.fast.engine is None
     assert None not in lab.run(requests, policy=ImagePolicy(resolution=96), **options).texts
 
 
-def test_the_engine_is_kept_while_it_fits_and_goes_when_stock_is_asked(lab):
+def test_the_engine_is_kept_while_it_fits_also_when_stock_is_asked_in_between(lab):
     options = {"engine": "fast", "batch_size": 2, **SMALL}
     lab.generate_batch([png("red")] * 3, **options)
-    first = lab.fast._engine
+    first = lab.fast.engine
     lab.generate_batch([png("blue")], **options)
-    assert lab.fast._engine is first
-    lab.generate_batch([png("blue", (900, 900))] * 2, **options | {"resolution": 256})
-    assert lab.fast._engine is not first
     lab.generate_batch([png("blue")], **SMALL)
-    assert lab.fast._engine is None
+    lab.generate_batch([png("blue")], **options)
+    assert lab.fast.engine is first
+    lab.generate_batch([png("blue", (900, 900))] * 2, **options | {"resolution": 256})
+    assert lab.fast.engine is not first
+
+
+def test_stock_takes_the_fast_engines_memory_before_it_halves_a_batch(lab, monkeypatch):
+    lab.generate_batch([png("red")], engine="fast", **SMALL)
+    real, sizes = type(lab.stock)._generate, []
+
+    def generate(self, inputs, *rest):
+        sizes.append(len(inputs["input_ids"]))
+        if lab.fast.engine is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return real(self, inputs, *rest)
+
+    monkeypatch.setattr(type(lab.stock), "_generate", generate)
+    for halve in (True, False):
+        lab.generate_batch([png("red")], engine="fast", **SMALL)
+        items = [Item(color, png(color)) for color in ("red", "blue")]
+        stock = lab.run(items, EngineSpec(), ImagePolicy(resolution=128), halve_on_oom=halve)
+        assert None not in stock.texts
+        assert stock.events == []
+        assert lab.fast.engine is None
+    assert sizes == [2, 2] * 2
 
 
 # ---- memory runs out
 
 
 def out_of_memory_at(monkeypatch, method: str, when: Any) -> list[int]:
-    """Let a method of Forward run out of memory when its count and first argument say so."""
+    """Let a method of ModelRunner run out of memory when its count and first argument say so."""
     real, seen = getattr(ModelRunner, method), []
 
     def failing(self: ModelRunner, first: Any, *rest: Any) -> Any:
@@ -343,12 +359,13 @@ def test_running_out_of_memory_loses_nothing(
     options = {"batch_size": 5, **SMALL}
     stock = lab.generate_batch(requests, **options)
     out_of_memory_at(monkeypatch, method, lambda count, size: size > 2)
+    lab.fast.close()  # one that ran out of memory before has less at a time
     options |= {"prefix_cache": prefix_cache, "overlap": False}  # so that all come at once
     fast = lab.generate_batch(requests, engine="fast", **options)
     assert fast.texts == stock.texts
     assert fast.events
     assert all(e["event"] == "oom" for e in fast.events)
-    assert nothing_held(lab.fast._engine)
+    assert nothing_held(lab.fast.engine)
 
 
 @pytest.mark.parametrize("method", ["decode", "prefill", "encode_images"])
@@ -357,7 +374,7 @@ def test_what_does_not_fit_even_alone_fails_with_its_size(lab, monkeypatch, meth
     fast = lab.generate_batch([png("red"), png("blue")], "What?", engine="fast", **SMALL)
     assert [text is None for text in fast.texts] == [True, True]
     assert "out of memory even alone" in fast[0].error
-    assert nothing_held(lab.fast._engine)
+    assert nothing_held(lab.fast.engine)
 
 
 def test_after_one_shortage_prompts_are_read_many_at_a_time_again(lab, monkeypatch, requests):
@@ -365,7 +382,7 @@ def test_after_one_shortage_prompts_are_read_many_at_a_time_again(lab, monkeypat
     engine = engine_of(lab, overlap=False, prefill_chunk=512)
     for index, item in enumerate(requests):
         engine.add_request(lab.reader.request(index, item, ImagePolicy(resolution=128)))
-    assert all(job.answer.error is None for job in finish(engine))
+    assert all(sequence.answer.error is None for sequence in finish(engine))
     assert sizes[0] > 1
     assert engine.scheduler.prefill_chunk >= 256
     assert max(sizes[3:]) > 1
@@ -381,7 +398,7 @@ def test_without_halving_memory_running_out_is_an_error(lab, monkeypatch, reques
     spec = EngineSpec(engine="fast", max_new_tokens=4)
     with pytest.raises(DeviceMemoryError, match="batch of"):
         lab.run(requests, spec, ImagePolicy(resolution=96), halve_on_oom=False)
-    assert lab.fast._engine is None
+    assert lab.fast.engine is None
 
 
 def test_a_failing_model_is_an_error_of_ours(lab, monkeypatch):
@@ -399,14 +416,14 @@ def test_an_overflow_is_its_requests_error_and_poisons_no_other(trained, monkeyp
     clean = trained.generate_batch(items, engine="fast", **options)
     real = ModelRunner.encode_images
 
-    def poisoned(self: ModelRunner, pixels: Any, prompts: Any) -> None:
-        real(self, pixels, prompts)
-        for prompt in prompts:
-            if prompt.grid == bad:
-                prompt.features = torch.full_like(prompt.features, torch.inf)
+    def poisoned(self: ModelRunner, pixels: Any, sequences: Any) -> None:
+        real(self, pixels, sequences)
+        for sequence in sequences:
+            if sequence.grid == bad:
+                sequence.features = torch.full_like(sequence.features, torch.inf)
 
     grids = [
-        trained.fast._engine.forward.patches.grid(
+        trained.fast.engine.model_runner.patchify.grid(
             trained.reader.request(0, item, ImagePolicy(resolution=128)).size
         )
         for item in items
@@ -446,12 +463,12 @@ def test_a_known_prefix_is_neither_decoded_nor_seen_nor_read_again(lab):
     image = png("red", (128, 128))
     options = {"prefix_cache": True, "kv_cache_gib": 0.01, **SMALL}
     once = lab.generate_batch([image], "What?", engine="fast", **options)
-    engine = lab.fast._engine
+    engine = lab.fast.engine
     before = engine.work
     lab.generate_batch([image] * 3, "Which?", engine="fast", **options)
     again = engine.work - before
     assert (once.work.images, again.images, again.patches) == (1, 0, 0)
-    assert engine.scheduler.stats.hits == 3
+    assert engine.scheduler.blocks.stats.hits == 3
     assert again.prompt_tokens < once.work.prompt_tokens
 
 
@@ -493,7 +510,7 @@ def test_answers_are_the_same_with_a_cache_cold_and_warm(lab, ids_of, requests, 
         assert warm.caches["encoder_misses"] == 0
     if name == "response":
         assert warm.work.decode_rows == 0
-    assert nothing_held(lab.fast._engine)
+    assert nothing_held(lab.fast.engine)
 
 
 @pytest.mark.parametrize("settings", CACHES.values(), ids=CACHES.keys())
@@ -502,15 +519,15 @@ def test_what_is_forgotten_is_not_found(lab, ids_of, requests, settings):
     lab.forget()  # with nothing to forget
     options = {"resolution": 160, "max_new_tokens": 7, "batch_size": 4, "overlap": False} | settings
     first = lab.generate_batch(requests, engine="fast", **options)
-    engine = lab.fast._engine
+    engine = lab.fast.engine
     lab.forget()
     again = lab.generate_batch(requests, engine="fast", **options)
-    assert lab.fast._engine is engine
+    assert lab.fast.engine is engine
     assert again.texts == first.texts
     assert again.work.images == first.work.images > 0
     lab.forget()
-    assert lab.fast._engine.scheduler.blocks.free == lab.fast._engine.scheduler.blocks.count
-    assert lab.fast._engine.counts().get("encoder_bytes", 0) == 0
+    assert lab.fast.engine.scheduler.blocks.num_free == lab.fast.engine.scheduler.blocks.num_blocks
+    assert lab.fast.engine.cache_counts().get("encoder_bytes", 0) == 0
 
 
 def test_features_on_disk_serve_the_next_run(lab, ids_of, requests, tmp_path):
@@ -557,20 +574,20 @@ def test_sampled_answers_are_not_given_twice(lab):
         lab.reader,
         EngineSpec(engine="fast", response_cache_entries=10),
         ImagePolicy(resolution=128),
-        tokens=500,
-        longest=300,
-        caches=lab.fast._remembered(EngineSpec(engine="fast", response_cache_entries=10)),
+        num_tokens=500,
+        max_model_len=300,
+        caches=lab.fast._kept_caches(EngineSpec(engine="fast", response_cache_entries=10)),
     )
     item = Item("a", png("red"), question="What?")
     request = lab.reader.request(0, item, ImagePolicy(resolution=128))
     sampled = SamplingParams(max_new_tokens=12, min_new_tokens=12, do_sample=True)
     texts = set()
     for _ in range(3):
-        job = engine.add_request(request, sampled)
+        sequence = engine.add_request(request, sampled)
         finish(engine)
-        texts.add(job.answer.text)
+        texts.add(sequence.answer.text)
     assert len(texts) == 3
-    assert engine.answers.hits == 0
+    assert engine.responses.hits == 0
 
 
 # ---- equal requests at the same time
@@ -584,7 +601,7 @@ def asking(engine: Engine, lab: Lab, colors: list[str], **fields: Any) -> list[A
 
 
 def remembering(lab: Lab, **fields: Any) -> Engine:
-    return engine_of(lab, Caches(answers=Lru[tuple[str, int]](2**20)), **fields)
+    return engine_of(lab, Caches(responses=Lru[tuple[str, int]](2**20)), **fields)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -593,39 +610,39 @@ def test_equal_requests_on_their_way_are_computed_once(lab, overlap):
     images = [png(color) for color in colors]
     stock = lab.generate_batch(images, "What?", resolution=128, max_new_tokens=7)
     engine = remembering(lab, overlap=overlap)
-    jobs = asking(engine, lab, colors, sampling=SamplingParams(max_new_tokens=7))
+    sequences = asking(engine, lab, colors, sampling=SamplingParams(max_new_tokens=7))
     assert (engine.due, engine.queued) == (3, 6)
-    assert {id(job) for job in finish(engine)} == set(map(id, jobs))
+    assert {id(sequence) for sequence in finish(engine)} == set(map(id, sequences))
     assert engine.work.images == 3
-    assert (engine.answers.hits, engine.answers.misses) == (3, 3)
-    answers = [job.answer for job in jobs]
+    assert (engine.responses.hits, engine.responses.misses) == (3, 3)
+    answers = [sequence.answer for sequence in sequences]
     assert [(a.text, a.new_tokens) for a in answers] == [(a.text, a.new_tokens) for a in stock]
-    assert [a.id for a in answers] == [job.request.item.id for job in jobs]
+    assert [a.id for a in answers] == [sequence.request.item.id for sequence in sequences]
     assert nothing_held(engine)
 
 
 def test_sampled_requests_on_their_way_are_computed_each(lab):
     engine = remembering(lab)
     sampling = SamplingParams(max_new_tokens=12, min_new_tokens=12, do_sample=True)
-    jobs = asking(engine, lab, ["red"] * 3, sampling=sampling)
+    sequences = asking(engine, lab, ["red"] * 3, sampling=sampling)
     finish(engine)
-    assert len({job.answer.text for job in jobs}) == 3
-    assert (engine.answers.hits, engine.answers.misses) == (0, 0)
+    assert len({sequence.answer.text for sequence in sequences}) == 3
+    assert (engine.responses.hits, engine.responses.misses) == (0, 0)
 
 
 def test_when_one_of_equal_requests_is_cancelled_the_others_are_answered(lab):
     for gone in (0, 1, 2):
         for steps in (0, 1, 2):
             engine = remembering(lab)
-            jobs = asking(engine, lab, ["red"] * 3)
-            ended = [job for _ in range(steps) for job in engine.step()]
-            engine.cancel(jobs[gone])
+            sequences = asking(engine, lab, ["red"] * 3)
+            ended = [sequence for _ in range(steps) for sequence in engine.step()]
+            engine.cancel(sequences[gone])
             ended += finish(engine)
-            assert sorted(job.request.index for job in ended) == [0, 1, 2]
-            errors = [job.answer.error for job in jobs]
+            assert sorted(sequence.request.index for sequence in ended) == [0, 1, 2]
+            errors = [sequence.answer.error for sequence in sequences]
             assert errors == ["cancelled" if i == gone else None for i in range(3)]
             assert nothing_held(engine)
-            assert engine.answers.waiting == 0
+            assert engine.responses.waiting == 0
 
 
 def test_each_of_equal_requests_has_its_own_error(lab, tmp_path):
@@ -635,13 +652,13 @@ def test_each_of_equal_requests_has_its_own_error(lab, tmp_path):
     items = [Item(name, tmp_path / f"{name}.png", "What?") for name in "ab"]
     whole = lab.reader.request(0, Item("whole", image, "What?"), engine.policy)
     cut = [replace(whole, index=i, item=item, image=image[:-30]) for i, item in enumerate(items)]
-    jobs = [engine.add_request(request) for request in cut]
+    sequences = [engine.add_request(request) for request in cut]
     finish(engine)
-    for job in jobs:
-        assert job.answer.text is None
-        assert job.answer.id == job.request.item.id
-        assert "truncated" in job.answer.error
-    assert (engine.answers.hits, engine.answers.misses) == (0, 2)
+    for sequence in sequences:
+        assert sequence.answer.text is None
+        assert sequence.answer.id == sequence.request.item.id
+        assert "truncated" in sequence.answer.error
+    assert (engine.responses.hits, engine.responses.misses) == (0, 2)
     assert nothing_held(engine)
 
 
@@ -656,11 +673,11 @@ def test_requests_that_wait_for_an_equal_one_count_in_the_queue(lab):
 
 def test_closing_ends_equal_requests_too(lab):
     engine = remembering(lab)
-    jobs = asking(engine, lab, ["red", "red", "blue", "red"])
+    sequences = asking(engine, lab, ["red", "red", "blue", "red"])
     engine.step()
     engine.close()
-    assert all(job.answer is not None for job in jobs)
-    assert engine.answers.waiting == 0
+    assert all(sequence.answer is not None for sequence in sequences)
+    assert engine.responses.waiting == 0
 
 
 def test_on_a_cpu_images_are_decoded_many_at_a_time_but_not_beside_the_model(lab, monkeypatch):
@@ -686,9 +703,9 @@ def test_on_a_cpu_images_are_decoded_many_at_a_time_but_not_beside_the_model(lab
         )
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     engine = engine_of(lab, batch_size=2)
-    jobs = asking(engine, lab, ["red", "blue", "green", "black", "white", "grey"])
+    sequences = asking(engine, lab, ["red", "blue", "green", "black", "white", "grey"])
     finish(engine)
-    assert [job.answer.error for job in jobs] == [None] * 6
+    assert [sequence.answer.error for sequence in sequences] == [None] * 6
     assert max(together) > 1
     assert set(beside) == {0}
     assert nothing_held(engine)
@@ -707,13 +724,13 @@ def test_requests_about_one_image_show_it_to_the_tower_once_however_it_groups_th
 
 def test_the_next_of_equal_requests_takes_the_place_of_one_that_is_cancelled(lab):
     engine = remembering(lab, batch_size=1)
-    jobs = asking(engine, lab, ["red", "red", "red", "blue"])
-    engine.cancel(jobs[0])
-    assert [job.request.index for job in engine._incoming] == [1, 3]
-    assert (engine.answers.waiting, engine.answers.misses) == (1, 3)
+    sequences = asking(engine, lab, ["red", "red", "red", "blue"])
+    engine.cancel(sequences[0])
+    assert [sequence.request.index for sequence in engine._incoming] == [1, 3]
+    assert (engine.responses.waiting, engine.responses.misses) == (1, 3)
     ended = finish(engine)
-    assert [job.request.index for job in ended][:1] == [0]
-    assert [job.answer.error for job in jobs] == ["cancelled", None, None, None]
+    assert [sequence.request.index for sequence in ended][:1] == [0]
+    assert [sequence.answer.error for sequence in sequences] == ["cancelled", None, None, None]
     assert nothing_held(engine)
 
 
@@ -731,26 +748,28 @@ def test_an_image_stays_on_its_way_when_an_equal_request_is_cancelled(lab):
 def test_with_answers_alone_each_question_has_its_image_decoded_in_a_thread(lab):
     engine = remembering(lab)
     items = [Item(question, png("red"), question=question) for question in QUESTIONS]
-    jobs = [
+    sequences = [
         engine.add_request(lab.reader.request(i, item, engine.policy))
         for i, item in enumerate(items)
     ]
-    assert all(job.needs_image for job in jobs)
+    assert all(sequence.needs_image for sequence in sequences)
     finish(engine)
     assert nothing_held(engine)
 
 
 def test_pixels_decoded_in_rounds_are_bounded(lab, monkeypatch):
     picture_bytes = 96 * 64 * 4
-    monkeypatch.setattr("qvl_lab.backends.fast.vision_runner.AHEAD_BYTES", 2 * picture_bytes)
+    monkeypatch.setattr("qvl_lab.backends.fast.decode_pool.AHEAD_BYTES", 2 * picture_bytes)
     engine = engine_of(lab, batch_size=8)
-    jobs = asking(engine, lab, ["red", "blue", "green", "black", "white", "grey"])
+    sequences = asking(engine, lab, ["red", "blue", "green", "black", "white", "grey"])
     held = []
-    fetch = engine.sight.fetch
+    fetch = engine.decode_pool.fetch
     monkeypatch.setattr(
-        engine.sight, "fetch", lambda job: (fetch(job), held.append(engine.sight.ahead_bytes))
+        engine.decode_pool,
+        "fetch",
+        lambda sequence: (fetch(sequence), held.append(engine.decode_pool.ahead_bytes)),
     )
     finish(engine)
-    assert [job.answer.error for job in jobs] == [None] * 6
+    assert [sequence.answer.error for sequence in sequences] == [None] * 6
     assert 0 < max(held) <= 2 * picture_bytes
     assert nothing_held(engine)

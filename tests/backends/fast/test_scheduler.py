@@ -17,18 +17,31 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from qvl_lab.backends.fast.scheduler import Blocks, Chunk, Copy, Scheduler, Sequence, Step
+from qvl_lab.backends.base import Request
+from qvl_lab.backends.fast.block_manager import BlockManager, Copy
+from qvl_lab.backends.fast.scheduler import Chunk, Scheduler, Step
+from qvl_lab.backends.fast.sequence import Sequence
+from qvl_lab.config import SamplingParams
+from qvl_lab.workloads.items import Item
 
 #: Lengths of the prefixes that the random requests share.
 PREFIXES = {"a": 3, "b": 6, "c": 9}
 
 
+def sequence_of(index: int, prompt: int, limit: int, key: str | None, prefix: int) -> Sequence:
+    """A sequence of a prompt that begins with an image of ``prefix`` tokens."""
+    request = Request(index, Item(str(index), b""), b"", (32, 32), prefix, "")
+    sampling = SamplingParams(max_new_tokens=limit)
+    image = range(prefix)
+    return Sequence(request, sampling, [0] * prompt, image, (2, 2), prefix_key=key)
+
+
 class Engine:
-    """Drives a scheduler as loop.py and forward.py do, and looks at every token it reads.
+    """Drives a scheduler as engine.py and model_runner.py do, and checks every token it prefills.
 
     A place of the cache holds the name of a token: (prefix key, index) for one that several
-    sequences share, (sequence id, index) for others. Tokens are looked at ``late`` steps after
-    they were launched; a sequence turns out to end after ``ends[sequence]`` tokens.
+    sequences share, (sequence id, index) for others. Tokens are known ``late`` steps after they
+    were launched; a sequence turns out to end after ``ends[sequence]`` tokens.
     """
 
     def __init__(
@@ -38,25 +51,29 @@ class Engine:
         size: int = 4,
         chunk: int = 100,
         late: int = 1,
-        **options: bool,
+        packing: bool = True,
+        prefix_cache: bool = False,
+        least_chunk: int = 256,
     ) -> None:
-        self.scheduler = Scheduler(slots, Blocks(blocks, size), chunk, **options)
-        self.slots, self.size, self.late, self.packing = slots, size, late, options.get("packing")
+        self.blocks = BlockManager(blocks, size, prefix_cache=prefix_cache)
+        self.scheduler = Scheduler(
+            slots, self.blocks, chunk, packing=packing, least_chunk=least_chunk
+        )
+        self.slots, self.size, self.late, self.packing = slots, size, late, packing
         self.places: list[list[object]] = [[None] * size for _ in range(blocks)]
         self.table: dict[int, list[int]] = {}  # what the device knows of each slot's blocks
-        self.flights: deque[list[Sequence]] = deque()
+        self.outputs: deque[list[Sequence]] = deque()
         self.asked: dict[Sequence, tuple[int, int]] = {}
         self.ends: dict[Sequence, int] = {}
-        self.heard: dict[Sequence, int] = {}
         self.live: list[Sequence] = []
         self._ids = count()
 
     def add(
         self, prompt: int, limit: int = 3, key: str | None = None, prefix: int = 0, ends: int = 0
     ) -> Sequence:
-        sequence = Sequence(next(self._ids), prompt, limit, prefix, key)
+        sequence = sequence_of(next(self._ids), prompt, limit, key, prefix)
         self.asked[sequence] = prompt, limit
-        self.ends[sequence], self.heard[sequence] = ends or limit, 0
+        self.ends[sequence] = ends or limit
         self.live.append(sequence)
         self.scheduler.add(sequence)
         return sequence
@@ -64,85 +81,73 @@ class Engine:
     def step(self, fails: str = "") -> Step:
         """One step; ``fails`` names what goes wrong in it."""
         if self.scheduler.must_preempt():
-            self.land(0)
+            self.collect(0)
         foreseen = self.scheduler.must_preempt()
         waiting = list(self.scheduler.waiting)
-        ready = [s for s in self.scheduler.running if 0 < s.launched < s.limit]
+        ready = [s for s in self.scheduler.running if s.is_decoding]
         step = self.scheduler.next()
         assert foreseen == bool(step.preempted)
         self.check_plan(step, waiting, ready)
         for copy in step.copies:
             self.places[copy.target] = list(self.places[copy.source])
         for sequence in step.grown:
-            self.table[sequence.slot] = list(sequence.blocks)
-        self.flights.append([])
+            self.table[sequence.slot] = list(sequence.block_table)
+        self.outputs.append([])
         if fails == "decodes":
-            self.undo_decodes(step.decodes)
+            self.recover(decodes=step.decodes)
         else:
             self.decode(step.decodes)
         if fails == "chunks":
-            self.undo_chunks(step.chunks)
+            self.recover(chunks=step.chunks)
         else:
-            self.read(self.without_a_bad_picture(step.chunks, fails == "picture"))
-        self.land(self.late if step else 0)
+            self.prefill(self.without_a_bad_image(step.chunks, fails == "image"))
+        self.collect(self.late if step else 0)
         return step
 
-    def without_a_bad_picture(self, chunks: list[Chunk], fails: bool) -> list[Chunk]:
-        """A picture that cannot be decoded is noticed when its tokens are about to be read."""
-        if not fails or not chunks or chunks[0].start >= chunks[0].sequence.prefix:
+    def without_a_bad_image(self, chunks: list[Chunk], fails: bool) -> list[Chunk]:
+        """An image that cannot be decoded is noticed when its tokens are about to be prefilled."""
+        if not fails or not chunks or chunks[0].start >= chunks[0].sequence.num_prefix_tokens:
             return chunks
-        self.scheduler.forget(chunks[0].sequence.prefix_key)
+        self.blocks.evict_prefix(chunks[0].sequence.prefix_key)
         self.end(chunks[0].sequence)
         return chunks[1:]
 
-    def undo_decodes(self, decodes: list[Sequence]) -> None:
-        """No token was launched: the older half tries again, the others wait."""
-        self.start_anew()
-        running = [sequence for sequence in decodes if sequence in self.live]
-        for sequence in running:
-            sequence.launched -= 1
-        for sequence in reversed(running[len(running) // 2 :]):
-            self.scheduler.preempt(sequence)
-
-    def undo_chunks(self, chunks: list[Chunk]) -> None:
-        """Nothing was read: all wait again."""
-        self.start_anew()
-        for chunk in reversed(chunks):
-            chunk.sequence.launched = 0
-            self.scheduler.preempt(chunk.sequence)
-
-    def start_anew(self) -> None:
-        self.land(0)
-        self.flights.append([])
-        self.scheduler.forget_prefixes()
+    def recover(self, **planned) -> None:
+        """Memory ran out for what was planned: nothing of it was launched."""
+        self.collect(0)
+        self.outputs.append([])
+        rollback = self.scheduler.rollback(**planned)
+        if rollback is not None and rollback.too_large is not None:
+            self.end(rollback.too_large)
 
     def decode(self, sequences) -> None:
-        tables = [self.table[sequence.slot][: len(sequence.blocks)] for sequence in sequences]
+        tables = [self.table[s.slot][: len(s.block_table)] for s in sequences]
         for sequence, table in zip(sequences, tables, strict=True):
-            self.write(sequence, table, sequence.cached - 1, sequence.cached)
+            computed = sequence.num_computed_tokens
+            self.write(sequence, table, computed - 1, computed)
         for sequence, table in zip(sequences, tables, strict=True):
-            self.check_tokens(sequence, table, sequence.cached)
-        self.flights[-1] += sequences
+            self.check_tokens(sequence, table, sequence.num_computed_tokens)
+        self.outputs[-1] += sequences
 
-    def read(self, chunks) -> None:
+    def prefill(self, chunks) -> None:
         for chunk in chunks:
-            self.write(chunk.sequence, chunk.sequence.blocks, chunk.start, chunk.stop)
+            self.write(chunk.sequence, chunk.sequence.block_table, chunk.start, chunk.stop)
         for chunk in chunks:
-            self.check_tokens(chunk.sequence, chunk.sequence.blocks, chunk.stop)
+            self.check_tokens(chunk.sequence, chunk.sequence.block_table, chunk.stop)
             if chunk.last:
-                self.table[chunk.sequence.slot] = list(chunk.sequence.blocks)
-                self.flights[-1].append(chunk.sequence)
+                self.table[chunk.sequence.slot] = list(chunk.sequence.block_table)
+                self.outputs[-1].append(chunk.sequence)
 
-    def land(self, leave: int) -> None:
-        while len(self.flights) > leave:
-            for sequence in self.flights.popleft():
+    def collect(self, leave: int) -> None:
+        while len(self.outputs) > leave:
+            for sequence in self.outputs.popleft():
                 if sequence in self.live:
-                    self.heard[sequence] += 1
-                    if self.heard[sequence] == self.ends[sequence]:
+                    sequence.token_ids.append(0)
+                    if sequence.num_output_tokens == self.ends[sequence]:
                         self.end(sequence)
 
     def end(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
+        assert self.scheduler.finish(sequence)
         self.live.remove(sequence)
 
     def run(self) -> None:
@@ -157,8 +162,8 @@ class Engine:
     # ---- what must hold
 
     def token(self, sequence: Sequence, index: int) -> tuple[object, int]:
-        shared = sequence.prefix_key is not None and index < sequence.prefix
-        return (sequence.prefix_key if shared else sequence.id), index
+        shared = sequence.prefix_key is not None and index < sequence.num_prefix_tokens
+        return (sequence.prefix_key if shared else sequence.request.index), index
 
     def write(self, sequence: Sequence, blocks: list[int], start: int, stop: int) -> None:
         for index in range(start, stop):
@@ -175,33 +180,33 @@ class Engine:
         assert len(sizes) <= 1 or self.packing is not False
         assert step.decodes == [s for s in ready if s not in step.preempted]
         entered = [s for s in self.scheduler.running if s in waiting]
-        if not self.scheduler._prefixes:
+        if not self.blocks._prefixes:
             assert entered == waiting[: len(entered)]
         for sequence in step.preempted:
             prompt, limit = self.asked[sequence]
-            assert sequence.prompt == prompt + self.heard[sequence]
-            assert sequence.limit == limit - self.heard[sequence] > 0
+            assert sequence.num_prefill_tokens == prompt + sequence.num_output_tokens
+            assert sequence.num_output_tokens < limit
 
     def check(self) -> None:
-        scheduler, blocks = self.scheduler, self.scheduler.blocks
-        prefixes = scheduler._prefixes or {}
-        holders = [0] * blocks.count
-        for held in [s.blocks for s in scheduler.running] + [held for held, _ in prefixes.values()]:
+        scheduler, blocks = self.scheduler, self.blocks
+        references = [0] * blocks.num_blocks
+        tables = [s.block_table for s in scheduler.running]
+        for held in tables + [held for held, _ in blocks._prefixes.values()]:
             for block in held:
-                holders[block] += 1
-        assert blocks._holders == holders
-        assert sorted(blocks._free) == [block for block, n in enumerate(holders) if not n]
+                references[block] += 1
+        assert blocks._references == references
+        assert sorted(blocks._free) == [block for block, n in enumerate(references) if not n]
         slots = [sequence.slot for sequence in scheduler.running]
         assert sorted(slots + scheduler._slots) == list(range(self.slots))
         assert {*scheduler.running, *scheduler.waiting} == set(self.live)
-        assert all(not s.blocks and s.slot is None for s in scheduler.waiting)
-        for key, (held, tokens) in prefixes.items():
+        assert all(not s.block_table and s.slot is None for s in scheduler.waiting)
+        for key, (held, tokens) in blocks._prefixes.items():
             found = [token for block in held for token in self.places[block]][:tokens]
             assert found == [(key, index) for index in range(tokens)]
 
     def check_empty(self) -> None:
-        self.scheduler.forget_prefixes()
-        assert self.scheduler.blocks.free == self.scheduler.blocks.count
+        self.blocks.evict_prefixes()
+        assert self.blocks.num_free == self.blocks.num_blocks
 
 
 class Requests(RuleBasedStateMachine):
@@ -217,6 +222,7 @@ class Requests(RuleBasedStateMachine):
         late=st.integers(0, 1),
         packing=st.booleans(),
         prefix_cache=st.sampled_from([True, True, False]),
+        least_chunk=st.integers(1, 12),
     )
     def start(self, **options) -> None:
         self.engine = Engine(**options)
@@ -239,7 +245,7 @@ class Requests(RuleBasedStateMachine):
             self.engine.step()
             self.engine.check()
 
-    @rule(what=st.sampled_from(["decodes", "chunks", "picture"]))
+    @rule(what=st.sampled_from(["decodes", "chunks", "image"]))
     def fail(self, what: str) -> None:
         self.engine.step(fails=what)
 
@@ -248,27 +254,28 @@ class Requests(RuleBasedStateMachine):
     def cancel(self, data) -> None:
         self.engine.end(data.draw(st.sampled_from(self.engine.live)))
 
-    @precondition(lambda self: self.engine and any(s.launched for s in self.engine.live))
+    @precondition(lambda self: self.engine and any(s.is_prefilled for s in self.engine.live))
     @rule(data=st.data())
     def overflow(self, data) -> None:
-        """Scores were NaN: what only this sequence uses is cleared."""
-        launched = [s for s in self.engine.live if s.launched]
+        """Logits were NaN: what only this sequence uses is cleared."""
+        launched = [s for s in self.engine.live if s.is_prefilled]
         sequence = data.draw(st.sampled_from(launched))
-        freed = self.engine.scheduler.forget(sequence.prefix_key)
-        for block in freed + self.engine.scheduler.own_blocks(sequence):
+        freed = self.engine.blocks.evict_prefix(sequence.prefix_key)
+        for block in freed + self.engine.blocks.own_blocks(sequence):
             self.engine.places[block] = [None] * self.engine.size
         self.engine.end(sequence)
 
     @rule()
-    def forget(self) -> None:
-        self.engine.scheduler.forget_prefixes()
+    def evict(self) -> None:
+        self.engine.blocks.evict_prefixes()
 
     @invariant()
     def holds(self) -> None:
         if self.engine:
             self.engine.check()
             for sequence in self.engine.scheduler.running:
-                self.engine.check_tokens(sequence, sequence.blocks, sequence.cached)
+                computed = sequence.num_computed_tokens
+                self.engine.check_tokens(sequence, sequence.block_table, computed)
 
     def teardown(self) -> None:
         if self.engine:
@@ -289,11 +296,11 @@ def test_whatever_comes_every_request_reads_its_own_tokens_and_ends():
 
 
 def names(sequences) -> list[int]:
-    return [sequence.id for sequence in sequences]
+    return [sequence.request.index for sequence in sequences]
 
 
 def pieces(step: Step) -> list[tuple[int, int, int]]:
-    return [(chunk.sequence.id, chunk.start, chunk.stop) for chunk in step.chunks]
+    return [(chunk.sequence.request.index, chunk.start, chunk.stop) for chunk in step.chunks]
 
 
 def test_first_come_first_served_and_a_small_one_waits_behind_a_large_one():
@@ -303,7 +310,7 @@ def test_first_come_first_served_and_a_small_one_waits_behind_a_large_one():
     step = engine.step()
     assert pieces(step) == [(0, 0, 11)]
     assert names(engine.scheduler.waiting) == [1, 2]
-    assert engine.scheduler.blocks.free == 3
+    assert engine.blocks.num_free == 3
     engine.run()
 
 
@@ -371,17 +378,17 @@ def test_blocks_for_the_prompt_and_its_first_token_then_one_at_a_time():
     sequence = engine.add(7, limit=6)
     full = engine.add(8, limit=2)
     engine.step()
-    assert (len(sequence.blocks), len(full.blocks)) == (2, 3)
+    assert (len(sequence.block_table), len(full.block_table)) == (2, 3)
     held = []
     while engine.live:
         engine.step()
-        held.append(len(sequence.blocks))
+        held.append(len(sequence.block_table))
     assert held == [2, 3, 3, 3, 0]
     engine.check_empty()
 
 
 def test_what_could_not_end_even_alone_does_not_fit():
-    scheduler = Scheduler(2, Blocks(3, 4), 100)
+    scheduler = Scheduler(2, BlockManager(3, 4), 100)
     assert scheduler.fits(11, 1)
     assert scheduler.fits(1, 11)
     assert not scheduler.fits(11, 2)
@@ -396,14 +403,14 @@ def test_the_newest_goes_back_and_is_read_again_with_what_it_generated():
     assert engine.step().decodes == [old, new]
     step = engine.step()
     assert (step.preempted, step.decodes) == ([new], [old])
-    assert (new.prompt, new.limit, new.read, new.slot) == (8, 2, 0, None)
-    assert names(engine.scheduler.waiting) == [new.id, last.id]
+    assert (new.num_prefill_tokens, new.num_computed_tokens, new.slot) == (8, 0, None)
+    assert names(engine.scheduler.waiting) == [new.request.index, last.request.index]
     assert engine.scheduler.preemptions == 1
     while new in engine.scheduler.waiting:
         step = engine.step()
-    assert pieces(step)[0] == (new.id, 0, 8)
+    assert pieces(step)[0] == (new.request.index, 0, 8)
     engine.run()
-    assert engine.heard[new] == 4
+    assert new.num_output_tokens == 4
 
 
 def test_looking_ahead_at_a_preemption_changes_nothing():
@@ -412,10 +419,10 @@ def test_looking_ahead_at_a_preemption_changes_nothing():
     engine.step()
     engine.add(1, limit=5)
     engine.step()
-    assert engine.scheduler.has_prefix("a")
+    assert engine.blocks.has_prefix("a")
     for _ in range(3):
         assert not engine.scheduler.must_preempt()
-    assert engine.scheduler.has_prefix("a")
+    assert engine.blocks.has_prefix("a")
     engine.run()
 
 
@@ -435,12 +442,12 @@ def test_whole_blocks_of_a_known_prefix_are_shared_and_a_begun_one_is_copied():
     first = engine.live[0]
     second = engine.add(9, limit=2, key="a", prefix=6)
     step = engine.step()
-    assert pieces(step) == [(second.id, 6, 9)]
-    assert len(second.blocks) == 3
-    assert second.blocks[0] == first.blocks[0]
-    assert second.blocks[1] not in first.blocks
-    assert step.copies == [Copy(first.blocks[1], second.blocks[1])]
-    stats = engine.scheduler.stats
+    assert pieces(step) == [(second.request.index, 6, 9)]
+    assert len(second.block_table) == 3
+    assert second.block_table[0] == first.block_table[0]
+    assert second.block_table[1] not in first.block_table
+    assert step.copies == [Copy(first.block_table[1], second.block_table[1])]
+    stats = engine.blocks.stats
     assert (stats.hits, stats.misses, stats.tokens_saved) == (1, 1, 6)
     engine.run()
 
@@ -460,7 +467,7 @@ def test_prefixes_are_remembered_only_when_asked_for():
     for _ in range(2):
         engine.add(9, limit=1, key="a", prefix=8)
         assert pieces(engine.step())[0][1:] == (0, 9)
-    assert not engine.scheduler.has_prefix("a")
+    assert not engine.blocks.has_prefix("a")
 
 
 def test_who_needs_a_prefix_that_is_being_read_waits_and_others_pass():
@@ -477,7 +484,7 @@ def test_who_needs_a_known_prefix_waits_for_nobody_who_reads_it_anew():
     engine = Engine(chunk=6, prefix_cache=True)
     engine.add(8, key="a", prefix=6)
     engine.step()
-    engine.scheduler.forget("a")
+    engine.blocks.evict_prefix("a")
     engine.add(8, key="a", prefix=6)
     assert pieces(engine.step()) == [(0, 6, 8), (1, 0, 4)]  # the first one's is known again
     engine.add(8, key="a", prefix=6)
@@ -489,12 +496,12 @@ def test_who_waits_for_a_reader_that_is_cancelled_reads_the_prefix():
     reader, waits = (engine.add(8, key="a", prefix=6) for _ in range(2))
     engine.step()
     engine.end(reader)
-    assert pieces(engine.step()) == [(waits.id, 0, 4)]
+    assert pieces(engine.step()) == [(waits.request.index, 0, 4)]
     engine.run()
 
 
-def remembered(scheduler: Scheduler) -> str:
-    return "".join(key for key in "abc" if scheduler.has_prefix(key))
+def kept(blocks: BlockManager) -> str:
+    return "".join(key for key in "abc" if blocks.has_prefix(key))
 
 
 def test_what_was_used_longest_ago_is_forgotten_as_far_as_room_is_needed():
@@ -502,11 +509,11 @@ def test_what_was_used_longest_ago_is_forgotten_as_far_as_room_is_needed():
     for key in "abca":  # three blocks each with its question, two of them kept
         engine.add(9, limit=1, key=key, prefix=8)
         engine.step()
-    assert (remembered(engine.scheduler), engine.scheduler.blocks.free) == ("abc", 4)
+    assert (kept(engine.blocks), engine.blocks.num_free) == ("abc", 4)
     engine.add(18, limit=1)
     engine.step()
-    assert remembered(engine.scheduler) == "ac"
-    assert engine.scheduler.stats.evictions == 1
+    assert kept(engine.blocks) == "ac"
+    assert engine.blocks.stats.evictions == 1
 
 
 def test_a_prefix_in_use_would_make_no_room_and_stays():
@@ -516,8 +523,8 @@ def test_a_prefix_in_use_would_make_no_room_and_stays():
     engine.add(9, limit=1, key="a", prefix=8)  # two blocks after its end
     engine.step()
     large = engine.add(23, limit=1)  # six blocks
-    assert pieces(engine.step()) == [(large.id, 0, 23)]
-    assert remembered(engine.scheduler) == "b"
+    assert pieces(engine.step()) == [(large.request.index, 0, 23)]
+    assert kept(engine.blocks) == "b"
     engine.run()
 
 
@@ -529,7 +536,7 @@ def test_nothing_is_forgotten_as_long_as_that_does_not_make_room():
     large = engine.add(23, limit=1)
     engine.step()
     assert large.slot is None
-    assert remembered(engine.scheduler) == "ab"
+    assert kept(engine.blocks) == "ab"
     engine.run()
 
 
@@ -537,12 +544,12 @@ def test_a_prefix_forgotten_while_it_is_shared_stays_with_those_who_share_it():
     engine = sharing(late=0)
     first, second = engine.live[0], engine.add(9, limit=20, key="a", prefix=6)
     engine.step()
-    engine.scheduler.forget_prefixes()
-    assert not engine.scheduler.has_prefix("a")
+    engine.blocks.evict_prefixes()
+    assert not engine.blocks.has_prefix("a")
     engine.end(first)
     engine.add(30, limit=9)  # would write over what is free too early
     engine.run()
-    assert engine.heard[second] == 20
+    assert second.num_output_tokens == 20
     engine.check_empty()
 
 
@@ -552,7 +559,7 @@ def test_a_prefix_that_fills_the_cache_gives_way_to_the_one_who_knows_it():
     for _ in range(2):
         engine.add(7, limit=5, key="a", prefix=6)
         engine.run()
-    assert engine.scheduler.stats.hits == 1
+    assert engine.blocks.stats.hits == 1
 
 
 # ---- ending
@@ -577,20 +584,20 @@ def test_blocks_of_ones_own_are_those_that_nobody_shares():
     engine = sharing()
     first, second = engine.live[0], engine.add(9, limit=20, key="a", prefix=6)
     engine.step()
-    scheduler = engine.scheduler
-    assert scheduler.own_blocks(second) == second.blocks[1:]
-    assert scheduler.own_blocks(first) == first.blocks[2:]
-    assert scheduler.forget("a") == []
-    assert scheduler.own_blocks(first) == first.blocks[1:]
+    blocks = engine.blocks
+    assert blocks.own_blocks(second) == second.block_table[1:]
+    assert blocks.own_blocks(first) == first.block_table[2:]
+    assert blocks.evict_prefix("a") == []
+    assert blocks.own_blocks(first) == first.block_table[1:]
     engine.end(second)
-    assert scheduler.own_blocks(first) == first.blocks
+    assert blocks.own_blocks(first) == first.block_table
 
 
 def test_forgetting_says_which_blocks_nobody_holds_now():
     engine = sharing()
     first = engine.live[0]
-    held = first.blocks[:2]
+    held = first.block_table[:2]
     engine.end(first)
-    assert engine.scheduler.forget("b") == []
-    assert engine.scheduler.forget("a") == held
+    assert engine.blocks.evict_prefix("b") == []
+    assert engine.blocks.evict_prefix("a") == held
     engine.check_empty()

@@ -13,10 +13,10 @@ import psutil
 import pytest
 import torch
 
+from qvl_lab.backends.base import Answer
 from qvl_lab.backends.fast.engine import Caches, Engine
 from qvl_lab.backends.fast.model_runner import ModelRunner
-from qvl_lab.backends.fast.sequence import Job
-from qvl_lab.backends.processor import Answer
+from qvl_lab.backends.fast.sequence import Sequence
 from qvl_lab.caching import disk
 from qvl_lab.caching.disk import DiskTier
 from qvl_lab.caching.lru import Lru
@@ -27,8 +27,8 @@ from qvl_lab.workloads.items import Item
 QUESTIONS = ("What is this?", "描述这张图片", "Count. " * 20, "?")
 
 
-def soak(lab, mixed, folder: Path, count: int, monkeypatch) -> tuple[list[Job], Counter[str]]:
-    """Jobs as they ended, and how often each fault was made."""
+def soak(lab, mixed, folder: Path, count: int, monkeypatch) -> tuple[list[Sequence], Counter[str]]:
+    """Sequences as they ended, and how often each fault was made."""
     draw, faults = random.Random(5), Counter()
     policy = ImagePolicy(resolution=96)
     for method in ("encode_images", "prefill", "decode"):
@@ -44,9 +44,9 @@ def soak(lab, mixed, folder: Path, count: int, monkeypatch) -> tuple[list[Job], 
     tier = DiskTier(folder, max_bytes=2**20)
     caches = Caches(TensorCache(2**19, disk=tier), Lru(2**20, max_entries=50))
     spec = EngineSpec(engine="fast", batch_size=6, prefix_cache=True, prefill_chunk=64)
-    engine = Engine(lab.reader, spec, policy, tokens=400, longest=200, caches=caches)
-    jobs: list[Job] = []
-    ended: list[Job] = []
+    engine = Engine(lab.reader, spec, policy, num_tokens=400, max_model_len=200, caches=caches)
+    sequences: list[Sequence] = []
+    ended: list[Sequence] = []
     made = refused = 0
     while made < count or engine.busy:
         while made < count and engine.queued < 20:
@@ -60,26 +60,27 @@ def soak(lab, mixed, folder: Path, count: int, monkeypatch) -> tuple[list[Job], 
                 refused += 1
                 continue
             most = draw.randint(1, 6)
-            jobs.append(engine.add_request(request, SamplingParams(max_new_tokens=most)))
-        if jobs and draw.random() < 0.02:
+            sequences.append(engine.add_request(request, SamplingParams(max_new_tokens=most)))
+        if sequences and draw.random() < 0.02:
             faults["cancelled"] += 1
-            engine.cancel(draw.choice(jobs[-30:]))
+            engine.cancel(draw.choice(sequences[-30:]))
         if draw.random() < 0.005 and (files := sorted(folder.glob("*.safetensors"))):
             faults["corrupt file"] += 1
             draw.choice(files).write_bytes(b"corrupt")
         if made >= count // 2 and not faults["disk full"]:
             faults["disk full"] += 1
             monkeypatch.setattr(disk, "_write", _full)
-        for job in engine.step():
-            job.request = replace(job.request, image=b"")  # ten thousand files need not be held
-            ended.append(job)
-    assert len(jobs) + refused == count
-    assert Counter(map(id, ended)) == Counter(map(id, jobs))
+        for sequence in engine.step():
+            sequence.request = replace(
+                sequence.request, image=b""
+            )  # ten thousand files need not be held
+            ended.append(sequence)
+    assert len(sequences) + refused == count
+    assert Counter(map(id, ended)) == Counter(map(id, sequences))
     assert tier.off is not None
-    engine.scheduler.forget_prefixes()
-    assert engine.scheduler.blocks.free == engine.scheduler.blocks.count
-    assert engine.sight.idle
-    assert not engine._reading
+    engine.evict_prefixes()
+    assert engine.is_idle
+    assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_blocks
     engine.close()
     faults["preemption"] = engine.scheduler.preemptions
     return ended, faults
@@ -89,11 +90,11 @@ def _full(*_) -> None:
     raise OSError(28, "No space left on device")
 
 
-def check(lab, jobs: list[Job]) -> None:
+def check(lab, sequences: list[Sequence]) -> None:
     """Every answer is the stock engine's, every error one of those that were asked for."""
     alone: dict[tuple[Path, str], str] = {}
-    for job in jobs:
-        answer, item = job.answer, job.request.item
+    for sequence in sequences:
+        answer, item = sequence.answer, sequence.request.item
         if answer.error is not None:
             assert answer.text is None
             assert answer.error == "cancelled" or "truncated" in answer.error, answer.error
@@ -116,11 +117,11 @@ def test_ten_thousand_requests_under_faults_end_once_each_and_hold_nothing(
         gc.collect()
         before = psutil.Process().memory_info().rss
         ended, faults = soak(lab, mixed, tmp_path / "disk", 10_000, monkeypatch)
-    print(dict(faults), Counter("error" if j.answer.error else "text" for j in ended))
+    print(dict(faults), Counter("error" if s.answer.error else "text" for s in ended))
     check(ids_of(lab), ended)
     assert set(faults) == {
         *("bad image", "cancelled", "corrupt file", "disk full", "preemption"),
-        *("memory in see", "memory in read", "memory in step"),
+        *("memory in encode_images", "memory in prefill", "memory in decode"),
     }
     assert all(faults.values())
     del ended

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen3VLMoeConfig
 
+from qvl_lab.backends.base import Request
 from qvl_lab.backends.fast.model.attention import Lengths
 from qvl_lab.backends.fast.model.qwen3_vl import KVCache, PackedPrompts, Qwen3VLModel
-from qvl_lab.backends.processor import Request
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.linear import FEW_ROWS
 from qvl_lab.models.shapes import build
