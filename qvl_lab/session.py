@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from tqdm.auto import tqdm
@@ -21,15 +22,20 @@ from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
 from qvl_lab.config.signatures import check_settings, names_settings
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.load import LoadedModel, load_model
+from qvl_lab.models.memory import free
 from qvl_lab.probe.stages import Recorder, listening
 from qvl_lab.workloads.in_hand import Images, Prompts, items_in_hand
 from qvl_lab.workloads.items import Item
+
+#: What a lab holds until it is closed.
+_HELD = ("loaded", "reader", "stock", "fast")
 
 
 class Lab:
     """A loaded model and the one call to use it; made by :func:`load`.
 
-    Threads may share a lab: one call runs at a time, and the others wait for it.
+    Threads may share a lab: one call runs at a time, and the others wait for it. A lab holds the
+    model until :meth:`close`, or the end of ``with ql.load(...) as lab``.
 
     Attributes
     ----------
@@ -43,7 +49,7 @@ class Lab:
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded, self.used = loaded, False
+        self.loaded, self.used, self._spec = loaded, False, loaded.spec
         self.listeners: list[Callable[[dict[str, Any], Generation], object]] = []
         self._lock = _OwnerLock()
         self.reader = InputProcessor(loaded)
@@ -53,7 +59,48 @@ class Lab:
     @property
     def spec(self) -> ModelSpec:
         """The model's settings with device and precision resolved."""
-        return self.loaded.spec
+        return self._spec
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` has given the model back."""
+        return "loaded" not in vars(self)
+
+    def close(self) -> None:
+        """Give back the memory of the model and its engines; waits for a call that is under way.
+
+        What is asked of a closed lab raises a ConfigError. Closing twice is no error.
+        """
+        with self._lock:
+            if not self.closed:
+                self.fast.close()
+                del self.loaded, self.reader, self.stock, self.fast
+                free(self._spec.device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _HELD:
+                raise ConfigError(
+                    f"this lab of {self._spec.model!r} is closed; load the model again, with "
+                    "ql.load"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<Lab {self._spec.model}: closed>"
+        weights = ", random weights" if self.loaded.random_weights else ""
+        return f"<Lab {self._spec.model}: {self._spec.precision} on {self._spec.device}{weights}>"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{html.escape(repr(self)[1:-1])}</b>"
 
     @names_settings(ImagePolicy, EngineSpec)
     def generate_batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,3 +141,60 @@ def test_an_image_that_is_no_file_says_so_and_a_url_is_not_fetched(trained):
     missing, url = (answer.error for answer in generation)
     assert "No such file" in missing
     assert "is a URL, which is not read: download it" in url
+
+
+def test_a_lab_gives_its_model_back_when_it_is_closed():
+    with ql.load("random:tiny", device="cpu") as lab:
+        call = mixed_calls(3)[0]
+        for engine in ("fast", "stock"):
+            assert Call(call.items, {"engine": engine, "resolution": 64}).on(lab).errors == []
+        model, spec = weakref.ref(lab.loaded.model), lab.spec
+    assert model() is None
+    assert lab.closed
+    assert lab.spec == spec
+    assert repr(lab) == "<Lab random:tiny: closed>"
+    with pytest.raises(ConfigError, match=r"'random:tiny' is closed; load the model again"):
+        call.on(lab)
+    with pytest.raises(ConfigError, match="is closed"):
+        _ = lab.loaded
+    lab.close()
+    assert not hasattr(lab, "no_such_name")
+    assert [t.name for t in threading.enumerate() if t.name.startswith("qvl-decode")] == []
+
+
+def test_closing_waits_for_the_call_that_is_under_way_and_is_refused_within_it():
+    lab = ql.load("random:tiny", device="cpu")
+    under_way, (call, *_) = threading.Event(), mixed_calls(4)
+    with ThreadPoolExecutor(1) as pool:
+        refused = []
+
+        def on_answer(*_):
+            under_way.set()
+            with pytest.raises(ConfigError, match="on_answer must not use the lab"):
+                lab.close()
+            refused.append(True)
+
+        engine, policy = ql.EngineSpec(max_new_tokens=8), ql.ImagePolicy(resolution=64)
+        running = pool.submit(lab.run, call.items, engine, policy, on_answer=on_answer)
+        assert under_way.wait(30)
+        lab.close()
+        assert running.done() or running.result(5)
+        assert running.result().errors == []
+    assert refused
+    assert lab.closed
+
+
+def test_labs_live_side_by_side_and_engines_alternate():
+    with ql.load("tiny", device="cpu") as one, ql.load("random:tiny", device="cpu") as other:
+        first = {}
+        for _ in range(2):
+            for lab in (one, other):
+                for engine in ("fast", "stock"):
+                    texts = (
+                        Call(mixed_calls(3)[0].items, {"engine": engine, "resolution": 64})
+                        .on(lab)
+                        .texts
+                    )
+                    assert first.setdefault((lab, engine), texts) == texts
+    assert one.closed
+    assert other.closed

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar
 
-from qvl_lab.config.checks import member
+from qvl_lab.config.checks import check_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,12 +51,12 @@ def check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) ->
 
     Raises
     ------
-    UnknownNameError
-        With the nearest name.
+    ConfigError
+        With the nearest name, or the new one for an old name.
     """
     allowed = list(inspect.signature(function).parameters)
     for name in settings:
-        member("option", name, allowed)
+        check_name(name, allowed, "option")
 
 
 def _parameter(field: Field[Any], *, listed: bool) -> inspect.Parameter:

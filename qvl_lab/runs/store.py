@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import html
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, overload
 
 from qvl_lab.errors import StoreError
 from qvl_lab.runs.records import Run, environment_key
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 
 
 ANSWER_COLUMNS = ("run", "environment", "id", "task", "question", "expected", "answer")
+
+#: The columns of a frame that a notebook shows of runs.
+_SHOWN = (
+    *("model", "engine", "precision", "resolution", "batch_size", "status"),
+    *("images_per_s", "ttft_s", "quality"),
+)
 
 
 class Runs(Sequence[Run]):
@@ -66,11 +74,35 @@ class Runs(Sequence[Run]):
             raise StoreError(f"{path} holds no runs{why}; write one with 'qvl-lab sweep'")
         return cls(_latest(runs), path=path, notes=notes)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+
+    def __getitem__(self, index: int | slice) -> Run | Self:
+        if isinstance(index, slice):
+            return type(self)(self._runs[index], path=self.path, notes=self.notes)
         return self._runs[index]
 
     def __len__(self) -> int:
         return len(self._runs)
+
+    def __repr__(self) -> str:
+        statuses = Counter(run.status for run in self._runs)
+        words = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
+        name = f" {self.path.name}" if self.path else ""
+        rows = "1 row" if len(self) == 1 else f"{len(self)} rows"
+        return f"<Runs{name}: {rows}{f' ({words})' if words else ''}>"
+
+    def _repr_html_(self) -> str:
+        """The settings and their throughput as a table."""
+        table = self.frame()
+        shown = [name for name in _SHOWN if name in table]
+        rows: str = table[shown].to_html(
+            index=False, border=0, max_rows=12, na_rep="", float_format="{:.3g}".format
+        )
+        return f"<b>{html.escape(repr(self)[1:-1])}</b>{rows if len(self) else ''}"
 
     def frame(self) -> pd.DataFrame:
         """The runs as a table: see :func:`qvl_lab.analysis.frame.frame`.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import html
 import logging
 import random
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +26,13 @@ REPEATED = re.compile(r", \d+% repeated")
 
 ImageLike = str | Path | bytes | Image.Image
 
+#: Items that a notebook shows of a workload.
+SHOWN = 5
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Item:
     """One request: an image and a question about it; the reference answer if it is known."""
 
@@ -38,8 +42,12 @@ class Item:
     reference: str | None = None
     task: str | None = None
 
+    def __repr__(self) -> str:
+        asked = textwrap.shorten(self.question, 60, placeholder="...")
+        return f"<Item {self.id!r}: {_brief(self.image)}, {asked!r}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Workload:
     """Items by name.
 
@@ -68,6 +76,22 @@ class Workload:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __repr__(self) -> str:
+        tasks = len({item.task for item in self.items if item.task})
+        counts = [(len(self), "items"), (tasks, "tasks"), (len(self.errors), "errors")]
+        words = ", ".join(f"{count:,} {name}" for count, name in counts if count)
+        return f"<Workload {textwrap.shorten(self.name, 80)!r}: {words}>"
+
+    def _repr_html_(self) -> str:
+        """The first items as a table."""
+        import pandas as pd
+
+        columns = ["id", "task", "question", "reference"]
+        rows = [[getattr(item, name) for name in columns] for item in self.items[:SHOWN]]
+        table = pd.DataFrame(rows, columns=columns).fillna("").to_html(index=False, border=0)
+        more = f"<p>and {len(self) - SHOWN:,} more</p>" if len(self) > SHOWN else ""
+        return f"<b>{html.escape(repr(self)[1:-1])}</b>{table}{more}"
 
     @functools.cached_property
     def contents(self) -> tuple[str, ...]:
@@ -196,6 +220,13 @@ def refuse_url(image: object) -> None:
     if isinstance(image, str) and _URL.match(image):
         shown = image if len(image) <= 80 else f"{image[:77]}..."
         raise InputError(f"{shown} is a URL, which is not read: download it and give the file")
+
+
+def _brief(image: ImageLike) -> str:
+    """An image in a few words."""
+    if isinstance(image, Image.Image):
+        return f"{image.width} x {image.height} px"
+    return f"{len(image):,} bytes" if isinstance(image, bytes) else str(image)
 
 
 def _again(original: Item, nth: int, pool: Sequence[str], same_question: bool) -> Item:

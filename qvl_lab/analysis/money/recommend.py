@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,11 @@ REFERENCE_GROUP = (
     *("workload_fingerprint", "environment"),
 )
 
+#: The fields that name a setting in a line.
+_MAIN = ("engine", "precision", "resolution", "batch_size")
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Step:
     """One lever pulled: which fields changed, and seconds per 100 images before and after."""
 
@@ -38,8 +42,12 @@ class Step:
     after_s: float
     row: pd.Series
 
+    def __repr__(self) -> str:
+        changed = ", ".join(f"{name}={_spelled(value)}" for name, value in self.changed.items())
+        return f"<Step {changed}: {self.before_s:.3g} to {self.after_s:.3g} s per 100 images>"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recommendation:
     """A setting to move to.
 
@@ -81,6 +89,24 @@ class Recommendation:
         """Whether the saving's interval holds zero, or is unknown."""
         low, high = self.saving.low, self.saving.high
         return low is None or high is None or low <= 0 <= high
+
+    def frame(self) -> pd.DataFrame:
+        """Today's setting and the recommended one: what differs, what they cost, how good."""
+        rows = pd.DataFrame([self.current, self.best], index=["today", "recommended"])
+        shown = [name for name in _MAIN if name in rows]
+        shown += [name for step in self.steps for name in step.changed if name not in shown]
+        return rows[[*shown, *(n for n in (_cost_or_seconds(rows), "quality") if n in rows)]]
+
+    def __repr__(self) -> str:
+        low, high = self.saving.low, self.saving.high
+        sure = "" if low is None or high is None else f" ({low:.0%} to {high:.0%})"
+        noise = ", within noise" if self.within_noise else ""
+        setting = ", ".join(f"{n}={_spelled(self.best[n])}" for n in _MAIN if n in self.best)
+        return f"<Recommendation {setting}: saves {self.saving.value:.0%}{sure}{noise}>"
+
+    def _repr_html_(self) -> str:
+        table: str = self.frame().T.to_html(border=0, float_format="{:.4g}".format, na_rep="")
+        return f"{table}<p>{html.escape(repr(self)[1:-1])}</p>"
 
 
 def recommend(
@@ -309,11 +335,15 @@ def _spelled(value: Any) -> str:
 
 
 def _cheapest(rows: pd.DataFrame) -> pd.Series:
+    return rows.iloc[int(rows[_cost_or_seconds(rows)].astype(float).argmin())]
+
+
+def _cost_or_seconds(rows: pd.DataFrame) -> str:
+    """The column of costs, or of seconds where there is no price."""
     try:
-        column = cost_column(rows)
+        return cost_column(rows)
     except ConfigError:
-        column = "s_per_100_images"
-    return rows.iloc[int(rows[column].astype(float).argmin())]
+        return "s_per_100_images"
 
 
 def _within(

@@ -15,6 +15,12 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
 
+    def __repr__(self) -> str:
+        bounds = (
+            "" if self.low is None or self.high is None else f" ({self.low:.4g} to {self.high:.4g})"
+        )
+        return f"{self.value:.4g}{bounds}"
+
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Median of positive repeats with a 95% interval; None without values.

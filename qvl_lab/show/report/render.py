@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from qvl_lab.assets import asset
 from qvl_lab.errors import InputError, QvlError, ReportError
@@ -23,13 +25,23 @@ _HIDDEN = {"parameters", "injected-parameters", "hide"}
 _CELL_TIMEOUT_S = 600
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReportFiles:
     """What a report leaves: the page to read, the executed notebook, the table."""
 
     html: Path
     notebook: Path
     csv: Path
+
+    def __repr__(self) -> str:
+        return f"<ReportFiles {self.html}, {self.notebook.name}, {self.csv.name}>"
+
+    def _repr_html_(self) -> str:
+        """Links to the files, the page first."""
+        return " · ".join(
+            f'<a href="{quote(path.as_posix())}" target="_blank">{escape(path.name)}</a>'
+            for path in (self.html, self.notebook, self.csv)
+        )
 
 
 def report(
