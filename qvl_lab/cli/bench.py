@@ -260,7 +260,7 @@ def _report(runs: Runs, out: Path, resume: ResumeOptions) -> None:
 
 
 def _note_results(runs: Runs, most: int = 12) -> None:
-    """Speed, memory and quality of the settings, the fastest first."""
+    """Speed and memory of the settings, the fastest first."""
     import pandas as pd
 
     frame = runs.frame()
@@ -270,7 +270,6 @@ def _note_results(runs: Runs, most: int = 12) -> None:
         "setting": done["key"].map(settings),
         "images/s": done["images_per_s"].round(3),
         "process GiB": (done["peak_process_bytes"].astype(float) / 2**30).round(2),
-        "quality": done["quality"].round(3),
     }
     table = pd.DataFrame(columns).dropna(axis=1, how="all")
     note(table.head(most).to_string(index=False))

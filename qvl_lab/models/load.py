@@ -26,10 +26,9 @@ from qvl_lab.config import ModelSpec
 from qvl_lab.errors import ConfigError, ModelError, PrecisionError, UnknownNameError
 from qvl_lab.models.architecture import Architecture
 from qvl_lab.models.memory import out_of_memory
+from qvl_lab.models.names import TINY, locate
 from qvl_lab.models.quantize import quantize, torchao_quantization
 from qvl_lab.models.shapes import (
-    SHAPES,
-    TINY,
     build,
     random_config,
     random_generation_config,
@@ -94,7 +93,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     if spec.model.startswith("random:"):
         model = _random_model(spec)
     else:
-        files = files if spec.model == TINY else _location(spec.model)
+        files = files if spec.model == TINY else locate(spec.model)
         model = _pretrained(spec, files)
     model = quantize(model, spec.precision).eval()
     tokenizer, image_processor = _processors(spec, files)
@@ -181,7 +180,7 @@ def read_architecture(model: str) -> Architecture:
     """
     if model.startswith("random:"):
         return Architecture.from_config(random_config(model).to_dict())
-    files = asset(TINY) if model == TINY else _location(model)
+    files = asset(TINY) if model == TINY else locate(model)
     try:
         return Architecture.from_config(AutoConfig.from_pretrained(files).to_dict())
     except (OSError, ValueError) as e:
@@ -195,21 +194,6 @@ def _random_model(spec: ModelSpec) -> Any:
     except (ValueError, ImportError) as e:
         raise ModelError(f"cannot build {spec.model}: {e}") from e
     model.generation_config = random_generation_config(config)
-    return model
-
-
-def _location(model: str) -> Path | str:
-    """A folder, or a hub id unchanged."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise ModelError(f"{path} holds no config.json, so it is no model folder")
-        return path
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        if "/" in model:
-            raise ModelError(f"model folder {model} does not exist")
-        known = [TINY, *(f"random:{size}" for size in (TINY, *SHAPES))]
-        raise UnknownNameError("model", model, [*known, "a folder", "owner/name on the hub"])
     return model
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qvl_lab.errors import ModelError, UnknownNameError
 
+#: The name of the embedded model, and of its shape after ``random:``.
 TINY = "tiny"
 RANDOM = "random:"
 #: Sizes of the published checkpoints whose shapes are known, and of the embedded model.

@@ -16,9 +16,8 @@ from transformers import (
 
 from qvl_lab.assets import asset
 from qvl_lab.errors import UnknownNameError
+from qvl_lab.models.names import TINY
 
-#: The name of the embedded model, and of its shape after ``random:``.
-TINY = "tiny"
 _TEXT = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936}
 _VISION_SMALL = {
     "depth": 24,

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import shlex
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
 from PIL import Image
 
 import qvl_lab
-from qvl_lab import cli
 from qvl_lab.analysis.quality.metrics import METRICS
 from qvl_lab.analysis.quality.scoring import score
 from qvl_lab.cli.app import app
@@ -36,28 +31,6 @@ COMMANDS = sorted(typer.main.get_command(app).commands)
 SMALL = "--device cpu --resolution 64 --max-new-tokens 2 --quiet"
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def qvl(monkeypatch, capsys, tmp_path) -> Callable[[str], Result]:
-    """Run a command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(line: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["qvl-lab", *shlex.split(line)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return Result(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
 def strict(text: str) -> Any:
     """Parse JSON as other languages do: NaN and Infinity are none."""
 
@@ -65,31 +38,6 @@ def strict(text: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
-
-
-@pytest.fixture
-def photos(tmp_path) -> Path:
-    """Three good images, four bad ones, and a file that is no image at all."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for color in ("red", "green", "blue"):
-        Image.new("RGB", (96, 64), color).save(folder / f"{color}.png")
-    buffer = io.BytesIO()
-    Image.effect_noise((200, 200), 90).convert("RGB").save(buffer, "JPEG")
-    (folder / "cut.jpg").write_bytes(buffer.getvalue()[:4000])
-    (folder / "text.png").write_text("this is no picture")
-    (folder / "empty.png").write_bytes(b"")
-    (folder / "bomb.png").write_bytes(bomb(60_000))
-    (folder / "notes.txt").write_text("not meant to be one")
-    return folder
-
-
-def bomb(side: int) -> bytes:
-    """A small PNG file that claims to be very large."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
-    packed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 # ---- help
@@ -427,6 +375,16 @@ def test_a_run_file_of_another_environment_exits_3_and_names_the_choices(qvl, ph
     assert Path("runs.1.jsonl").exists()
 
 
+def test_a_sweep_ends_with_its_results_and_what_to_do_next(qvl, photos):
+    result = qvl(SWEEP.replace("--quiet ", ""))
+    head, first, second = result.err.splitlines()[-4:-1]
+    assert head.split() == ["setting", "images/s", "process", "GiB"]
+    assert {"fp32, 64 px, batch 1", "fp32, 64 px, batch 2"} == {
+        line.strip().rsplit(maxsplit=2)[0] for line in (first, second)
+    }
+    assert result.err.endswith("next: qvl-lab report runs.jsonl\n")
+
+
 # ---- ablate
 
 
@@ -539,10 +497,10 @@ def scored_runs(on_cpu) -> str:
 
 
 @pytest.fixture
-def reported(qvl, scored_runs, monkeypatch) -> Callable[[str], tuple[Result, Any]]:
+def reported(qvl, scored_runs, monkeypatch) -> Callable[[str], tuple[Any, Any]]:
     """Run the command; instead of the notebook, return the page that it would show."""
 
-    def run(options: str) -> tuple[Result, Any]:
+    def run(options: str) -> tuple[Any, Any]:
         asked: dict[str, Any] = {}
         monkeypatch.setattr(
             "qvl_lab.show.report.render._execute", lambda _, given: asked.update(given)

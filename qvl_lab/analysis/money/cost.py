@@ -6,6 +6,7 @@ same layout, or given as a number. Nothing is converted between currencies witho
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +21,7 @@ from qvl_lab.errors import ConfigError, UnknownNameError
 
 KINDS = ("on_demand", "spot", "reserved")
 SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€", "GBP": "£", "JPY": "JP¥"}
+_ISO_DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?")
 #: Multiples of one image's seconds that the cost columns are quoted for.
 UNITS = {"per_100_images": 100, "per_1000_answers": 1000}
 
@@ -43,6 +45,11 @@ class Price:
         for name in ("gpu", "provider", "date", "source"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} of a price must be text, not {getattr(self, name)!r}")
+        if self.date != "undated" and not _ISO_DATE.fullmatch(self.date):
+            raise ConfigError(
+                "the date of a price is ISO (2026-11-01, 2026-11, 2026) or undated, not "
+                f"{self.date!r}"
+            )
         if self.kind not in KINDS:
             raise UnknownNameError("price kind", self.kind, KINDS)
         if not _positive(self.per_hour):
@@ -90,8 +97,10 @@ def prices(file: str | Path | None = None) -> list[Price]:
     Raises
     ------
     ConfigError
-        If the file cannot be read, or an entry lacks a field or has an unknown one.
+        If the file cannot be read, or a price or a rate lacks a field or has an unknown one.
     """
+    if file:
+        _entries(file, "rate", Rate)  # a file is right as a whole, or refused
     return [*(_entries(file, "price", Price) if file else []), *_packaged("price", Price)]
 
 
@@ -209,7 +218,8 @@ def price(
         ``attrs["currency"]``, ``attrs["cost_per_hour"]`` what an hour of this work costs in it.
     """
     if not 0 < utilisation <= 1:
-        raise ConfigError(f"utilisation must be above 0 and at most 1, not {utilisation!r}")
+        hint = f"; did you mean {utilisation / 100:g}?" if 1 < utilisation <= 100 else ""
+        raise ConfigError(f"utilisation must be above 0 and at most 1, not {utilisation!r}{hint}")
     if per_hour is not None:
         quoted = Price(
             gpu=gpu or "GPU",

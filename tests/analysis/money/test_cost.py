@@ -314,3 +314,21 @@ def test_cost_column_is_found_or_asked_for(seconds):
 @pytest.mark.parametrize(("code", "sign"), [("CNY", "¥"), ("USD", "$"), ("AUD", "AUD ")])
 def test_symbol(code, sign):
     assert symbol(code) == sign
+
+
+@pytest.mark.parametrize("date", ["2026/11/01", "01.11.2026", "2026-13-01", "soon", ""])
+def test_the_date_of_a_price_is_iso(date):
+    with pytest.raises(ConfigError, match="date of a price is ISO"):
+        Price(gpu="Z", provider="us", per_hour=1, currency="CNY", date=date)
+
+
+def test_utilisation_in_percent_is_understood_and_refused(make_run):
+    with pytest.raises(ConfigError, match=r"not 40; did you mean 0\.4\?"):
+        price(frame([make_run()]), per_hour=1, utilisation=40)
+
+
+def test_a_file_with_a_wrong_rate_gives_no_prices(tmp_path):
+    row = '[[price]]\ngpu = "Z"\nprovider = "us"\nper_hour = 1\ncurrency = "CNY"\n'
+    (tmp_path / "own.toml").write_text(row + '[[rate]]\nfrom = "USD"\nto = "CNY"\nrate = 7\n')
+    with pytest.raises(ConfigError, match="field in rate 1 of"):
+        find_price("Z", file=tmp_path / "own.toml")
