@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -175,18 +176,16 @@ class TransformersBackend:
         visual = len(inputs["pixel_values"]) // self.loaded.image_processor.merge_size**2
         amounts = {"vision": {"tokens": visual}, "prefill": {"tokens": ids.numel()}}
         sampling = SamplingParams.of(spec, self.loaded.random_weights)
-        options: dict[str, Any] = {}
+        options = _generate_options(sampling)
         if static:
             options["cache_implementation"] = "static"
-        with torch.inference_mode(), marks(self.loaded.model, steps=not static, **amounts):
+        with (
+            torch.inference_mode(),
+            _seeded(sampling, self.loaded.device),
+            marks(self.loaded.model, steps=not static, **amounts),
+        ):
             sequences = self.loaded.model.generate(
                 **inputs,
-                max_new_tokens=sampling.max_new_tokens,
-                min_new_tokens=sampling.min_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
                 logits_processor=[watch],
                 **options,
             )
@@ -213,6 +212,31 @@ class TransformersBackend:
         self._stats.batch_s.extend({a.latency_s for _, a in done if a.latency_s is not None})
         for request, answer in done:
             yield request.index, replace(answer, ttft_s=ttft_s if answer.text is not None else None)
+
+
+def _generate_options(sampling: SamplingParams) -> dict[str, Any]:
+    """Options of ``generate``, all said so that none comes from the model's own config."""
+    drawn = sampling.do_sample
+    return {
+        "max_new_tokens": sampling.max_new_tokens,
+        "min_new_tokens": sampling.min_new_tokens,
+        "do_sample": drawn,
+        "temperature": sampling.temperature if drawn else None,
+        "top_p": sampling.top_p if drawn else None,
+        "top_k": (sampling.top_k or 0) if drawn else None,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
+
+
+@contextmanager
+def _seeded(sampling: SamplingParams, device: torch.device) -> Iterator[None]:
+    """Seed torch while the block runs, if the sampling has a seed; its random states come back."""
+    if not sampling.do_sample or sampling.seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed)
+        yield
 
 
 def _work(patches: list[int], prompts: list[int], length: int, new: int) -> Work:

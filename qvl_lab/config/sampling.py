@@ -12,6 +12,19 @@ from qvl_lab.errors import ConfigError
 class SamplingParams:
     """How tokens are chosen, in transformers' names: the most likely one unless ``do_sample``.
 
+    Attributes
+    ----------
+    temperature, top_k, top_p
+        With ``do_sample``: the logits are divided by the temperature, then only the ``top_k`` best
+        tokens are kept (None or 0 keeps all), then the smallest set that holds ``top_p``.
+    repetition_penalty : float
+        Divides the positive logits of tokens that the prompt or the answer has already, and
+        multiplies the negative ones; 1 changes nothing. It holds without ``do_sample`` too.
+    seed : int or None
+        With ``do_sample``: the fast engine gives one request the same answer for the same seed,
+        whatever is answered beside it; transformers gives one batch the same answers. None takes a
+        seed from torch's random state.
+
     Raises
     ------
     ConfigError
@@ -24,6 +37,8 @@ class SamplingParams:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
@@ -40,6 +55,18 @@ class SamplingParams:
             raise ConfigError(f"top_p must be over 0 and at most 1, not {self.top_p}")
         if self.top_k is not None and self.top_k < 0:
             raise ConfigError(f"top_k must be at least 0, which keeps all, not {self.top_k}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ConfigError(
+                "repetition_penalty must be over 0 and finite, and over 1 against repetition, not "
+                f"{self.repetition_penalty}"
+            )
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether each token is the most likely one of the model's own logits."""
+        return not self.do_sample and self.repetition_penalty == 1
 
     @classmethod
     def of(cls, engine: EngineSpec, random_weights: bool) -> SamplingParams:

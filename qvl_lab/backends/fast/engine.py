@@ -356,8 +356,8 @@ class Engine:
             self._recover(failure, chunks=step.chunks)
 
     def _decode(self, sequences: list[Sequence]) -> None:
-        sampled = any(sequence.sampling.do_sample for sequence in sequences)
-        self._outputs.add(sequences, self.model_runner.decode(sequences, sampled))
+        plain = all(sequence.sampling.is_plain_greedy for sequence in sequences)
+        self._outputs.add(sequences, self.model_runner.decode(sequences, plain))
         self.work += Work(
             decode_steps=1,
             decode_rows=len(sequences),

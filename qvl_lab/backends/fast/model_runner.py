@@ -103,10 +103,10 @@ class ModelRunner:
             logits = self.model.prefill(self._pack(chunks), self.cache)
             return self._first_tokens(logits, ended) if ended else None
 
-    def decode(self, sequences: SequenceOf[Sequence], sampled: bool) -> Tensor:
+    def decode(self, sequences: SequenceOf[Sequence], plain: bool) -> Tensor:
         """Generate one token for each sequence, on the device, valid until the next step.
 
-        ``sampled`` says whether any of them asks for more than the most likely token.
+        ``plain`` says that the sampling parameters of all of them are plain greedy.
         """
         slots = [_slot(sequence) for sequence in sequences]
         if self._last_slots[0] != slots:
@@ -114,7 +114,7 @@ class ModelRunner:
         if self.device.type == "cpu":
             self._batch.used_blocks = max(len(sequence.block_table) for sequence in sequences)
         with stage("decode", gpu=True, tokens=len(slots)):
-            return (self._decode_sampled if sampled else self._decode)(self._last_slots[1])
+            return (self._decode if plain else self._decode_sampled)(self._last_slots[1])
 
     def update_block_tables(self, sequences: SequenceOf[Sequence]) -> None:
         """Bring the block tables of sequences to the device."""
@@ -166,19 +166,22 @@ class ModelRunner:
     def _first_tokens(self, logits: Tensor, ended: SequenceOf[Sequence]) -> Tensor:
         """Add sequences whose prompt ends here to the batch, and choose their first tokens."""
         state: list[int] = []
-        temperature_top_p: list[list[float]] = []
+        floats: list[list[float]] = []
         for sequence in ended:
             length, sampling = sequence.num_prefill_tokens, sequence.sampling
             generated = length - sequence.num_prompt_tokens
             position = length - _position_shift(sequence, self._merge)
             state += row_header(0, length, position, generated, sampling)
             state += self._padded(sequence)
-            temperature_top_p.append([sampling.temperature, sampling.top_p])
+            floats.append([sampling.temperature, sampling.top_p, sampling.repetition_penalty])
+            if sampling.repetition_penalty != 1:
+                ids = self._to_device(sequence.token_ids[:length], torch.int64)
+                self._batch.penalise(_slot(sequence), ids, logits.shape[1])
         slots = self._to_device([_slot(sequence) for sequence in ended], torch.int64)
         rows = self._to_device(state, torch.int64).view(len(ended), -1)
-        self._batch.add(slots, rows, self._pinned_to_device(torch.tensor(temperature_top_p)))
-        sampled = any(sequence.sampling.do_sample for sequence in ended)
-        return self._batch.first_tokens(logits, slots, sampled)
+        self._batch.add(slots, rows, self._pinned_to_device(torch.tensor(floats)))
+        plain = all(sequence.sampling.is_plain_greedy for sequence in ended)
+        return self._batch.first_tokens(logits, slots, plain)
 
     def _cache_slots(self, sequence: Sequence, stop: int) -> Tensor:
         """The slots of the flattened cache that hold a sequence's first ``stop`` tokens."""

@@ -8,7 +8,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from qvl_lab.backends.fast.input_batch import (
     GENERATED,
@@ -16,11 +21,12 @@ from qvl_lab.backends.fast.input_batch import (
     LENGTH,
     OVERFLOW,
     POSITION,
+    SEED,
     TOKEN,
     InputBatch,
     row_header,
-    sample,
 )
+from qvl_lab.backends.fast.sampling import penalised, sample, splitmix64, uniform
 from qvl_lab.config import SamplingParams
 
 VOCABULARY, SLOTS, WIDTH, NULL_BLOCK = 12, 3, 2, 99
@@ -49,7 +55,9 @@ def transformers_probabilities(logits: Tensor, temperature=1.0, top_k=0, top_p=1
 def draws(logits: Tensor, times: int, temperature=1.0, top_k=0, top_p=1.0) -> Tensor:
     """How often each token is drawn."""
     temperature_top_p = torch.tensor([[temperature, top_p]]).expand(times, 2)
-    tokens = sample(logits.expand(times, -1), torch.full((times,), top_k), temperature_top_p)
+    seeds, step = torch.arange(times), torch.randint(100, ()).expand(times)
+    noise = uniform(seeds, step)
+    tokens = sample(logits.expand(times, -1), torch.full((times,), top_k), temperature_top_p, noise)
     return torch.bincount(tokens, minlength=len(logits))
 
 
@@ -85,9 +93,9 @@ def test_rows_are_drawn_each_in_its_own_way():
     logits = torch.randn(50, VOCABULARY)
     top_k = torch.tensor([1, 0] * 25)
     temperature_top_p = torch.tensor([[5.0, 1.0], [1e-3, 1.0]] * 25)
-    assert torch.equal(sample(logits, top_k, temperature_top_p), logits.argmax(-1))
+    assert torch.equal(sample(logits, top_k, temperature_top_p, torch.rand(50)), logits.argmax(-1))
     temperature_top_p[1::2] = torch.tensor([5.0, 1.0])
-    tokens = sample(logits, top_k, temperature_top_p)
+    tokens = sample(logits, top_k, temperature_top_p, torch.rand(50))
     assert torch.equal(tokens[::2], logits.argmax(-1)[::2])
     assert not torch.equal(tokens[1::2], logits.argmax(-1)[1::2])
 
@@ -96,8 +104,54 @@ def test_tokens_without_a_chance_are_never_drawn_from_a_large_vocabulary():
     torch.manual_seed(3)
     logits = torch.full((200, 20_000), -math.inf)
     logits[:, ::1000] = torch.randn(200, 20)
-    tokens = sample(logits, torch.zeros(200, dtype=torch.int64), torch.ones(200, 2))
-    assert not (tokens % 1000).any()
+    for noise in (torch.rand(200), torch.zeros(200), torch.full((200,), 1 - 2**-24)):
+        tokens = sample(logits, torch.zeros(200, dtype=torch.int64), torch.ones(200, 2), noise)
+        assert not (tokens % 1000).any()
+
+
+# ---- noise
+
+
+def test_noise_is_that_of_splitmix64():
+    """The first outputs for the seed 1234567, as published with the generator's reference code."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    seeds = torch.full((3,), 1234567)
+    found = splitmix64(seeds, torch.arange(3)).tolist()
+    assert [n % 2**64 for n in found] == published
+
+
+@pytest.mark.parametrize("which", ["seeds", "steps", "both"])
+def test_noise_is_uniform_over_seeds_and_over_steps(which):
+    count, zeros = torch.arange(50_000), torch.zeros(50_000, dtype=torch.int64)
+    pairs = {"seeds": (count, zeros), "steps": (zeros, count), "both": (count // 50, count % 50)}
+    noise = uniform(*pairs[which])
+    assert noise.min() >= 0
+    assert noise.max() < 1
+    assert chisquare(torch.histc(noise, 100, 0, 1)).pvalue > 1e-6
+    after = torch.histc(noise[1:][noise[:-1] < 0.1], 10, 0, 1)  # neighbours are independent
+    assert chisquare(after).pvalue > 1e-6
+
+
+def test_noise_depends_on_its_own_row_alone():
+    seeds = torch.tensor([5, 2**63 - 1, 0, 5])
+    step = torch.tensor([3, 9, 0, 3])
+    together = uniform(seeds, step)
+    assert torch.equal(together, torch.cat([uniform(seeds[[i]], step[[i]]) for i in range(4)]))
+    assert together[0] == together[3]
+    assert len(together.unique()) == 3
+
+
+# ---- repetition
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 5.0])
+def test_repeated_tokens_are_penalised_as_transformers_does(penalty):
+    torch.manual_seed(0)
+    logits, ids = 3 * torch.randn(4, 50), torch.randint(50, (4, 20))
+    logits[0, ids[0, 0]] = -math.inf
+    seen = torch.zeros(4, 50, dtype=torch.bool).scatter_(1, ids, True)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
+    assert torch.equal(penalised(logits, seen, torch.full((4, 1), penalty)), expected)
 
 
 # ---- rows
@@ -122,8 +176,8 @@ def batch_with(logits: Tensor, samplings: list[SamplingParams]) -> InputBatch:
     rows = torch.arange(len(samplings))
     heads = [row_header(20 + i, 10 + i, 7 + i, 1, s) for i, s in enumerate(samplings)]
     state = torch.tensor([[*head, 30 + i, 40 + i] for i, head in enumerate(heads)])
-    temperature_top_p = torch.tensor([[s.temperature, s.top_p] for s in samplings])
-    batch.add(rows, state, temperature_top_p)
+    floats = [[s.temperature, s.top_p, s.repetition_penalty] for s in samplings]
+    batch.add(rows, state, torch.tensor(floats))
     return batch
 
 
@@ -229,11 +283,45 @@ def test_greedy_cold_and_hot_rows_go_together():
     assert len(tokens[2]) > 5
 
 
+def test_a_penalty_counts_the_prompt_and_what_was_chosen_and_spares_other_rows():
+    """Token 3 has 2.0, token 0 has 1.0, all others 0: divided by 4, a token loses to the next."""
+    logits = logits_for(3, 3)
+    batch = batch_with(logits, [SamplingParams(repetition_penalty=4.0), SamplingParams()])
+    batch.penalise(0, torch.tensor([1, 1, 9]), VOCABULARY)
+    found = [batch.decode_sampled(torch.tensor([0, 1])).tolist() for _ in range(3)]
+    assert found == [[3, 3], [0, 3], [3, 3]]  # 2.0, then 1.0 beside 0.5, then 0.5 beside 0.25
+    assert batch._seen[0].nonzero()[:, 0].tolist() == [0, 1, 3, 9]
+    batch.penalise(0, torch.tensor([2]), VOCABULARY)  # the next sequence in this slot
+    assert batch._seen[0].nonzero()[:, 0].tolist() == [2]
+
+
+def test_a_seed_gives_the_same_tokens_in_any_slot_beside_any_other():
+    """Also after tokens were generated elsewhere: the noise goes by how many there are."""
+    logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(0)).expand(3, -1)
+    one, other = (SamplingParams(do_sample=True, temperature=2.0, seed=seed) for seed in (11, 12))
+    alone = batch_with(logits, [one])
+    expected = [alone.decode_sampled(torch.tensor([0])).item() for _ in range(30)]
+    beside = batch_with(logits, [other, SamplingParams(), one])
+    rows = torch.tensor([2, 0, 1])
+    found = [beside.decode_sampled(rows).tolist() for _ in range(30)]
+    assert [tokens[0] for tokens in found] == expected
+    assert [tokens[1] for tokens in found] != expected
+    assert len(set(expected)) > 3
+
+
+def test_without_a_seed_torchs_random_state_gives_one():
+    sampling, seeds = SamplingParams(do_sample=True), []
+    for state in (1, 1, 2):
+        torch.manual_seed(state)
+        seeds.append(row_header(0, 0, 0, 0, sampling)[SEED])
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
 @pytest.mark.parametrize(
     ("sampling", "top_k"),
     [({}, -1), ({"do_sample": True}, 0), ({"do_sample": True, "top_k": 7}, 7), ({"top_k": 7}, -1)],
 )
 def test_a_row_says_how_its_tokens_are_chosen(sampling, top_k):
     row = row_header(1, 2, 3, 4, SamplingParams(min_new_tokens=5, **sampling))
-    assert row == [1, 2, 3, 4, 5, top_k]
+    assert row[:SEED] == [1, 2, 3, 4, 5, top_k]
     assert len(row) == HEADER
