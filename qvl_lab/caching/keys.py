@@ -19,7 +19,7 @@ from qvl_lab.assets import asset
 from qvl_lab.config import ModelSpec
 from qvl_lab.errors import ConfigError, ImageError, ModelError
 from qvl_lab.models.load import base_dtype, resolve
-from qvl_lab.models.shapes import TINY
+from qvl_lab.models.names import TINY
 
 #: Suffixes of the files that decide what a model computes: weights, settings, templates, code.
 MODEL_FILES = frozenset({".json", ".safetensors", ".jinja", ".txt", ".py"})

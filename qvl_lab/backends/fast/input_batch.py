@@ -152,9 +152,8 @@ def row_header(
 
     A request that samples without a seed gets one from torch's random state.
     """
-    top_k, seed = -1, 0
-    if sampling.do_sample:
-        top_k, seed = sampling.top_k or 0, sampling.seed
-        if seed is None:
-            seed = int(torch.randint(2**63 - 1, ()))
+    top_k = (sampling.top_k or 0) if sampling.do_sample else -1
+    seed = sampling.seed
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, ())) if sampling.do_sample else 0
     return [token, length, position, generated, sampling.min_new_tokens, top_k, seed]

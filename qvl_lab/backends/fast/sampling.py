@@ -24,7 +24,8 @@ def uniform(seed: Tensor, step: Tensor) -> Tensor:
     seed, step : Tensor
         (rows,) int64 each.
     """
-    return _shifted(splitmix64(seed, step), 64 - _BITS).float() / 2**_BITS
+    noise: Tensor = _shifted(splitmix64(seed, step), 64 - _BITS).float() / 2**_BITS
+    return noise
 
 
 def splitmix64(seed: Tensor, step: Tensor) -> Tensor:
