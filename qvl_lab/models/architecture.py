@@ -1,6 +1,6 @@
 """The sizes of a Qwen vision-language model, and what follows from them alone.
 
-Read from the dict that a Hugging Face config gives; four families of models are known.
+They are read from the dict of a Hugging Face config; four families of models are known.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any, Self
 from qvl_lab.errors import ConfigError, UnknownNameError
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-#: Bytes of a value of the text layers' matrices, and of any other value.
+#: Bytes of a value in the text layers' linear weights, and of any other value.
 VALUE_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "int8": (1, 2), "fp8": (1, 2)}
 
 
 def value_bytes(precision: str, device: str = "cuda") -> tuple[int, int]:
-    """Bytes of a value of the text layers' matrices, and of any other weight or activation.
+    """Bytes of a value in the text layers' linear weights, and of any other weight or activation.
 
-    int8 and fp8 quantise the text layers' matrices and nothing else; what they leave is bf16 on a
+    int8 and fp8 quantise the text layers' linear weights and nothing else; all else is bf16 on a
     GPU and fp32 on a CPU (see :func:`qvl_lab.models.load.base_dtype`).
 
     Raises
     ------
     UnknownNameError
-        If the precision is none of ``VALUE_BYTES``.
+        If the precision is not in ``VALUE_BYTES``.
     """
     if precision not in VALUE_BYTES:
         raise UnknownNameError("precision", precision, VALUE_BYTES)
@@ -42,17 +42,17 @@ class Architecture:
     model_type : str
         One of ``MODEL_TYPES``.
     hidden, intermediate, layers, heads, kv_heads, head_dim, vocab : int
-        Of the language model.
+        Sizes of the language model.
     tied : bool
         Whether the LM head is the embedding.
     attention_bias : bool
         Whether the projections of Qwen3's attention have biases (those of Qwen2's always do).
     experts, experts_per_token, moe_intermediate : int or None
-        Of a mixture of experts.
+        Sizes of a mixture of experts; None in a dense model.
     dense_layers : int
         Layers of a mixture of experts that have one MLP of ``intermediate`` instead.
     vision_depth, vision_hidden, vision_intermediate, vision_heads : int
-        Of the vision tower.
+        Sizes of the vision tower.
     patch, temporal_patch, channels, merge : int
         Pixels of a patch's side, frames, colours; patches of a visual token's side.
     positions : int
@@ -60,7 +60,7 @@ class Architecture:
     deepstack : int
         Mergers besides the last one, whose tokens are added to the first text layers.
     vision_gated : bool
-        Whether the vision tower's MLP has three matrices (Qwen2.5-VL) or two.
+        Whether the vision tower's MLP has three linear layers (Qwen2.5-VL) or two.
     window : int or None
         Patches in a window of the vision tower's attention, where it has windows.
     full_attention_blocks : int
@@ -97,12 +97,12 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read what ``model.config.to_dict()`` gives.
+        """Read the sizes from ``model.config.to_dict()``.
 
         Raises
         ------
         UnknownNameError
-            If the model is of none of ``MODEL_TYPES``.
+            If the model's type is not in ``MODEL_TYPES``.
         ConfigError
             If a size is missing.
         """
@@ -121,7 +121,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_dict` wrote.
+        """Read the dict that :meth:`to_dict` returned.
 
         Raises
         ------
@@ -147,7 +147,7 @@ class Architecture:
 
     @property
     def kv_size(self) -> int:
-        """Values of a token's keys in one layer; its values are as many."""
+        """Values of a token's keys in one layer, and as many of its values."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -162,7 +162,7 @@ class Architecture:
 
     @property
     def qwen3(self) -> bool:
-        """Whether it is of the third generation, which changed norms, biases and positions."""
+        """Whether the model is a Qwen3-VL, which changed norms, biases and positions."""
         return self.model_type.startswith("qwen3")
 
     @property
@@ -172,12 +172,12 @@ class Architecture:
 
     @property
     def expert_parameters(self) -> int:
-        """Of one expert of one layer: gate, up and down matrices."""
+        """Parameters of one expert of one layer: its gate, up and down projections."""
         return 3 * self.hidden * (self.moe_intermediate or 0)
 
     @property
     def matrix_parameters(self) -> int:
-        """Of the text layers' matrices, which are all but their norms and biases."""
+        """Parameters of the text layers' linear weights, which is all but norms and biases."""
         attention = 2 * self.hidden * (self.query_size + self.kv_size)
         experts = (self.experts or 0) * (self.expert_parameters + self.hidden)
         dense = (self.layers - self.expert_layers) * 3 * self.hidden * self.intermediate
@@ -185,7 +185,7 @@ class Architecture:
 
     @property
     def merger_parameters(self) -> int:
-        """Of the matrices of one merger."""
+        """Parameters of the linear weights of one merger."""
         merged = self.merged_patches * self.vision_hidden
         return merged * (merged + self.hidden)
 

@@ -1,19 +1,19 @@
 """Stage marks at the borders of a Qwen vision-language model's parts, by hooks.
 
-The model is not changed, and the hooks come off again. Marked are, with the names they have in
-Qwen3-VL (Qwen2.5-VL and Qwen2-VL have no DeepStack mergers):
+The model is not changed, and the hooks are removed again. These stages are marked, under the names
+that Qwen3-VL's parts have (Qwen2.5-VL and Qwen2-VL have no DeepStack mergers):
 
 ===============================  ==============================================================
 ``vision``                       the vision tower: pixels to visual tokens
 ``vision/patch_embed``           its first layer
 ``vision/merger``                the merger and every DeepStack merger, each a call
-``prefill``                      from there to the first token's scores
+``prefill``                      from there to the first token's logits
 ``decode``                       from there to the last token
 ``prefill/layers``               the language model's layers
 ``decode/layers``                the same, a call each step
-``prefill/lm_head``              hidden states to scores
+``prefill/lm_head``              hidden states to logits
 ``decode/lm_head``               the same, a call each step
-``decode/sampling``              scores to the next step: choosing a token, asking whether to
+``decode/sampling``              logits to the next step: choosing a token, asking whether to
                                  stop, preparing inputs
 ===============================  ==============================================================
 
@@ -34,10 +34,10 @@ from qvl_lab.probe.stages import begin, end
 
 
 class StepWatch(LogitsProcessor):  # type: ignore[misc]
-    """Sees every step's scores: marks the end of the prefill, and remembers inf and NaN per row.
+    """Watches every step's logits: marks the end of the prefill, and notes inf and NaN per row.
 
-    A maximum carries both through, so one small kernel a step suffices and nothing waits for it.
-    A logits processor stays outside what ``generate`` compiles.
+    The maximum of a row is inf or NaN if any of its logits is, so one small kernel a step suffices,
+    and nothing waits for it. A logits processor stays outside what ``generate`` compiles.
 
     Parameters
     ----------
@@ -51,22 +51,22 @@ class StepWatch(LogitsProcessor):  # type: ignore[misc]
     finite : Tensor
         (batch,) bool.
     steps : int
-        How often scores were seen: tokens generated a row.
+        Steps so far, which is the number of tokens generated a row.
     """
 
     def __init__(self, input_ids: torch.Tensor, *, sampling: bool = True) -> None:
         self.finite = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         self.steps, self._sampling = 0, sampling
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.finite &= torch.isfinite(scores.amax(-1))
+    def __call__(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        self.finite &= torch.isfinite(logits.amax(-1))
         if not self.steps:
             end("prefill", gpu=True)
             begin("decode", gpu=True)
         self.steps += 1
         if self._sampling:
             begin("sampling", gpu=True)
-        return scores
+        return logits
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def marks(model: Any, *, steps: bool = True, **amounts: dict[str, int]) -> Itera
         Also mark what happens in every step. Off where ``generate`` compiles the step: a hook
         inside would be compiled with it.
     amounts : dict
-        By stage, what goes through it: ``vision={"tokens": 1024}``.
+        By stage, the amounts that are counted in it: ``vision={"tokens": 1024}``.
     """
     handles: list[Any] = []
     try:
@@ -97,7 +97,7 @@ def marks(model: Any, *, steps: bool = True, **amounts: dict[str, int]) -> Itera
 
 
 def _hook(model: Any, steps: bool, amounts: dict[str, dict[str, int]], handles: list[Any]) -> None:
-    """Put the hooks on; ``handles`` gets what takes them off."""
+    """Register the hooks, and add their handles, which remove them, to ``handles``."""
 
     def around(module: Any, name: str) -> None:
         handles.append(module.register_forward_pre_hook(lambda *_: begin(name, gpu=True)))
