@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+from PIL import Image
+
 from qvl_lab.backends.base import Answer, Request
 from qvl_lab.config import FIELDS, Config, EngineSpec, ImagePolicy, check_name
-from qvl_lab.errors import ConfigError, InputError
+from qvl_lab.errors import ConfigError, ImageError, InputError
 from qvl_lab.models.load import LoadedModel
 from qvl_lab.probe.stages import stage
 from qvl_lab.workloads.decode import image_size, read_bytes
@@ -16,8 +19,10 @@ from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.resize import resolution_for, target_size
 
 MAX_PROMPT_CHARACTERS = 100_000
-#: Requests that are looked at together; bounds the encoded bytes held at a time.
+#: Most requests that are checked, and held with their encoded images, at a time.
 WINDOW = 512
+#: Encoded bytes after which no further request is added to a window.
+WINDOW_BYTES = 256 * 2**20
 
 
 class InputProcessor:
@@ -30,12 +35,17 @@ class InputProcessor:
         self._reserved = [str(token) for token in added if token.special]
 
     def request(self, index: int, item: Item, policy: ImagePolicy) -> Request | Answer:
-        """Check one item from its header; an Answer says why it cannot be used."""
+        """Check one item from its header; an Answer says why it cannot be used.
+
+        A PIL image is loaded here: its own loading is not safe where threads share the image.
+        """
         limits = self.loaded.limits
         try:
             image = read_bytes(item.image, policy)
             resolution = resolution_for(policy, item.task)
             size = target_size(image_size(image, policy), resolution, limits)
+            if not isinstance(image, bytes):
+                _load(image)
             text = self.prompt(item.question)
         except (InputError, ConfigError) as e:
             return Answer(id=item.id, error=str(e))
@@ -44,17 +54,27 @@ class InputProcessor:
     def windows(
         self, items: Sequence[Item], policy: ImagePolicy
     ) -> Iterator[tuple[list[Request], list[tuple[int, Answer]]]]:
-        """Requests in portions, each with the (index, answer) of the items that cannot be used."""
-        for first in range(0, len(items), WINDOW):
+        """Requests in portions, each with the (index, answer) of the items that cannot be used.
+
+        A portion has at most ``WINDOW`` items, and ends with the image that makes its encoded bytes
+        reach ``WINDOW_BYTES``.
+        """
+        start = 0
+        while start < len(items):
             requests: list[Request] = []
             refused: list[tuple[int, Answer]] = []
+            encoded_bytes = 0
             with stage("decode_image"):
-                for index in range(first, min(first + WINDOW, len(items))):
+                for index in range(start, min(start + WINDOW, len(items))):
+                    start = index + 1
                     request = self.request(index, items[index], policy)
                     if isinstance(request, Answer):
                         refused.append((index, request))
-                    else:
-                        requests.append(request)
+                        continue
+                    requests.append(request)
+                    encoded_bytes += request.encoded_bytes
+                    if encoded_bytes >= WINDOW_BYTES:
+                        break
             yield requests, refused
 
     def prompt(self, question: str) -> str:
@@ -107,6 +127,24 @@ def settings_of(options: dict[str, Any]) -> tuple[EngineSpec, ImagePolicy]:
         check_name(name, allowed, "option")
     config = Config().replace(**options)
     return config.engine, config.images
+
+
+def _load(image: Image.Image) -> None:
+    """Decode a PIL image that was opened lazily, and its EXIF block, in this thread.
+
+    Raises
+    ------
+    ImageError
+        If it is truncated or damaged.
+    """
+    try:
+        image.load()
+    except MemoryError as e:
+        raise ImageError("decoding ran out of memory (MemoryError)") from e
+    except Exception as e:  # decoders fail on foreign bytes in many ways
+        raise ImageError(f"cannot be decoded, truncated or damaged: {e}") from e
+    with suppress(Exception):  # a damaged EXIF block: the pixels are fine
+        image.getexif()
 
 
 def _lone_surrogate(text: str) -> bool:

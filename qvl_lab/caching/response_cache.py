@@ -71,7 +71,7 @@ class ResponseCache(Generic[Member]):
         members = self._on_their_way.get(key) if key is not None else None
         if key is None or not members or member not in members:
             return []
-        first = next(iter(members)) is member
+        first = next(iter(members)) == member
         del members[member]
         if not first:
             self.waiting -= 1

@@ -139,14 +139,13 @@ class FastBackend:
         An engine that does not fit is closed, and nothing refers to it any more, before free memory
         is read and the new one takes its cache.
         """
-        spec = replace(spec, max_new_tokens=1, min_new_tokens=None)  # said request by request
         lengths = [self.processor.num_tokens(r) + sampling.max_new_tokens for r in requests]
         if self.engine is None or not self._fits(self.engine, spec, policy, lengths):
             self.close()
             size = size_cache(lengths, spec, token_budget(self.processor.loaded, spec))
             self.engine = Engine(
                 self.processor,
-                replace(spec, batch_size=size.slots),
+                _with_slots(spec, size.slots),
                 policy,
                 size.num_tokens,
                 size.max_model_len,
@@ -160,7 +159,7 @@ class FastBackend:
     ) -> bool:
         """Whether an engine has these settings, and the room that a new one would have."""
         slots = engine.spec.batch_size
-        if (engine.spec, engine.policy) != (replace(spec, batch_size=slots), policy):
+        if (engine.spec, engine.policy) != (_with_slots(spec, slots), policy):
             return False
         budget = token_budget(self.processor.loaded, spec, engine.num_tokens)
         size = size_cache(lengths, spec, budget)
@@ -192,3 +191,8 @@ class FastBackend:
     def _flush(self) -> None:
         if self._caches and self._caches[1].encoder is not None:
             self._caches[1].encoder.flush()
+
+
+def _with_slots(spec: EngineSpec, slots: int) -> EngineSpec:
+    """An engine's settings: sampling is left out, since each request brings its own."""
+    return replace(spec, batch_size=slots, max_new_tokens=1, min_new_tokens=None)

@@ -18,7 +18,7 @@ from qvl_lab.backends.fast.engine import Caches, Engine
 from qvl_lab.backends.fast.model_runner import ModelRunner
 from qvl_lab.caching.lru import Lru
 from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec, SamplingParams
-from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, QueueFullError
+from qvl_lab.errors import ClosedError, ConfigError, DeviceMemoryError, ModelError, QueueFullError
 from qvl_lab.models.load import resolve
 from qvl_lab.models.shapes import build
 from qvl_lab.runs.records import Work
@@ -263,6 +263,32 @@ def test_other_families_are_refused_with_the_engine_to_use(lab, monkeypatch):
 def test_the_stock_engines_cache_is_refused():
     with pytest.raises(ConfigError, match="stock engine's"):
         EngineSpec(engine="fast", cache_implementation="static")
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_image_whose_decoding_runs_out_of_memory_fails_alone(lab, monkeypatch, overlap, packing):
+    real = DecodePool.pixels
+
+    def pixels(self: DecodePool, request: Any) -> Any:
+        if request.index == 1:
+            raise MemoryError
+        return real(self, request)
+
+    monkeypatch.setattr(DecodePool, "pixels", pixels)
+    options = {"overlap": overlap, "packing": packing, **SMALL}
+    fast = lab.generate_batch([png("red"), png("blue"), png("green")], engine="fast", **options)
+    assert [text is None for text in fast.texts] == [False, True, False]
+    assert "out of memory" in fast[1].error
+    assert nothing_held(lab.fast.engine)
+
+
+def test_a_closed_engine_takes_no_requests_and_says_so(lab):
+    engine = engine_of(lab)
+    engine.close()
+    with pytest.raises(ClosedError, match="closed and takes no requests; make a new one"):
+        asking(engine, lab, ["red"])
+    assert nothing_held(engine)
 
 
 # ---- on the way
