@@ -21,6 +21,7 @@ from qvl_lab.cli.app import app
 from qvl_lab.cli.output import one_line
 from qvl_lab.errors import ReportError
 from qvl_lab.runs.store import Runs, Store
+from qvl_lab.show.report import sections
 from qvl_lab.show.report.review import review
 from qvl_lab.show.report.sections.first_page import change, first_line
 from qvl_lab.workloads.resize import visual_tokens
@@ -400,7 +401,7 @@ def test_an_ablation_writes_its_rows_and_the_report_shows_it(qvl, photos):
     assert result.out == "6 settings in ablation.jsonl: 6 ok\n"
     named = re.findall(r"^failed: (\S+):", result.err, re.MULTILINE)
     assert named == ["bomb.png", "cut.jpg", "empty.png", "text.png"]
-    page = review("ablation.jsonl", per_hour=36.0).ablation()
+    page = sections.ablation(review("ablation.jsonl", per_hour=36.0))
     command = re.search("```\n(.*)\n```", page[-1].data)[1]
     again = qvl(command.removeprefix("qvl-lab ") + " --json")
     # the same settings: nothing is measured again
@@ -507,7 +508,7 @@ def reported(qvl, scored_runs, monkeypatch) -> Callable[[str], tuple[Any, Any]]:
         )
         monkeypatch.setattr("qvl_lab.show.report.render.to_html", lambda *_, **__: None)
         result = qvl(f"report {scored_runs} --per-hour 36 {options}")
-        return result, review(**asked) if asked else None
+        return result, review(asked["runs"], **asked["options"]) if asked else None
 
     return run
 
