@@ -94,7 +94,7 @@ def run(
         "failures": failures,
     }
     if price and answered:
-        cost = result.wall_s * price.per_hour / 3600 / answered * 100
+        cost = price.of(result.wall_s) / answered * 100
         summary[f"cost_{price.currency.lower()}_per_100_images"] = cost
     if as_json:
         print(json.dumps({"summary": summary}, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from functools import lru_cache
 from typing import Any
@@ -11,6 +12,8 @@ from qvl_lab.claims import article, claims
 from qvl_lab.errors import UnknownNameError
 
 LANGUAGES = ("en", "zh")
+#: A space between two Chinese characters or beside a full-width mark, as a value may leave one.
+_STRAY = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) (?=[\u3000-\u9fff\uff00-\uffef])")
 
 
 def check_language(lang: str) -> None:
@@ -56,7 +59,8 @@ def label(key: str, lang: str, **values: Any) -> str:
     KeyError
         If there is no such text, or a placeholder has no value.
     """
-    return texts(lang)[key].format(article=article(), claims=_claims(), **values)
+    said = texts(lang)[key].format(article=article(), claims=_claims(), **values)
+    return _STRAY.sub("", said) if lang == "zh" else said
 
 
 @lru_cache(maxsize=1)

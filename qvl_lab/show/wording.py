@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.recommend import PRECISION_ORDER, peak_memory_bytes
-from qvl_lab.config import BY_TASK, FAST_ONLY
+from qvl_lab.config import BY_TASK, FAST_ONLY, Config
 from qvl_lab.show.locale import has_text, label
 from qvl_lab.show.quantities import money_sign
 from qvl_lab.tasks import article_resolutions, find_task
+
+_DEFAULTS = Config().flat()
 
 
 def resolution(value: Any, lang: str) -> str:
@@ -130,14 +133,6 @@ def precisions(frame: pd.DataFrame) -> list[str]:
     return known + sorted(names - set(known))
 
 
-def _in_short(column: pd.Series) -> pd.Series:
-    """A column in words; long tables of resolutions are numbered."""
-    if column.name != "task_resolutions":
-        return column.map(str)
-    tables = list(dict.fromkeys(value for value in column if isinstance(value, str)))
-    return column.map(lambda value: str(tables.index(value) + 1) if value in tables else "-")
-
-
 def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
     """What tells rows apart besides the settings that a figure draws.
 
@@ -151,24 +146,53 @@ def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
     return [name for name, values in compared.items() if values.map(str).nunique() > 1]
 
 
-def others(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
-    """For each row what :func:`differing` finds, "bf16 · engine=stock"; "" if nothing.
+def others(frame: pd.DataFrame, drawn: Sequence[str], lang: str) -> list[str]:
+    """For each row what :func:`differing` finds, in words: "bf16 · fast engine"; "" if nothing.
 
     What a row leaves to its default, or its engine does not look at, is left out.
     """
     names = differing(frame, drawn)
-    words = {
-        n: frame[n].map(str) if n == "precision" else f"{n}=" + _in_short(frame[n]) for n in names
-    }
-    rows = [row for _, row in frame.iterrows()]
-    return [
-        " · ".join(words[n].iloc[i] for n in names if is_told(row, n)) for i, row in enumerate(rows)
-    ]
+    return [told(row, names, lang, tables_of(frame)) for _, row in frame.iterrows()]
+
+
+def told(row: pd.Series, names: Sequence[str], lang: str, tables: Sequence[str] = ()) -> str:
+    """A row's settings of these names in words; ``tables`` numbers tables of resolutions."""
+    worth = [name for name in names if is_told(row, name)]
+    return label("between", lang).join(_in_words(n, row[n], lang, tables) for n in worth)
+
+
+def tables_of(frame: pd.DataFrame) -> list[str]:
+    """The frame's tables of resolutions, in the order of its rows."""
+    column: Iterable[Any] = frame.get("task_resolutions", [])
+    return list(dict.fromkeys(table for table in column if isinstance(table, str)))
+
+
+def field(name: str, lang: str) -> str:
+    """A setting's name in words: "KV cache", "batch"."""
+    key = f"field_{name}"
+    return label(key, lang) if has_text(key) else name.replace("_", " ")
+
+
+def _in_words(name: str, value: Any, lang: str, tables: Sequence[str]) -> str:
+    """One setting: "fast engine", "without packing", "prefill chunk 512"."""
+    if name in ("precision", "workload"):
+        return str(value)
+    if name == "engine" and has_text(f"engine_{value}"):
+        return label(f"engine_{value}", lang)
+    if name == "task_resolutions":
+        return label("table_of_resolutions", lang, n=tables.index(value) + 1)
+    words = field(name, lang)
+    if isinstance(value, bool | np.bool_):
+        return words if value else label("without", lang, what=words)
+    whole = isinstance(value, float) and value.is_integer()  # a column with gaps has floats
+    return f"{words} {int(value) if whole else value}"
 
 
 def is_told(row: pd.Series, name: str) -> bool:
     """Whether a row's setting is worth a word: it is not the default, and its engine sees it."""
-    return not pd.isna(row[name]) and is_seen(row, name)
+    value = row[name]
+    is_default = isinstance(value, bool | np.bool_) and bool(value) == _DEFAULTS.get(name)
+    return not pd.isna(value) and not is_default and is_seen(row, name)
 
 
 def is_seen(row: pd.Series, name: str) -> bool:

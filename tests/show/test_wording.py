@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import warnings
 from pathlib import Path
@@ -115,8 +116,8 @@ def test_differing_settings_are_told_apart():
         {"batch_size": [1, 2], "engine": ["stock", "fast"], "precision": "fp32", "seed": 0}
     )
     assert wording.differing(frame, ["batch_size"]) == ["engine"]
-    assert wording.others(frame, ["batch_size"]) == ["engine=stock", "engine=fast"]
-    assert wording.others(frame, ["batch_size", "engine"]) == ["", ""]
+    assert wording.others(frame, ["batch_size"], "en") == ["stock engine", "fast engine"]
+    assert wording.others(frame, ["batch_size", "engine"], "en") == ["", ""]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -243,7 +244,35 @@ def test_what_an_engine_does_not_look_at_is_not_said():
         }
     )
     assert wording.differing(frame, ["engine"]) == ["cache_implementation", "prefill_chunk"]
-    assert wording.others(frame, ["engine"]) == [
-        *("", "cache_implementation=static"),
-        *("prefill_chunk=8192", "prefill_chunk=32768"),
+    assert wording.others(frame, ["engine"], "en") == [
+        *("", "KV cache static"),
+        *("prefill chunk 8192", "prefill chunk 32768"),
     ]
+
+
+def test_what_is_switched_off_is_said_and_what_is_on_as_ever_is_not():
+    frame = pd.DataFrame(
+        {"engine": "fast", "packing": [True, False], "prefix_cache": [True, False]}
+    )
+    assert wording.others(frame, [], "en") == ["prefix cache", "without packing"]
+    assert wording.others(frame, [], "zh") == ["前缀缓存", "不用打包"]
+
+
+CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
+
+
+@pytest.mark.parametrize("key", locale.texts("zh"))
+def test_chinese_texts_have_full_width_marks_and_no_stray_spaces(key):
+    words = re.sub(r"qvl-lab [a-z-]+|--[a-z_]+( [a-zA-Z_=1]+)?", "", locale.texts("zh")[key])
+    assert not re.search(rf"[{CHINESE}] [{CHINESE}]", words)
+    assert not re.search(r"[，。；：（）] | [，。；：（）]", words)
+    if re.search("[\u4e00-\u9fff]", words):
+        assert not re.search(rf"[{CHINESE}}}][,;()]|[,;()][{CHINESE}{{]", words)
+    assert "原文" not in words
+
+
+def test_a_value_that_ends_in_chinese_leaves_no_stray_space():
+    values = {"today": "¥1.00", "best": "¥0.40", "percent": "60%", "low": "50%", "high": "70%"}
+    said = locale.label("headline", "zh", setting="fp32·按任务·快速引擎", **values)
+    assert "快速引擎后为" in said
+    assert "改用 fp32" in said

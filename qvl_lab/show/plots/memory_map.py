@@ -39,7 +39,7 @@ def feasible(frame: pd.DataFrame, *, precision: str | None = None, lang: str = "
             raise UnknownNameError("precision", precision, chosen)
         chosen, frame = [precision], frame[frame["precision"] == precision]
     metric = "cost" if quantities.money_sign(frame) else "images_per_s"
-    data = readings(frame, metric, CELL)
+    data = readings(frame, metric, CELL, lang)
     size = (1.5 + 0.72 * data["batch_size"].nunique(), 1.1 + 0.5 * data["order"].nunique())
     figure, grid = fonts.new_grid(1, len(chosen), size, sharey=True)
     colours = _colours(data)
@@ -124,6 +124,8 @@ def _notes(data: pd.DataFrame, mixed: Sequence[str], lang: str) -> list[Any]:
     if data["status"].isin(["oom", "skipped"]).any() and (data["status"] == "ok").any():
         notes.append(Line2D([], [], color=_LIMIT, lw=3.5, label=label("limit_line", lang)))
     if mixed:
-        words = label("best_of_cell", lang, names=", ".join(mixed))
+        words = label(
+            "best_of_cell", lang, names=", ".join(wording.field(name, lang) for name in mixed)
+        )
         notes.append(Line2D([], [], linestyle="none", label=words))
     return notes

@@ -19,7 +19,7 @@ from qvl_lab.show.plots.shared import MARKERS, cycle, is_wide
 
 
 def kinds(data: pd.DataFrame) -> pd.Series:
-    """What a marker stands for: "bf16", or "bf16 · engine=fast" where more differs."""
+    """What a marker stands for: "bf16", or "bf16 · fast engine" where more differs."""
     return data["precision"].map(str) + data["other"].map(lambda other: f" · {other}" * bool(other))
 
 

@@ -146,7 +146,7 @@ def quality_cost(
     if min_quality is not None and min_quality > 1:
         raise ConfigError(f"min_quality is a share from 0 to 1, not {min_quality}")
     metric = "cost" if quantities.money_sign(frame) else "s_per_100_images"
-    data = readings(frame, metric, CELL)
+    data = readings(frame, metric, CELL, lang)
     data["key"] = frame["key"].reset_index(drop=True)
     data[_SCORES] = frame[_SCORES].reset_index(drop=True).astype(float)
     known = data.dropna(subset=["value", "quality"])

@@ -115,7 +115,7 @@ def tradeoff(
     no other one beats in both; today's and the recommended one are named.
     """
     metric = "cost" if quantities.money_sign(frame) else "s_per_100_images"
-    data = readings(frame, metric, CELL)
+    data = readings(frame, metric, CELL, lang)
     data["memory"] = memory_gib(frame.reset_index(drop=True))
     known = data.dropna(subset=["value", "memory"])
     ax = fonts.new_axes((8.4, 4.8)) if ax is None else ax

@@ -22,7 +22,7 @@ MARKERS = "osD^vP*"
 _DASHES = ("-", "--", ":", "-.")
 
 
-def readings(frame: pd.DataFrame, metric: str, drawn: Sequence[str]) -> pd.DataFrame:
+def readings(frame: pd.DataFrame, metric: str, drawn: Sequence[str], lang: str) -> pd.DataFrame:
     """One row per run, sorted: settings, status, how to draw them, and what was read.
 
     ``value``, ``low`` and ``high`` are NaN where unknown. ``other`` names what differs besides
@@ -36,7 +36,7 @@ def readings(frame: pd.DataFrame, metric: str, drawn: Sequence[str]) -> pd.DataF
     data = frame[[*CELL, "status"]].copy()
     for column, suffix in {"value": "", "low": "_low", "high": "_high"}.items():
         data[column] = _column(frame, metric, suffix).where(data["status"] == "ok")
-    data["other"] = wording.others(frame, drawn)
+    data["other"] = wording.others(frame, drawn, lang)
     data["order"] = data["resolution"].map(wording.resolution_order)
     data = data.sort_values(["order", "other", "batch_size"], kind="stable")
     data["colour"] = data["resolution"].map(cycle(data["resolution"], fonts.PALETTE))

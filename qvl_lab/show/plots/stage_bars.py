@@ -53,7 +53,9 @@ def stages(
 
 def _stage_axes(ax: Axes, frame: pd.DataFrame, longest: float, lang: str) -> None:
     rows = zip(
-        (row for _, row in frame.iterrows()), wording.others(frame, (*CELL, "engine")), strict=True
+        (row for _, row in frame.iterrows()),
+        wording.others(frame, (*CELL, "engine"), lang),
+        strict=True,
     )
     names = ["\n".join(filter(None, [wording.setting(row, lang), other])) for row, other in rows]
     ax.set_yticks(range(len(names)), names)

@@ -39,7 +39,7 @@ def curve(frame: pd.DataFrame, metric: str, ax: Axes | None = None, *, lang: str
     ConfigError
         If a cost is asked of an unpriced frame, or the frame is empty.
     """
-    data = readings(frame, metric, ["batch_size", "resolution"])
+    data = readings(frame, metric, ["batch_size", "resolution"], lang)
     ax = fonts.new_axes((7.6, 4.2)) if ax is None else ax
     _panel(ax, data, data, lang)
     ax.set_title(wording.title(frame, metric, lang))
@@ -61,7 +61,7 @@ def curves(
     Cost is left out if the frame has not been priced.
     """
     metrics = [m for m in metrics if m != "cost" or quantities.money_sign(frame)] or list(metrics)
-    tables = [readings(frame, m, CELL) for m in metrics]
+    tables = [readings(frame, m, CELL, lang) for m in metrics]
     precisions = wording.precisions(frame)
     figure, grid = fonts.new_grid(len(metrics), len(precisions), (3.7, 2.4), sharey="row")
     for metric, data, axes in zip(metrics, tables, grid, strict=True):

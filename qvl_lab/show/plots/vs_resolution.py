@@ -33,7 +33,7 @@ def resolution_curves(
     figure, (axes,) = fonts.new_grid(1, len(metrics), (3.3, 2.6))
     at = places(frame["resolution"])
     for metric, ax in zip(metrics, axes, strict=True):
-        data = readings(frame, metric, CELL)
+        data = readings(frame, metric, CELL, lang)
         for kind, look in _looks(points.kind_markers(frame, data)).items():
             rows = data[points.kinds(data) == kind].dropna(subset=["value"])
             error = np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]])

@@ -17,7 +17,7 @@ from qvl_lab.show.plots.shared import CELL
 from qvl_lab.show.quantities import money, score
 from qvl_lab.show.report.options import ReviewOptions
 from qvl_lab.show.report.selection import environment, on_gpu
-from qvl_lab.show.wording import differing, is_told, setting
+from qvl_lab.show.wording import differing, setting, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ class ReportContext:
     def setting(self, row: pd.Series) -> str:
         """A row's setting, with what else tells it from the other rows."""
         names = differing(self.frame, [*CELL, "engine", "task_resolutions"])
-        more = [f"{n}={row[n]}" for n in names if is_told(row, n)]
-        return " · ".join([setting(row, self.lang), *more])
+        more = told(row, names, self.lang)
+        return self.say("between").join(filter(None, [setting(row, self.lang), more]))
 
     def cost_of(self, row: pd.Series) -> str:
         """What 100 images cost: "¥3.10"."""

@@ -33,7 +33,7 @@ def _sentence(finding: Finding, lang: str) -> str:
         times=f"{finding.gain:.1f}",
         percent=f"{100 * (finding.gain - 1):.0f}%",
     )
-    return f"{said} ({worth})"
+    return label("finding_worth", lang, said=said.rstrip(".。"), worth=worth)
 
 
 def _worded(name: str, value: Any, lang: str) -> str:

@@ -456,7 +456,7 @@ def test_one_setting_that_beats_all_others_has_no_front(frame):
 def test_engines_have_markers_of_their_own():
     runs = [make(1, "256", "bf16", engine=engine) for engine in ("stock", "fast")]
     ax = plots.tradeoff(table(runs))
-    assert {"bf16 · engine=fast", "bf16 · engine=stock"} <= set(legend_texts(ax.get_legend()))
+    assert {"bf16 · fast engine", "bf16 · stock engine"} <= set(legend_texts(ax.get_legend()))
     assert len({tuple(c.get_paths()[0].vertices.ravel()) for c in ax.collections}) == 2
 
 
@@ -578,7 +578,7 @@ def test_one_table_of_resolutions_is_told_by_the_resolution_and_two_by_their_num
     def others(*tables: str | None) -> list[str]:
         sides = ["512" if table is None else "by_task" for table in tables]
         frame = pd.DataFrame({"resolution": sides, "task_resolutions": tables})
-        return wording.others(frame, ["resolution"])
+        return wording.others(frame, ["resolution"], "en")
 
     assert others(None, '{"a": 1}', '{"a": 1}') == ["", "", ""]
-    assert others('{"a": 1}', '{"a": 2}') == ["task_resolutions=1", "task_resolutions=2"]
+    assert others('{"a": 1}', '{"a": 2}') == ["table 1", "table 2"]

@@ -97,7 +97,7 @@ def test_the_command_keeps_other_settings_and_resolutions_by_task(ablated):
 
 def test_the_section_is_in_chinese_too(ablated):
     words, rows, _ = section(review(Runs(ablated()), lang="zh", **PRICE))
-    assert "快速引擎各优化项分别值多少" in words and "全部关闭时每 100 张图 ¥6.40" in words
+    assert "快速引擎各项优化的收益" in words and "全部关闭时每 100 张图 ¥6.40" in words
     assert rows[0][0] == "批量 4" and rows[1][0] == "打包"
     assert "qvl-lab ablate" in words
 

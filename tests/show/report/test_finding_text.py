@@ -41,6 +41,7 @@ FINDINGS = [
 def test_every_sentence_is_tried_here():
     rules = {key.removeprefix("finding_") for key in texts("en") if key.startswith("finding_")}
     worth = {f"{kind}_{unit}" for kind in ("most", "measured") for unit in ("times", "percent")}
+    worth |= {"worth"}
     assert rules - worth == {finding.rule for finding in FINDINGS}
 
 
@@ -57,12 +58,19 @@ def test_a_sentence_uses_all_its_evidence(finding, lang):
 def test_shares_are_percent_and_gains_too_until_they_double():
     said = sentences(FINDINGS)
     assert said[0].startswith("The GPU waits for 40% of the time")
-    assert "preprocess (30%)" in said[0] and said[0].endswith("(up to 67% more images per second)")
+    assert "preprocess (30%)" in said[0] and said[0].endswith(
+        " (up to 67% more images per second)."
+    )
     by_rule = dict(zip((finding.rule for finding in FINDINGS), said, strict=True))
     assert "42.0 ms a step against 7.0 possible" in by_rule["waiting_decode"]
-    assert by_rule["waiting_decode"].endswith("(up to 2.5x the images per second)")
-    assert by_rule["fp32"].endswith("(measured: 3.0x the images per second)")
-    assert by_rule["larger_batch"].endswith("(measured: 50% more images per second)")
+    assert by_rule["waiting_decode"].endswith("(up to 2.5x the images per second).")
+    assert by_rule["fp32"].endswith("(measured: 3.0x the images per second).")
+    assert by_rule["larger_batch"].endswith("(measured: 50% more images per second).")
+
+
+def test_chinese_findings_end_with_one_full_stop():
+    for said in sentences(FINDINGS, "zh"):
+        assert said.endswith("。") and "。（" not in said and " (" not in said
 
 
 def test_no_share_is_over_all_of_it():

@@ -268,7 +268,7 @@ def test_the_stages_of_all_settings_are_drawn_if_they_are_few(grid, on_cpu, monk
 
 def test_the_table_lists_the_cheapest_first(grid):
     page = text(sections.settings(review(Runs(grid), **CENT_A_SECOND)))
-    assert "The 4 cheapest of 4 measured settings" in page
+    assert "The cheapest measured settings: 4 of 4" in page
     rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL) if "<td>" in row]
     assert [cells(row)[1] for row in rows] == ["¥0.20", "¥0.40", "¥0.90", "¥1.00"]
 
@@ -276,7 +276,7 @@ def test_the_table_lists_the_cheapest_first(grid):
 def test_limits_rule_settings_out_and_say_how_many(grid):
     page = review(Runs(grid), **CENT_A_SECOND, max_vram_gib=2.0)
     assert page.recommendation.best["precision"] == "bf16"
-    assert "2 settings over the memory limit" in text(sections.waterfall(page))
+    assert "settings over the memory limit: 2" in text(sections.waterfall(page))
 
 
 def test_what_was_not_measured_is_listed_with_reasons(grid, on_cpu):
@@ -286,7 +286,7 @@ def test_what_was_not_measured_is_listed_with_reasons(grid, on_cpu):
         on_cpu(2, status="error", reason="the model failed: ValueError"),
     ]
     page = text(sections.settings(review(Runs([*grid, *more]), **CENT_A_SECOND)))
-    assert "1 settings ran out of memory, 1 larger ones were skipped because of that, 1" in page
+    assert "Out of memory: 1 settings. Skipped because of that, being larger: 1. Failed: 1." in page
     assert "batch of 8: out of memory" in page
     assert "the model failed: ValueError" in page
     assert "fp32 · 256 px · batch 8" in page
@@ -294,7 +294,7 @@ def test_what_was_not_measured_is_listed_with_reasons(grid, on_cpu):
 
 def test_items_without_an_answer_are_counted(on_cpu, make_repeat):
     run = on_cpu(1, repeats=[make_repeat(10.0, answered=8, failed=2)] * 2)
-    assert "could not be used or got no answer: 2 at most" in text(
+    assert "could not be used or got no answer, at most in one setting: 2" in text(
         sections.settings(review(Runs([run]), **CENT_A_SECOND))
     )
 
@@ -404,10 +404,13 @@ def test_todays_setting_has_its_quality_alone(scored):
 def test_what_was_not_scored_is_counted(scored):
     run = scored(1, 4.0, {"locate": forty(20, None, None)}, unparsed=3)
     assert quality_of(run).splitlines()[1] == (
-        "Left out of the scores: 2 items without an answer. Scored as wrong: 3 answers from which "
-        "no box could be read."
+        "Left out of the scores: items without an answer (2)."
     )
-    assert "2 个没有得到答案的请求；计为错误：3 个" in quality_of(run, lang="zh")
+    assert quality_of(run).splitlines()[2] == (
+        "Scored as wrong: answers from which no box could be read (3)."
+    )
+    assert "没有得到答案的请求（2 个）" in quality_of(run, lang="zh")
+    assert "wrong" not in quality_of(scored(1, 4.0, {"locate": forty(20, None, None)}))
 
 
 def test_random_and_unscored_answers_are_not_called_quality(grid, scored):
@@ -429,7 +432,7 @@ def test_an_agreement_is_called_one(scored):
     said = quality_of(*runs, min_quality=0.5)
     assert "Quality: 0.75 against 1.00 today" in said
     assert "agreement of 4 answers with those of the most exact setting" in said
-    assert "4 个答案与最精确配置的一致程度；没有标准答案" in quality_of(
+    assert "4 个答案与最精确配置的答案的一致程度；没有标准答案" in quality_of(
         *runs, min_quality=0.5, lang="zh"
     )
 
@@ -442,7 +445,7 @@ def test_the_page_says_which_settings_the_limit_ruled_out(scored):
     ]
     page = review(Runs(runs), **CENT_A_SECOND)
     assert page.recommendation.best["resolution"] == "256"
-    assert "1 settings under the limit on quality of 0.93" in text(sections.waterfall(page))
+    assert "settings under the limit on quality of 0.93: 1" in text(sections.waterfall(page))
     said = text(sections.headline(page))
     assert (
         "The cheapest setting of all, fp32 · 128 px · batch 4, would cost ¥0.20 (−80% against "
@@ -630,7 +633,7 @@ def test_of_several_environments_the_newest_is_used_and_the_others_counted(on_cp
     page = review(path, **CENT_A_SECOND)
     assert "## ¥1.00 per 100 images today" in text(sections.headline(page))
     said = text(sections.provenance(page))
-    assert "2 rows of other environments" in said
+    assert "rows of other environments (machine or versions): 2" in said
     assert "1.0.old" not in said
     assert "Old CPU" not in said
     assert "2026-01-01T00:00:00+00:00 - 2026-01-01T00:10:00+00:00" in said
@@ -643,7 +646,7 @@ def test_rows_of_another_workload_are_left_out_and_counted(grid, on_cpu, runs_fi
     path = runs_file(on_cpu(1, 1.0, workload=other, key="other", started_at=before), *grid)
     page = review(path, **CENT_A_SECOND)
     assert len(page.frame) == 4
-    assert "1 rows of another workload, model or way of measuring" in text(
+    assert "rows of another workload, model or way of measuring: 1" in text(
         sections.provenance(page)
     )
 
@@ -781,7 +784,7 @@ def test_rows_measured_another_way_are_left_out_and_counted(runs_file, on_cpu):
     other = on_cpu(2, 30.0, plan={"timed_items": 1}, started_at="2020-01-01T00:00:00+00:00")
     page = review(runs_file(other, on_cpu(1), on_cpu(4, 4.0)), **CENT_A_SECOND)
     assert len(page.frame) == 2
-    assert "1 rows of another workload, model or way of measuring" in text(
+    assert "rows of another workload, model or way of measuring: 1" in text(
         sections.provenance(page)
     )
 

@@ -75,11 +75,11 @@ def _one(context: ReportContext, run: Run) -> list[Any]:
         return [Markdown(plain(context.say("limits_none", reason=e)))]
     said = Markdown("\n".join(f"- {plain(words)}" for words in sentences(advice, context.lang)))
     seconds = context.say("limits_seconds", n=stages.attrs["images"])
-    notes = [ceilings_said(context, run), seconds]
+    notes = context.say("sentence_pair", first=ceilings_said(context, run), second=seconds)
     return [
         picture(plots.limits(stages, lang=context.lang)),
         said,
-        Markdown(plain(" ".join(notes))),
+        Markdown(plain(notes)),
         stage_limits(context, stages),
     ]
 

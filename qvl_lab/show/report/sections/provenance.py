@@ -41,9 +41,12 @@ def facts(context: ReportContext) -> dict[str, str]:
 
 def _prices(context: ReportContext) -> dict[str, str]:
     quoted, rate = context.frame.attrs["price"], context.frame.attrs["rate"]
-    kind = quoted["kind"].replace("_", " ")
-    place = f"{quoted['gpu']}, {quoted['provider']}, {kind}, {quoted['date']}"
-    utilisation = f"{100 * context.frame.attrs['utilisation']:.0f}%"
+    kind = context.say(f"kind_{quoted['kind']}")
+    date = context.say("undated") if quoted["date"] == "undated" else quoted["date"]
+    place = context.say("listed").join([quoted["gpu"], quoted["provider"], kind, date])
+    used = context.frame.attrs["utilisation"]
+    share = f"{100 * used:.0f}%"
+    full = context.say("prov_utilisation_full")
     return {
         "prov_price": f"{quoted['per_hour']:g} {quoted['currency']}/h: {place}",
         "prov_source": quoted["source"],
@@ -51,13 +54,15 @@ def _prices(context: ReportContext) -> dict[str, str]:
         if not rate
         else f"1 {rate['base']} = {rate['rate']:g} {rate['quote']} "
         f"({rate['date']}, {rate['source']})",
-        "prov_utilisation": context.say("prov_utilisation_value", percent=utilisation),
+        "prov_utilisation": full
+        if used == 1
+        else context.say("prov_utilisation_value", percent=share),
     }
 
 
 def _measurement(context: ReportContext) -> dict[str, str]:
     run = next((r for r in context.runs if r.status == "ok"), context.runs[0])
-    machine = filter(None, [_listed(run.environment, _MACHINE), _hosts(context)])
+    machine = filter(None, [_machine(context, run.environment), _hosts(context)])
     return {
         "prov_workload": context.say(
             "prov_workload_value",
@@ -69,7 +74,9 @@ def _measurement(context: ReportContext) -> dict[str, str]:
         "prov_pixels": _pixels(context),
         "prov_tokens": _tokens(context),
         "prov_ceilings": _ceilings(context),
-        "prov_cache": run.cache_state,
+        "prov_cache": context.say("cache_state_off")
+        if run.cache_state == "off"
+        else run.cache_state,
         "prov_machine": "; ".join(machine),
         "prov_software": _listed(run.environment, _SOFTWARE),
         "prov_time": f"{run.started_at} - {context.runs[-1].started_at}",
@@ -107,6 +114,12 @@ def _tokens(context: ReportContext) -> str:
     visual, prompt = row["visual_tokens_per_image"], row["prompt_tokens_per_image"]
     words = {"visual": visual, "text": prompt - visual, "new": row["new_tokens_per_image"]}
     return context.say("prov_tokens_value", **{name: number(n) for name, n in words.items()})
+
+
+def _machine(context: ReportContext, environment: Mapping[str, Any]) -> str:
+    known = [name for name in _MACHINE if environment.get(name) is not None]
+    words = [f"{context.say(f'machine_{name}')} {environment[name]}" for name in known]
+    return context.say("listed").join(words)
 
 
 def _listed(values: Mapping[str, Any], names: tuple[str, ...]) -> str:

@@ -35,9 +35,9 @@ def quality_sentences(context: ReportContext, advice: Recommendation) -> list[st
     said = [_difference(context, advice)]
     if lost := _lost_tasks(context, today, best):
         said.append(context.say("quality_lost_tasks", tasks=lost))
-    counts = {n: int(best[f"quality_{n}"]) for n in ("missing", "unparsed")}
-    if any(counts.values()):
-        said.append(context.say("quality_left_out", **counts))
+    for name in ("missing", "unparsed"):
+        if count := int(best[f"quality_{name}"]):
+            said.append(context.say(f"quality_{name}", **{name: count}))
     return said
 
 
