@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from qvl_lab.analysis.quality.scoring import own_metrics, score_items
+from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.bench.executors.per_process import EXECUTORS
-from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, EngineSpec, SweepSpec, check_name
+from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, SweepSpec, check_name
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
@@ -210,26 +211,12 @@ def _run(
             store.append(run)
             if run.status == "oom":
                 oom.append(run)
-            bar.set_postfix_str(f"{_title(run)}: {run.status}")
+            bar.set_postfix_str(f"{in_words(run.config)}: {run.status}")
             bar.update()
 
 
 def _because(cause: Run) -> str:
-    return f"a smaller setting ran out of memory: {_title(cause)}"
-
-
-def _title(run: Run) -> str:
-    c = run.config
-    parts = [c["precision"], f"{c['resolution']} px", f"batch {c['batch_size']}", engine_words(c)]
-    return ", ".join(filter(None, parts))
-
-
-def engine_words(config: Mapping[str, Any]) -> str:
-    """The fast engine and what it does without, "fast without packing"; "" for the stock one."""
-    if config["engine"] != "fast":
-        return ""
-    off = [f.name for f in fields(EngineSpec) if f.default is True and config.get(f.name) is False]
-    return f"fast without {', '.join(off)}" if off else "fast"
+    return f"a smaller setting ran out of memory: {in_words(cause.config)}"
 
 
 def _check(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.cli.app import app
 from qvl_lab.cli.options import (
     Gpu,
@@ -247,7 +247,7 @@ def _report(runs: Runs, out: Path, resume: ResumeOptions) -> None:
         print(f"{len(runs)} settings in {out}: {counts_in_words(counts)}")
     for run in runs:
         if run.status == "error":
-            note(f"failed: {_setting(run.config)}: {run.reason}")
+            note(f"failed: {in_words(run.config)}: {run.reason}")
     failures = {(f["id"], f["error"]) for run in runs for f in run.failures}
     note_failures(sorted(failures))
     if counts["ok"] and not resume.as_json and not resume.quiet:
@@ -265,7 +265,7 @@ def _note_results(runs: Runs, most: int = 12) -> None:
 
     frame = runs.frame()
     done = frame[frame["status"] == "ok"].sort_values("images_per_s", ascending=False)
-    settings = {run.key: _setting(run.config) for run in runs}
+    settings = {run.key: in_words(run.config) for run in runs}
     columns = {
         "setting": done["key"].map(settings),
         "images/s": done["images_per_s"].round(3),
@@ -275,16 +275,6 @@ def _note_results(runs: Runs, most: int = 12) -> None:
     note(table.head(most).to_string(index=False))
     if len(table) > most:
         note(f"and {len(table) - most} slower settings")
-
-
-def _setting(config: Mapping[str, Any]) -> str:
-    """A setting in words: "bf16, 512 px, batch 8, fast without packing"."""
-    from qvl_lab.bench.sweep import engine_words
-
-    side = config["resolution"]
-    pixels = f"{side} px" if str(side).isdecimal() else str(side).replace("_", " ")
-    words = [config["precision"], pixels, f"batch {config['batch_size']}", engine_words(config)]
-    return ", ".join(filter(None, words))
 
 
 def _refuse_beside_file(context: typer.Context) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 import qvl_lab as ql
 from qvl_lab.analysis.levers.ablation import ablation, ablation_rows
+from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.bench.ablation import variants
-from qvl_lab.bench.sweep import engine_words
 from qvl_lab.config import Config, EngineSpec, SweepSpec
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.store import Runs
@@ -174,9 +174,9 @@ def test_what_cannot_be_measured_is_refused_before_the_work(
 
 def test_progress_names_what_the_fast_engine_does_without():
     base = Config().replace(engine="fast").flat()
-    assert engine_words(Config().flat()) == ""
-    assert engine_words(base) == "fast"
-    assert engine_words(base | {"overlap": False}) == "fast without overlap"
+    assert in_words(Config().flat()) == "auto, native, batch 8"
+    assert in_words(base).endswith(", fast")
+    assert in_words(base | {"overlap": False}).endswith(", fast without overlap")
 
 
 def test_a_real_ablation_answers_alike_and_is_read_back(ablate, tmp_path):
