@@ -83,6 +83,7 @@ def sweep(
         chosen = spec_from(settings | {name: several(name, text) for name, text in axes.items()})
     for named in chosen.axes.get("model", [chosen.base.model.model]):
         check_name(named)
+    _check_tasks(chosen)
     _report(run_sweep(chosen, out=out, **resume.settings()), out, resume)
 
 
@@ -113,6 +114,7 @@ def ablate(
     options = data.settings() | scoring.settings() | plan.settings()
     spec = SweepSpec(axes={}, base=setting.config(), **options)
     check_name(spec.base.model.model)
+    _check_tasks(spec)
     named = None if levers is None else [name.strip() for name in levers.split(",")]
     _report(run_ablation(spec, out=out, levers=named, **resume.settings()), out, resume)
 
@@ -217,6 +219,15 @@ def profile(
         found.chrome(out / "trace.json.gz")
         found.tensorboard(out / "tensorboard", worker="qvl-lab")
     note(f"tables and traces: {out}")
+
+
+def _check_tasks(spec: SweepSpec) -> None:
+    """Refuse metrics for tasks that the workload has not, before a sample is drawn from it."""
+    from qvl_lab.analysis.quality.scoring import check_tasks
+    from qvl_lab.workloads.sources import load_workload
+
+    if spec.metrics:
+        check_tasks(spec.metrics, load_workload(spec.workload).items)
 
 
 def _show_savings(runs: Runs, price: Price | None, images: int) -> None:

@@ -68,7 +68,7 @@ def report(
     if runs and model:
         raise ConfigError("give a run file or --model, not both")
     check_writable(out, folder=True)
-    options = price.settings()
+    options = price.settings() | {"currency": price.currency or _own_currency(price)}
     today = {k: single(k, v) for k, v in pairs("--current", current).items()}
     if runs is None:
         runs = _measured(model or "tiny", workload, items, out, quiet=quiet)
@@ -86,6 +86,16 @@ def report(
     )
     names = {name: str(path) for name, path in asdict(files).items()}
     print(json.dumps(names) if as_json else f"report: {files.html.resolve()}")
+
+
+def _own_currency(price: PriceOptions) -> str | None:
+    """The currency of the user's own price, which is not converted unasked; None for others."""
+    from qvl_lab.analysis.money.cost import find_price, prices
+
+    if not (price.prices_file and price.gpu) or price.per_hour is not None:
+        return None
+    found = find_price(price.gpu, price.provider, price.kind, file=price.prices_file)
+    return None if found in prices() else found.currency
 
 
 def _measured(model: str, workload: str, items: int, out: Path, *, quiet: bool) -> Path:

@@ -176,6 +176,34 @@ def test_a_wrong_exchange_rate_is_refused_by_prices_and_report(qvl):
             assert "unknown field in rate 1 of own.toml 'from'" in result.err
 
 
+def test_a_price_of_ones_own_keeps_its_currency(qvl, monkeypatch):
+    asked = {}
+
+    def report(runs, **options):
+        asked.update(options)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("qvl_lab.show.report.render.report", report)
+    Path("own.toml").write_text(
+        '[[price]]\ngpu = "Z"\nprovider = "eu"\nper_hour = 1\ncurrency = "EUR"\n'
+    )
+    own = "report r.jsonl --prices own.toml"
+    for line, currency in (
+        (f"{own} --gpu Z", "EUR"),
+        (f"{own} --gpu Z --currency CNY", "CNY"),
+        (f"{own} --gpu A10G", None),
+    ):
+        assert qvl(line).err == "qvl-lab: seen\n"
+        assert asked["currency"] == currency
+
+
+@pytest.mark.parametrize("command", ["sweep --workload evaluation", "ablate --workload evaluation"])
+def test_a_metric_for_a_task_that_is_not_there_is_refused(qvl, command):
+    result = qvl(f"{command} --metric cuont=anls")
+    assert (result.code, result.out) == (2, "")
+    assert "unknown task of this workload 'cuont'. Did you mean 'count'" in result.err
+
+
 # ---- the end
 
 
