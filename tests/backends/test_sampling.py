@@ -14,6 +14,8 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.session import Lab
 
 TOKENS = 10
+#: So small a cache that sequences are preempted.
+TIGHT_GIB = 1.2e-3
 Ask = Callable[..., list[str]]
 
 
@@ -22,11 +24,14 @@ def ask(trained: Lab, ids_of, monkeypatch) -> Ask:
     """Token ids of answers of the embedded model in fp32, for some items and sampling fields."""
     ids_of(trained)
 
-    def ask(items: Any, engine: str, batch_size: int = 4, **fields: Any) -> list[str]:
+    def ask(
+        items: Any, engine: str, batch_size: int = 4, gib: float | None = None, **fields: Any
+    ) -> list[str]:
         params = SamplingParams(max_new_tokens=TOKENS, min_new_tokens=TOKENS, **fields)
         monkeypatch.setattr(SamplingParams, "of", classmethod(lambda *_: params))
+        settings = {"engine": engine, "batch_size": batch_size, "kv_cache_gib": gib}
         texts = trained.generate_batch(
-            items, engine=engine, batch_size=batch_size, resolution=128, max_new_tokens=TOKENS
+            items, resolution=128, max_new_tokens=TOKENS, **settings
         ).texts
         assert None not in texts
         return texts
@@ -80,6 +85,14 @@ def test_a_seed_gives_a_request_the_same_answer_whatever_is_beside_it(ask, mixed
         assert found == [expected[i] for i in order]
     other = ask(items, "fast", seed=6, **SAMPLED)
     assert not set(other) & set(expected)
+
+
+def test_a_preempted_request_goes_on_with_its_own_noise_and_penalty(ask, trained, mixed):
+    """What it had generated is then part of the prompt that is read again."""
+    items, fields = mixed[:6], {"seed": 5, "repetition_penalty": 1.3, **SAMPLED}
+    expected = ask(items, "fast", batch_size=6, **fields)
+    assert ask(items, "fast", batch_size=6, gib=TIGHT_GIB, **fields) == expected
+    assert trained.fast.engine.scheduler.preemptions > 0
 
 
 def test_a_seed_gives_a_batch_of_transformers_the_same_answers(ask, mixed):
