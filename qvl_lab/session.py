@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -18,7 +18,7 @@ from qvl_lab.backends.fast.backend import FastBackend
 from qvl_lab.backends.generation import Generation
 from qvl_lab.backends.processor import InputProcessor, settings_of
 from qvl_lab.backends.transformers import TransformersBackend
-from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec
+from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec, SamplingParams
 from qvl_lab.config.signatures import check_settings, names_settings
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.load import LoadedModel, load_model
@@ -27,6 +27,8 @@ from qvl_lab.probe.stages import Recorder, listening
 from qvl_lab.workloads.in_hand import Images, Prompts, items_in_hand
 from qvl_lab.workloads.items import Item
 
+#: Options of :meth:`Lab.generate_batch` that say how tokens are chosen.
+_SAMPLING = tuple(f.name for f in fields(SamplingParams) if not f.name.endswith("_new_tokens"))
 #: What a lab holds until it is closed.
 _HELD = ("loaded", "reader", "stock", "fast")
 
@@ -102,7 +104,7 @@ class Lab:
     def _repr_html_(self) -> str:
         return f"<b>{html.escape(repr(self)[1:-1])}</b>"
 
-    @names_settings(ImagePolicy, EngineSpec)
+    @names_settings(ImagePolicy, EngineSpec, SamplingParams)
     def generate_batch(
         self,
         images: Images,
@@ -129,6 +131,10 @@ class Lab:
         batch_size, resolution, max_new_tokens
             See :class:`~qvl_lab.config.EngineSpec` and :class:`~qvl_lab.config.ImagePolicy`;
             ``options`` takes their other fields.
+        do_sample, temperature, top_p, top_k, seed, repetition_penalty
+            As in transformers, see :class:`~qvl_lab.config.SamplingParams`: the most likely token
+            is taken unless ``do_sample``. A temperature, ``top_p``, ``top_k`` or seed turns
+            sampling on, and is refused together with ``do_sample=False``, which would ignore it.
         tasks : str or sequence of str, optional
             Used by ``resolution="by_task"``.
         progress : bool
@@ -143,8 +149,12 @@ class Lab:
         """
         items = items_in_hand(images, prompts, tasks)
         options |= {"batch_size": batch_size, "resolution": resolution}
-        engine, policy = settings_of(options | {"max_new_tokens": max_new_tokens})
-        return self.run(items, engine, policy, progress=progress)
+        options |= {"max_new_tokens": max_new_tokens}
+        check_settings(Lab.generate_batch, options)
+        chosen = {name: options.pop(name) for name in _SAMPLING if name in options}
+        engine, policy = settings_of(options)
+        sampling = SamplingParams.of(engine, self.loaded.random_weights, **chosen)
+        return self.run(items, engine, policy, sampling=sampling, progress=progress)
 
     def run(
         self,
@@ -152,6 +162,7 @@ class Lab:
         engine: EngineSpec,
         policy: ImagePolicy,
         *,
+        sampling: SamplingParams | None = None,
         halve_on_oom: bool = True,
         max_batches: int | None = None,
         progress: bool = False,
@@ -161,6 +172,8 @@ class Lab:
 
         Parameters
         ----------
+        sampling : SamplingParams, optional
+            How tokens are chosen; by default the most likely one.
         halve_on_oom : bool
             Go on with smaller batches when memory runs out, rather than raise.
         max_batches : int, optional
@@ -179,11 +192,11 @@ class Lab:
         """
         with self._lock:
             result = self._run(
-                items, engine, policy, halve_on_oom, max_batches, progress, on_answer
+                items, engine, policy, sampling, halve_on_oom, max_batches, progress, on_answer
             )
         if self.listeners:
             call = {"items": list(items), "engine": engine, "policy": policy}
-            call |= {"halve_on_oom": halve_on_oom, "max_batches": max_batches}
+            call |= {"sampling": sampling, "halve_on_oom": halve_on_oom, "max_batches": max_batches}
             for listener in tuple(self.listeners):
                 listener(call, result)
         return result
@@ -193,6 +206,7 @@ class Lab:
         items: Sequence[Item],
         engine: EngineSpec,
         policy: ImagePolicy,
+        sampling: SamplingParams | None,
         halve_on_oom: bool,
         max_batches: int | None,
         progress: bool,
@@ -209,6 +223,7 @@ class Lab:
                 engine,
                 policy,
                 recorder,
+                sampling=sampling,
                 halve_on_oom=halve_on_oom,
                 max_batches=max_batches,
             )
@@ -259,15 +274,15 @@ class _OwnerLock:
 
 
 @names_settings(ModelSpec)
-def load(model: str | ModelSpec = "tiny", **fields: Any) -> Lab:
+def load(model: str | ModelSpec = "tiny", **settings: Any) -> Lab:
     """Load a model: ``"tiny"``, ``"random:8b"``, a folder, or a hub id.
 
-    ``fields`` are those of :class:`~qvl_lab.config.ModelSpec`. Errors as
+    ``settings`` are the fields of :class:`~qvl_lab.config.ModelSpec`. Errors as
     :func:`qvl_lab.models.load.load_model`.
     """
-    check_settings(load, fields)
-    spec = replace(model, **fields) if isinstance(model, ModelSpec) else None
-    return Lab(load_model(spec or ModelSpec(model=str(model), **fields)))
+    check_settings(load, settings)
+    spec = replace(model, **settings) if isinstance(model, ModelSpec) else None
+    return Lab(load_model(spec or ModelSpec(model=str(model), **settings)))
 
 
 @contextmanager

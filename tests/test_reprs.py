@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import qvl_lab as ql
+from qvl_lab.backends.base import Answer
+from qvl_lab.backends.generation import Generation
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.report.render import ReportFiles
 from qvl_lab.workloads.items import Item, Workload
@@ -80,3 +82,14 @@ def test_the_files_of_a_report_are_links():
     files = ReportFiles(folder / "report.html", folder / "report.ipynb", folder / "settings.csv")
     assert repr(files) == "<ReportFiles my review/report.html, report.ipynb, settings.csv>"
     assert '<a href="my%20review/report.html"' in files._repr_html_()
+
+
+def test_a_generation_says_how_many_were_answered_and_shows_the_first():
+    answers = [Answer(id=str(i), text="<b>red</b>", new_tokens=3) for i in range(11)]
+    generation = Generation(answers=[*answers, Answer(id="x", error="no file")], wall_s=1.25)
+    assert repr(generation) == "<Generation: 11 answers, 1 failed, 1.25 s>"
+    html = generation._repr_html_()
+    assert html.count("<tr") == 11
+    assert "and 2 more" in html
+    assert "<b>red</b>" not in html
+    assert "error: no file" in Generation(answers=generation[-1:])._repr_html_()

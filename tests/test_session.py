@@ -200,3 +200,35 @@ def test_labs_live_side_by_side_and_engines_alternate():
                     assert first.setdefault((lab, engine), texts) == texts
     assert one.closed
     assert other.closed
+
+
+@pytest.mark.parametrize("engine", ["fast", "stock"])
+def test_sampling_is_asked_for_by_name_on_both_backends(lab, engine):
+    """Random weights, so that the next token is far from certain."""
+    item = load_workload("mixed").items[0]
+    options = {"engine": engine, "resolution": 64, "max_new_tokens": 6}
+
+    def texts(**sampling):
+        return lab.generate_batch([item] * 3, **options, **sampling).texts
+
+    (greedy, *others) = texts()
+    assert others == [greedy, greedy]
+    assert texts(do_sample=False) == texts(top_k=1) == texts(temperature=1e-4) == [greedy] * 3
+    assert len({*texts(temperature=5.0, top_p=1.0)}) == 3
+    assert texts(temperature=5.0, seed=7) == texts(temperature=5.0, seed=7)
+    assert texts(repetition_penalty=3.0) != texts()
+    assert len({*texts(do_sample=True, temperature=5.0)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("sampling", "complaint"),
+    [
+        ({"do_sample": False, "temperature": 0.7}, "ignores temperature; leave out one"),
+        ({"temperature": 0}, "temperature must be over 0"),
+        ({"top_p": 2.0}, "top_p must be over 0 and at most 1"),
+        ({"temprature": 0.7}, "Did you mean 'temperature'"),
+    ],
+)
+def test_sampling_that_cannot_be_done_is_refused(lab, sampling, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        lab.generate_batch(["a.png"], "q", **sampling)

@@ -8,13 +8,15 @@ from dataclasses import MISSING, fields
 import pytest
 
 import qvl_lab as ql
+from qvl_lab.config import SamplingParams
 from qvl_lab.config.settings import PARTS
 from qvl_lab.errors import UnknownNameError
 from qvl_lab.session import Lab
+from qvl_lab.show.report.options import ReviewOptions
 
 SWEEPS = {"sweep", "ablate", "hit_rates"}
 OPTIONS_OF_A_SWEEP = ("workload", "items", "repeats", "quality", "isolation")
-GENERATE = (ql.ImagePolicy, ql.EngineSpec)
+GENERATE = (SamplingParams, ql.ImagePolicy, ql.EngineSpec)
 
 
 def named(function):
@@ -29,7 +31,7 @@ def defaults(*parts):
     }
 
 
-@pytest.mark.parametrize("name", sorted(SWEEPS | {"load", "price"}))
+@pytest.mark.parametrize("name", sorted(SWEEPS | {"load", "report", "price"}))
 def test_no_public_function_hides_its_settings(name):
     kinds = {parameter.kind for parameter in named(getattr(ql, name)).values()}
     assert inspect.Parameter.VAR_KEYWORD not in kinds
@@ -61,6 +63,12 @@ def test_loading_names_the_fields_of_a_model():
     assert {n: p.default for n, p in named(ql.load).items()} == defaults(ql.ModelSpec)
 
 
+def test_a_report_names_its_options():
+    parameters = named(ql.report)
+    known = defaults(ReviewOptions)
+    assert {n: parameters[n].default for n in known} == known
+
+
 def test_generating_names_settings_of_images_and_engines():
     parameters = named(Lab.generate_batch)
     known = defaults(*GENERATE)
@@ -74,6 +82,7 @@ def test_generating_names_settings_of_images_and_engines():
         (lambda: ql.sweep(batchsize=4), "batch_size"),
         (lambda: ql.ablate(precison="bf16"), "precision"),
         (lambda: ql.hit_rates(itms=3), "items"),
+        (lambda: ql.report("no-such-file.jsonl", montly_images=3), "monthly_images"),
     ],
 )
 def test_a_misspelt_setting_is_answered_with_the_right_one(call, meant, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
 from qvl_lab.probe.stages import Recorder, Total
 from qvl_lab.runs.records import Work
 from qvl_lab.workloads.items import Item
@@ -106,6 +106,7 @@ class Backend(Protocol):
         policy: ImagePolicy,
         recorder: Recorder,
         *,
+        sampling: SamplingParams | None = None,
         halve_on_oom: bool = True,
         max_batches: int | None = None,
     ) -> Iterator[tuple[int, Answer]]:
@@ -117,6 +118,8 @@ class Backend(Protocol):
         ----------
         recorder : Recorder
             Hears the stages of this call; its spans are summed up in :meth:`stats`.
+        sampling : SamplingParams, optional
+            How tokens are chosen; by default the most likely one, at the lengths of ``spec``.
         halve_on_oom : bool
             Go on with less at a time when memory runs out, rather than raise.
         max_batches : int, optional

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(kw_only=True)
+#: Answers that a notebook shows.
+SHOWN = 10
+
+
+@dataclass(kw_only=True, repr=False)
 class Generation(BackendStats, Sequence[Answer]):
     """Answers in input order, with what it took to get them.
 
@@ -32,6 +37,28 @@ class Generation(BackendStats, Sequence[Answer]):
 
     def __len__(self) -> int:
         return len(self.answers)
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.errors)} failed" if self.errors else ""
+        return f"<Generation: {len(self) - len(self.errors)} answers{failed}, {self.wall_s:.3g} s>"
+
+    def _repr_html_(self) -> str:
+        """The first answers as a table."""
+        import pandas as pd
+
+        rows = [
+            (
+                a.id,
+                a.text if a.error is None else f"error: {a.error}",
+                a.visual_tokens,
+                a.new_tokens,
+            )
+            for a in self.answers[:SHOWN]
+        ]
+        columns = ["id", "answer", "visual tokens", "new tokens"]
+        table: str = pd.DataFrame(rows, columns=columns).to_html(index=False, border=0)
+        more = f"<p>and {len(self) - SHOWN:,} more</p>" if len(self) > SHOWN else ""
+        return f"<b>{html.escape(repr(self)[1:-1])}</b>{table}{more}"
 
     @property
     def texts(self) -> list[str | None]:

@@ -56,11 +56,13 @@ class TransformersBackend:
         policy: ImagePolicy,
         recorder: Recorder,
         *,
+        sampling: SamplingParams | None = None,
         halve_on_oom: bool = True,
         max_batches: int | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Yield (index, answer) as batches finish; see ``Backend``."""
         stats = self._stats = BackendStats()
+        sampling = sampling or SamplingParams.of(spec, self.loaded.random_weights)
         size = spec.batch_size
         for requests, refused in self.processor.windows(items, policy):
             yield from refused
@@ -69,7 +71,7 @@ class TransformersBackend:
             while requests:
                 batch, requests = requests[:size], requests[size:]
                 done: list[tuple[Request, Answer]] = []
-                failure = memory_shortage(self._answer, batch, spec, policy, done)
+                failure = memory_shortage(self._answer, batch, spec, policy, sampling, done)
                 if failure is None:
                     yield from self._finish(done, recorder)
                     if max_batches and len(stats.batch_s) >= max_batches:
@@ -101,6 +103,7 @@ class TransformersBackend:
         batch: Sequence[Request],
         spec: EngineSpec,
         policy: ImagePolicy,
+        sampling: SamplingParams,
         done: list[tuple[Request, Answer]],
     ) -> None:
         """Decode, preprocess, generate and detokenize one batch; answers are added to ``done``."""
@@ -126,7 +129,7 @@ class TransformersBackend:
         with stage("transfer", bytes=sum(value.nbytes for value in inputs.values())):
             inputs = {name: value.to(self.loaded.device) for name, value in inputs.items()}
             inputs["pixel_values"] = inputs["pixel_values"].to(base_dtype(self.loaded.spec))
-        tokens, finite = self._generate(inputs, spec)
+        tokens, finite = self._generate(inputs, spec, sampling)
         with stage("detokenize", tokens=tokens.numel()):
             texts = self.loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         latency_s = time.perf_counter() - started
@@ -167,7 +170,7 @@ class TransformersBackend:
         }
 
     def _generate(
-        self, inputs: dict[str, torch.Tensor], spec: EngineSpec
+        self, inputs: dict[str, torch.Tensor], spec: EngineSpec, sampling: SamplingParams
     ) -> tuple[torch.Tensor, list[bool]]:
         """New token ids (batch, new) on the CPU, and per row whether all scores were finite."""
         static = spec.cache_implementation == "static"
@@ -175,7 +178,6 @@ class TransformersBackend:
         watch = StepWatch(ids, sampling=not static)
         visual = len(inputs["pixel_values"]) // self.loaded.image_processor.merge_size**2
         amounts = {"vision": {"tokens": visual}, "prefill": {"tokens": ids.numel()}}
-        sampling = SamplingParams.of(spec, self.loaded.random_weights)
         options = _generate_options(sampling)
         if static:
             options["cache_implementation"] = "static"

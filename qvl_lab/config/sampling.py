@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from qvl_lab.config.backends import EngineSpec
 from qvl_lab.errors import ConfigError
+
+#: Fields that mean nothing while the most likely token is taken.
+ONLY_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,28 @@ class SamplingParams:
         return not self.do_sample and self.repetition_penalty == 1
 
     @classmethod
-    def of(cls, engine: EngineSpec, random_weights: bool) -> SamplingParams:
-        """As the settings say; answers of random weights all have the full length."""
+    def of(cls, engine: EngineSpec, random_weights: bool, **chosen: Any) -> SamplingParams:
+        """As the settings say; answers of random weights all have the full length.
+
+        Parameters
+        ----------
+        chosen
+            Other fields by name. One that only matters while sampling, such as ``temperature``,
+            turns sampling on; None leaves a field at its default.
+
+        Raises
+        ------
+        ConfigError
+            For a value out of bounds, or one that ``do_sample=False`` would ignore.
+        """
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        ignored = [name for name in chosen if name in ONLY_SAMPLING]
+        if ignored and not chosen.setdefault("do_sample", True):
+            raise ConfigError(
+                f"do_sample=False takes the most likely token and ignores {', '.join(ignored)}; "
+                "leave out one or the other"
+            )
         least = engine.min_new_tokens
         if least is None:
             least = engine.max_new_tokens if random_weights else 0
-        return cls(max_new_tokens=engine.max_new_tokens, min_new_tokens=least)
+        return cls(max_new_tokens=engine.max_new_tokens, min_new_tokens=least, **chosen)

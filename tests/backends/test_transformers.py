@@ -77,12 +77,12 @@ def oom_above(monkeypatch) -> Callable[..., list[int]]:
         sizes: list[int] = []
         real = TransformersBackend._generate
 
-        def generate(self, inputs, engine):
+        def generate(self, inputs, *settings):
             count, length = inputs["input_ids"].shape
             sizes.append(count)
             if count > rows or length > tokens:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-            return real(self, inputs, engine)
+            return real(self, inputs, *settings)
 
         monkeypatch.setattr(TransformersBackend, "_generate", generate)
         return sizes

@@ -51,6 +51,7 @@ class FastBackend:
         policy: ImagePolicy,
         recorder: Recorder,
         *,
+        sampling: SamplingParams | None = None,
         halve_on_oom: bool = True,
         max_batches: int | None = None,
     ) -> Iterator[tuple[int, Answer]]:
@@ -59,7 +60,7 @@ class FastBackend:
         A batch, for ``max_batches``, is as many requests as run at once.
         """
         stats = self._stats = BackendStats()
-        sampling = SamplingParams.of(spec, self.processor.loaded.random_weights)
+        sampling = sampling or SamplingParams.of(spec, self.processor.loaded.random_weights)
         for requests, refused in self.processor.windows(items, policy):
             yield from refused
             if not requests:

@@ -17,8 +17,10 @@ from typing import Any
 from urllib.parse import quote
 
 from qvl_lab.assets import asset
+from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import InputError, QvlError, ReportError
 from qvl_lab.runs.store import Runs
+from qvl_lab.show.report.options import ReviewOptions
 
 NOTEBOOK, TEMPLATES = "notebooks/02_cost_report.ipynb", "templates"
 _HIDDEN = {"parameters", "injected-parameters", "hide"}
@@ -44,6 +46,7 @@ class ReportFiles:
         )
 
 
+@names_settings(ReviewOptions)
 def report(
     runs: str | Path | Runs, *, out: str | Path = "qvl-report", lang: str = "en", **options: Any
 ) -> ReportFiles:
@@ -70,7 +73,6 @@ def report(
     ReportError
         If the notebook stopped; the partial report is kept.
     """
-    from qvl_lab.show.report.options import ReviewOptions
     from qvl_lab.show.report.review import review, settings_csv
     from qvl_lab.show.report.sections.first_page import title
 
