@@ -20,15 +20,19 @@ _HOME = {
     "Runs": "qvl_lab.runs.store",
     "SweepSpec": "qvl_lab.config",
     "ablate": "qvl_lab.bench.ablation",
+    "advise": "qvl_lab.analysis.limits.advice",
+    "break_even": "qvl_lab.analysis.levers.cache_savings",
     "hit_rates": "qvl_lab.bench.cache_savings",
     "load": "qvl_lab.session",
     "load_workload": "qvl_lab.workloads.sources",
     "propose_resolutions": "qvl_lab.analysis.quality.tradeoffs",
     "plots": "qvl_lab.show",
     "price": "qvl_lab.analysis.money.cost",
+    "prices": "qvl_lab.analysis.money.cost",
     "profile": "qvl_lab.bench.profile",
     "recommend": "qvl_lab.analysis.money.recommend",
     "report": "qvl_lab.show.report.render",
+    "roofline": "qvl_lab.analysis.limits.roofline",
     "sweep": "qvl_lab.bench.sweep",
     "visual_tokens": "qvl_lab.workloads.resize",
     "watch": "qvl_lab.show.notebook.watch",
@@ -45,22 +49,29 @@ __all__ = [
     "SweepSpec",
     "__version__",
     "ablate",
+    "advise",
+    "break_even",
     "hit_rates",
     "load",
     "load_workload",
     "plots",
     "price",
+    "prices",
     "profile",
     "propose_resolutions",
     "recommend",
     "report",
+    "roofline",
     "sweep",
     "visual_tokens",
     "watch",
 ]
 
 if TYPE_CHECKING:
-    from qvl_lab.analysis.money.cost import price
+    from qvl_lab.analysis.levers.cache_savings import break_even
+    from qvl_lab.analysis.limits.advice import advise
+    from qvl_lab.analysis.limits.roofline import roofline
+    from qvl_lab.analysis.money.cost import price, prices
     from qvl_lab.analysis.money.recommend import recommend
     from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
     from qvl_lab.bench.ablation import ablate

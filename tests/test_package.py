@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ import qvl_lab
 ROOT = Path(qvl_lab.__file__).parent
 NAMES = """
     Config EngineSpec ImagePolicy ModelSpec QvlError Run Runs SweepSpec __version__
-    ablate hit_rates load load_workload plots price profile propose_resolutions recommend report
-    sweep visual_tokens watch
+    ablate advise break_even hit_rates load load_workload plots price prices profile
+    propose_resolutions recommend report roofline sweep visual_tokens watch
 """.split()
 #: The rooms from the ground up. A module may import its own room and the rooms of earlier lines.
 LAYERS = (
@@ -109,6 +110,19 @@ def python(code: str) -> str:
 def test_public_names_are_exactly_these_and_sorted():
     assert qvl_lab.__all__ == sorted(NAMES)
     assert dir(qvl_lab) == sorted(NAMES)
+
+
+def test_what_type_checkers_see_is_what_is_loaded_and_listed():
+    tree = ast.parse((ROOT / "__init__.py").read_text("utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert seen == qvl_lab._HOME
+    assert {*seen, "__version__"} == set(qvl_lab.__all__)
+
+
+def test_tab_lists_figures_and_no_modules():
+    assert dir(qvl_lab.plots) == sorted(qvl_lab.plots.__all__)
+    assert not [n for n in dir(qvl_lab.plots) if inspect.ismodule(getattr(qvl_lab.plots, n))]
 
 
 @pytest.mark.parametrize("name", NAMES)

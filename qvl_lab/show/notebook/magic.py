@@ -29,6 +29,7 @@ _OPTIONS.add_argument("--gpu", help="GPU whose price counts, such as A10G")
 _OPTIONS.add_argument("--provider", help="whose price; qvl-lab prices lists them")
 _OPTIONS.add_argument("--per-hour", type=float, help="a price of your own for an hour")
 _OPTIONS.add_argument("--currency", help="such as CNY; by default the price's own")
+_OPTIONS.add_argument("-h", "--help", action="store_true", help="show this and do not run the cell")
 _OPTIONS.add_argument("--name", help="variable for the result: .frame, .wall_s, .cost and more")
 
 
@@ -36,7 +37,9 @@ def register(shell: Any) -> None:
     """Bring ``%%qvl`` to an IPython shell."""
 
     def qvl(line: str, cell: str | None = None) -> None:
-        if cell is not None:  # called by name, as in a notebook that was made a script
+        if _asks_for_help(line):
+            print(_OPTIONS.format_help())
+        elif cell is not None:  # called by name, as in a notebook that was made a script
             shell.run_cell(f"%%qvl {line}\n{cell}").raise_error()
         else:
             _Cell(shell, line).start()
@@ -46,10 +49,16 @@ def register(shell: Any) -> None:
     shell.input_transformers_cleanup.append(_as_line_magic)
 
 
+def _asks_for_help(line: str) -> bool:
+    return bool({"-h", "--help"} & set(line.split()))
+
+
 def _as_line_magic(lines: list[str]) -> list[str]:
     """ "%%qvl" above a cell as "%qvl" in it; what is below may be magic too."""
     if not lines or not re.match(r"%%qvl\b", lines[0]):
         return lines
+    if _asks_for_help(lines[0]):
+        return [lines[0][1:]]
     below = TransformerManager().transform_cell("".join(lines[1:]))
     return [lines[0][1:], *below.splitlines(keepends=True)]
 

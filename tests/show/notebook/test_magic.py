@@ -183,6 +183,14 @@ def test_a_wrong_option_is_refused_before_the_cell_runs(run, shell, options, com
     assert "ran" not in shell.user_ns
 
 
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_is_shown_in_place_of_running_the_cell(run, shell, option):
+    text = run(f"%%qvl {option}\nran = True").text
+    assert "--per-hour" in text
+    assert "unrecognized" not in text
+    assert "ran" not in shell.user_ns
+
+
 def test_help_names_every_option(run):
     text = run("%%qvl?").text
     for option in ("--gpu", "--provider", "--per-hour", "--currency", "--name"):
