@@ -77,8 +77,8 @@ def fast_answers(
     policy: ImagePolicy,
     sampling: SamplingParams,
 ) -> list[list[int]]:
-    lengths = [lab.reader.num_tokens(r) + sampling.max_new_tokens for r in requests]
-    engine = Engine(lab.reader, spec, policy, sum(lengths) + 16 * len(lengths), max(lengths))
+    lengths = [lab.processor.num_tokens(r) + sampling.max_new_tokens for r in requests]
+    engine = Engine(lab.processor, spec, policy, sum(lengths) + 16 * len(lengths), max(lengths))
     sequences = [engine.add_request(request, sampling) for request in requests]
     while engine.busy:
         engine.step()
@@ -111,7 +111,7 @@ def main() -> None:
     spec = EngineSpec(engine="fast", batch_size=given.items, max_new_tokens=given.max_new_tokens)
     sampling = SamplingParams.of(spec, lab.loaded.random_weights)
     items = load_workload(given.workload).sample(given.items, 0).items
-    requests = [lab.reader.request(i, item, policy) for i, item in enumerate(items)]
+    requests = [lab.processor.request(i, item, policy) for i, item in enumerate(items)]
     requests = [request for request in requests if isinstance(request, Request)]
     answers = fast_answers(lab, requests, spec, policy, sampling)
     compared = []

@@ -30,7 +30,7 @@ from qvl_lab.workloads.items import Item
 #: Options of :meth:`Lab.generate_batch` that say how tokens are chosen.
 _SAMPLING = tuple(f.name for f in fields(SamplingParams) if not f.name.endswith("_new_tokens"))
 #: What a lab holds until it is closed.
-_HELD = ("loaded", "reader", "stock", "fast")
+_HELD = ("loaded", "processor", "stock", "fast")
 
 
 class Lab:
@@ -54,9 +54,9 @@ class Lab:
         self.loaded, self.used, self._spec = loaded, False, loaded.spec
         self.listeners: list[Callable[[dict[str, Any], Generation], object]] = []
         self._lock = _OwnerLock()
-        self.reader = InputProcessor(loaded)
-        self.fast = FastBackend(self.reader)
-        self.stock = TransformersBackend(self.reader, make_room=self._close_fast)
+        self.processor = InputProcessor(loaded)
+        self.fast = FastBackend(self.processor)
+        self.stock = TransformersBackend(self.processor, make_room=self._close_fast)
 
     @property
     def spec(self) -> ModelSpec:
@@ -76,7 +76,7 @@ class Lab:
         with self._lock:
             if not self.closed:
                 self.fast.close()
-                del self.loaded, self.reader, self.stock, self.fast
+                del self.loaded, self.processor, self.stock, self.fast
                 free(self._spec.device)
 
     def __enter__(self) -> Self:

@@ -32,7 +32,7 @@ def png(color: str) -> bytes:
 def test_an_image_that_was_opened_lazily_is_decoded_before_threads_share_it(lab):
     image = lazy_jpeg()
     assert image.tile  # what is left to decode
-    assert isinstance(lab.reader.request(0, Item("it", image), POLICY), Request)
+    assert isinstance(lab.processor.request(0, Item("it", image), POLICY), Request)
     assert not image.tile
 
 
@@ -46,7 +46,7 @@ def test_one_lazy_image_for_several_questions_is_answered_on_every_one(lab):
 
 def test_a_lazy_image_that_is_truncated_is_the_error_of_its_item(lab):
     items = [Item("cut", lazy_jpeg(cut=2000)), Item("whole", png("red"))]
-    cut, whole = (lab.reader.request(i, item, POLICY) for i, item in enumerate(items))
+    cut, whole = (lab.processor.request(i, item, POLICY) for i, item in enumerate(items))
     assert isinstance(cut, Answer)
     assert "truncated or damaged" in cut.error
     assert isinstance(whole, Request)
@@ -55,8 +55,8 @@ def test_a_lazy_image_that_is_truncated_is_the_error_of_its_item(lab):
 def test_a_window_ends_where_its_encoded_bytes_reach_the_bound(lab, monkeypatch):
     items = [Item(str(i), png("red")) for i in range(7)]
     monkeypatch.setattr("qvl_lab.backends.processor.WINDOW_BYTES", 2 * len(items[0].image) + 1)
-    windows = [requests for requests, _ in lab.reader.windows(items, POLICY)]
+    windows = [requests for requests, _ in lab.processor.windows(items, POLICY)]
     assert [[r.index for r in requests] for requests in windows] == [[0, 1, 2], [3, 4, 5], [6]]
     monkeypatch.setattr("qvl_lab.backends.processor.WINDOW", 2)
-    windows = [requests for requests, _ in lab.reader.windows(items, POLICY)]
+    windows = [requests for requests, _ in lab.processor.windows(items, POLICY)]
     assert [len(requests) for requests in windows] == [2, 2, 2, 1]

@@ -71,7 +71,7 @@ def test_prompt_of_a_turn_is_the_chat_template(banks):
     lab = load("tiny", precision="fp32")
     ids = banks["scene"].short.ids[0, 0].tolist()
     question = lab.loaded.tokenizer.decode(ids).split("<|im_end|>")[0]
-    text = lab.reader.prompt(question)
+    text = lab.processor.prompt(question)
     student = Student("cpu", 0)
     prompt = lab.loaded.tokenizer.encode(text, add_special_tokens=False)
     answer = int(banks["scene"].short.weight[0, 0].nonzero()[0])

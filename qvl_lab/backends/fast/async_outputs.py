@@ -23,7 +23,7 @@ class _Output:
 
 
 class AsyncOutputs:
-    """The generated tokens of the steps whose results were not looked at yet."""
+    """The generated tokens of the steps whose results were not read yet."""
 
     def __init__(self) -> None:
         self._steps: deque[list[_Output]] = deque()

@@ -24,7 +24,7 @@ class Sequence:
     """A request on its way.
 
     The scheduler alone writes ``slot``, ``block_table``, ``num_computed_tokens`` and
-    ``num_prefill_tokens``. Nothing here needs torch; tensors are carried, not looked at.
+    ``num_prefill_tokens``. Nothing here needs torch; tensors are only carried along.
 
     Attributes
     ----------

@@ -80,8 +80,8 @@ def test_patches_are_those_of_the_stock_processor(lab, size, factor):
         changed = {"image_mean": factor, "image_std": factor[::-1]}
         processor = type(processor)(**{**processor.to_dict(), **changed})
     picture = noise(size)
-    request = request_for(picture, size, lab.reader.prompt("What?"))
-    stock = type(lab.stock)(lab.reader)
+    request = request_for(picture, size, lab.processor.prompt("What?"))
+    stock = type(lab.stock)(lab.processor)
     stock.loaded = replace(lab.loaded, image_processor=processor)
     expected = stock.inputs([picture], [request])
     frames = expected["pixel_values"].view(-1, 3, 2, 16, 16)

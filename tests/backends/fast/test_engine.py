@@ -81,7 +81,7 @@ def requests(mixed) -> list[Item]:
 def engine_of(lab: Lab, caches: Caches | None = None, **fields: Any) -> Engine:
     spec = EngineSpec(engine="fast", **({"batch_size": 4} | fields))
     policy = ImagePolicy(resolution=128)
-    return Engine(lab.reader, spec, policy, num_tokens=2000, max_model_len=500, caches=caches)
+    return Engine(lab.processor, spec, policy, num_tokens=2000, max_model_len=500, caches=caches)
 
 
 def finish(engine: Engine, most: int = 2000) -> list[Any]:
@@ -165,7 +165,7 @@ def test_requests_come_at_any_time_with_settings_of_their_own(lab, ids_of, reque
     sequences = {}
     for index, item in enumerate(requests):
         most = draw.randint(1, 12)
-        request = lab.reader.request(index, item, policy)
+        request = lab.processor.request(index, item, policy)
         sequence = engine.add_request(
             request, SamplingParams(max_new_tokens=most, min_new_tokens=most)
         )
@@ -209,7 +209,7 @@ def test_a_full_queue_refuses_one_more_and_loses_nothing(lab):
 
     def add(index: int) -> Any:
         item = Item(str(index), png("red"), "What?")
-        return engine.add_request(lab.reader.request(index, item, engine.policy))
+        return engine.add_request(lab.processor.request(index, item, engine.policy))
 
     sequences = [add(0), add(1)]
     with pytest.raises(QueueFullError, match="2 requests wait already, as many as max_queue_size"):
@@ -299,7 +299,7 @@ def test_a_cancelled_request_ends_once_wherever_it_is(lab, requests):
     for steps in range(8):
         engine = engine_of(lab, prefix_cache=bool(steps % 2), prefill_chunk=30)
         sequences = [
-            engine.add_request(lab.reader.request(i, item, policy))
+            engine.add_request(lab.processor.request(i, item, policy))
             for i, item in enumerate(requests[:8])
         ]
         for _ in range(steps):
@@ -407,7 +407,7 @@ def test_after_one_shortage_prompts_are_read_many_at_a_time_again(lab, monkeypat
     sizes = out_of_memory_at(monkeypatch, "prefill", lambda count, size: count == 1)
     engine = engine_of(lab, overlap=False, prefill_chunk=512)
     for index, item in enumerate(requests):
-        engine.add_request(lab.reader.request(index, item, ImagePolicy(resolution=128)))
+        engine.add_request(lab.processor.request(index, item, ImagePolicy(resolution=128)))
     assert all(sequence.answer.error is None for sequence in finish(engine))
     assert sizes[0] > 1
     assert engine.scheduler.prefill_chunk >= 256
@@ -450,7 +450,7 @@ def test_an_overflow_is_its_requests_error_and_poisons_no_other(trained, monkeyp
 
     grids = [
         trained.fast.engine.model_runner.patchify.grid(
-            trained.reader.request(0, item, ImagePolicy(resolution=128)).size
+            trained.processor.request(0, item, ImagePolicy(resolution=128)).size
         )
         for item in items
     ]
@@ -597,7 +597,7 @@ def test_a_cache_by_path_gives_the_old_picture_where_one_by_content_does_not(tra
 
 def test_sampled_answers_are_not_given_twice(lab):
     engine = Engine(
-        lab.reader,
+        lab.processor,
         EngineSpec(engine="fast", response_cache_entries=10),
         ImagePolicy(resolution=128),
         num_tokens=500,
@@ -605,7 +605,7 @@ def test_sampled_answers_are_not_given_twice(lab):
         caches=lab.fast._kept_caches(EngineSpec(engine="fast", response_cache_entries=10)),
     )
     item = Item("a", png("red"), question="What?")
-    request = lab.reader.request(0, item, ImagePolicy(resolution=128))
+    request = lab.processor.request(0, item, ImagePolicy(resolution=128))
     sampled = SamplingParams(max_new_tokens=12, min_new_tokens=12, do_sample=True)
     texts = set()
     for _ in range(3):
@@ -622,7 +622,7 @@ def test_sampled_answers_are_not_given_twice(lab):
 def asking(engine: Engine, lab: Lab, colors: list[str], **fields: Any) -> list[Any]:
     """Jobs of one question about pictures of these colors, added at once."""
     items = [Item(str(i), png(color), question="What?") for i, color in enumerate(colors)]
-    requests = [lab.reader.request(i, item, engine.policy) for i, item in enumerate(items)]
+    requests = [lab.processor.request(i, item, engine.policy) for i, item in enumerate(items)]
     return [engine.add_request(request, **fields) for request in requests]
 
 
@@ -676,7 +676,7 @@ def test_each_of_equal_requests_has_its_own_error(lab, tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(image[:-30])
     items = [Item(name, tmp_path / f"{name}.png", "What?") for name in "ab"]
-    whole = lab.reader.request(0, Item("whole", image, "What?"), engine.policy)
+    whole = lab.processor.request(0, Item("whole", image, "What?"), engine.policy)
     cut = [replace(whole, index=i, item=item, image=image[:-30]) for i, item in enumerate(items)]
     sequences = [engine.add_request(request) for request in cut]
     finish(engine)
@@ -765,7 +765,7 @@ def test_an_image_stays_on_its_way_when_an_equal_request_is_cancelled(lab):
     first, equal = asking(engine, lab, ["red", "red"])
     engine.cancel(equal)
     item = Item("other", png("red"), question="Which colour?")
-    other = engine.add_request(lab.reader.request(2, item, engine.policy))
+    other = engine.add_request(lab.processor.request(2, item, engine.policy))
     assert (first.needs_image, other.needs_image) == (True, False)
     finish(engine)
     assert nothing_held(engine)
@@ -775,7 +775,7 @@ def test_with_answers_alone_each_question_has_its_image_decoded_in_a_thread(lab)
     engine = remembering(lab)
     items = [Item(question, png("red"), question=question) for question in QUESTIONS]
     sequences = [
-        engine.add_request(lab.reader.request(i, item, engine.policy))
+        engine.add_request(lab.processor.request(i, item, engine.policy))
         for i, item in enumerate(items)
     ]
     assert all(sequence.needs_image for sequence in sequences)

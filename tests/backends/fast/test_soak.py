@@ -44,7 +44,7 @@ def soak(lab, mixed, folder: Path, count: int, monkeypatch) -> tuple[list[Sequen
     tier = DiskTier(folder, max_bytes=2**20)
     caches = Caches(TensorCache(2**19, disk=tier), Lru(2**20, max_entries=50))
     spec = EngineSpec(engine="fast", batch_size=6, prefix_cache=True, prefill_chunk=64)
-    engine = Engine(lab.reader, spec, policy, num_tokens=400, max_model_len=200, caches=caches)
+    engine = Engine(lab.processor, spec, policy, num_tokens=400, max_model_len=200, caches=caches)
     sequences: list[Sequence] = []
     ended: list[Sequence] = []
     made = refused = 0
@@ -55,7 +55,7 @@ def soak(lab, mixed, folder: Path, count: int, monkeypatch) -> tuple[list[Sequen
                 faults["bad image"] += 1
                 item = Item(str(made), item.image.read_bytes()[:200], item.question)
             made += 1
-            request = lab.reader.request(made, item, policy)
+            request = lab.processor.request(made, item, policy)
             if isinstance(request, Answer):
                 refused += 1
                 continue

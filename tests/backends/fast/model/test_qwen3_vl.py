@@ -99,7 +99,7 @@ def texts(lab, model) -> list[Text]:
     for size, question in zip(SIZES, QUESTIONS, strict=True):
         picture = Image.effect_noise(size, 80).convert("RGB")
         tokens = size[0] * size[1] // 1024
-        text = lab.reader.prompt(question)
+        text = lab.processor.prompt(question)
         request = Request(0, Item("it", picture), picture, size, tokens, text)
         inputs = lab.stock.inputs([picture], [request])
         prompt = inputs["input_ids"].shape[1]
