@@ -18,7 +18,7 @@ from torch import Tensor
 import qvl_lab as ql
 from qvl_lab.backends.base import Request
 from qvl_lab.backends.fast.engine import Engine
-from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
+from qvl_lab.config import Fast, ImagePolicy, SamplingParams
 from qvl_lab.workloads.decode import decode_image
 from qvl_lab.workloads.resize import resize
 from qvl_lab.workloads.sources import load_workload
@@ -73,7 +73,7 @@ def scores(lab: Any, inputs: dict[str, Tensor], answer: list[int]) -> Tensor:
 def fast_answers(
     lab: Any,
     requests: list[Request],
-    spec: EngineSpec,
+    spec: Fast,
     policy: ImagePolicy,
     sampling: SamplingParams,
 ) -> list[list[int]]:
@@ -108,8 +108,10 @@ def main() -> None:
     given = options.parse_args()
     lab = ql.load(given.model, precision=given.precision)
     policy = ImagePolicy(resolution=given.resolution)
-    spec = EngineSpec(engine="fast", batch_size=given.items, max_new_tokens=given.max_new_tokens)
-    sampling = SamplingParams.of(spec, lab.loaded.random_weights)
+    spec = Fast(
+        batch_size=given.items, sampling=SamplingParams(max_new_tokens=given.max_new_tokens)
+    )
+    sampling = spec.sampling.resolved(lab.loaded.random_weights)
     items = load_workload(given.workload).sample(given.items, 0).items
     requests = [lab.processor.request(i, item, policy) for i, item in enumerate(items)]
     requests = [request for request in requests if isinstance(request, Request)]

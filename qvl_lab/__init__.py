@@ -12,13 +12,15 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Config": "qvl_lab.config",
-    "EngineSpec": "qvl_lab.config",
+    "Fast": "qvl_lab.config",
     "ImagePolicy": "qvl_lab.config",
     "ModelSpec": "qvl_lab.config",
     "QvlError": "qvl_lab.errors",
     "Run": "qvl_lab.runs.records",
     "Runs": "qvl_lab.runs.store",
+    "SamplingParams": "qvl_lab.config",
     "SweepSpec": "qvl_lab.config",
+    "Transformers": "qvl_lab.config",
     "ablate": "qvl_lab.bench.ablation",
     "advise": "qvl_lab.analysis.limits.advice",
     "break_even": "qvl_lab.analysis.levers.cache_savings",
@@ -40,13 +42,15 @@ _HOME = {
 
 __all__ = [
     "Config",
-    "EngineSpec",
+    "Fast",
     "ImagePolicy",
     "ModelSpec",
     "QvlError",
     "Run",
     "Runs",
+    "SamplingParams",
     "SweepSpec",
+    "Transformers",
     "__version__",
     "ablate",
     "advise",
@@ -78,7 +82,15 @@ if TYPE_CHECKING:
     from qvl_lab.bench.cache_savings import hit_rates
     from qvl_lab.bench.profile import profile
     from qvl_lab.bench.sweep import sweep
-    from qvl_lab.config import Config, EngineSpec, ImagePolicy, ModelSpec, SweepSpec
+    from qvl_lab.config import (
+        Config,
+        Fast,
+        ImagePolicy,
+        ModelSpec,
+        SamplingParams,
+        SweepSpec,
+        Transformers,
+    )
     from qvl_lab.errors import QvlError
     from qvl_lab.runs.records import Run
     from qvl_lab.runs.store import Runs

@@ -18,7 +18,7 @@ from qvl_lab.backends.fast.backend import FastBackend
 from qvl_lab.backends.generation import Generation
 from qvl_lab.backends.processor import InputProcessor, settings_of
 from qvl_lab.backends.transformers import TransformersBackend
-from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec, SamplingParams
+from qvl_lab.config import EngineSpec, Fast, ImagePolicy, ModelSpec, SamplingParams, Transformers
 from qvl_lab.config.signatures import check_settings, names_settings
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.load import LoadedModel, load_model
@@ -104,15 +104,16 @@ class Lab:
     def _repr_html_(self) -> str:
         return f"<b>{html.escape(repr(self)[1:-1])}</b>"
 
-    @names_settings(ImagePolicy, EngineSpec, SamplingParams)
+    @names_settings(ImagePolicy, Transformers, Fast, without=("sampling_seed",))
     def generate_batch(
         self,
         images: Images,
         prompts: Prompts | None = None,
         *,
-        batch_size: int = 8,
+        batch_size: int | str = "auto",
         resolution: int | str = "native",
         max_new_tokens: int = 64,
+        seed: int | None = None,
         tasks: str | Iterable[str | None] | None = None,
         progress: bool = False,
         **options: Any,
@@ -129,8 +130,9 @@ class Lab:
             One question for all, one each, or for each image a list of questions; for a single
             image also a list of questions.
         batch_size, resolution, max_new_tokens
-            See :class:`~qvl_lab.config.EngineSpec` and :class:`~qvl_lab.config.ImagePolicy`;
-            ``options`` takes their other fields.
+            Fields of the settings, as are ``options``: see :class:`~qvl_lab.config.ImagePolicy`,
+            :class:`~qvl_lab.config.SamplingParams`, :class:`~qvl_lab.config.Transformers` and,
+            with ``engine="fast"``, :class:`~qvl_lab.config.Fast`.
         do_sample, temperature, top_p, top_k, seed, repetition_penalty
             As in transformers, see :class:`~qvl_lab.config.SamplingParams`: the most likely token
             is taken unless ``do_sample``. A temperature, ``top_p``, ``top_k`` or seed turns
@@ -152,8 +154,9 @@ class Lab:
         options |= {"max_new_tokens": max_new_tokens}
         check_settings(Lab.generate_batch, options)
         chosen = {name: options.pop(name) for name in _SAMPLING if name in options}
+        chosen |= {"seed": seed}
         engine, policy = settings_of(options)
-        sampling = SamplingParams.of(engine, self.loaded.random_weights, **chosen)
+        sampling = engine.sampling.resolved(self.loaded.random_weights, **chosen)
         return self.run(items, engine, policy, sampling=sampling, progress=progress)
 
     def run(
@@ -195,7 +198,7 @@ class Lab:
                 items, engine, policy, sampling, halve_on_oom, max_batches, progress, on_answer
             )
         if self.listeners:
-            call = {"items": list(items), "engine": engine, "policy": policy}
+            call: dict[str, Any] = {"items": list(items), "engine": engine, "policy": policy}
             call |= {"sampling": sampling, "halve_on_oom": halve_on_oom, "max_batches": max_batches}
             for listener in tuple(self.listeners):
                 listener(call, result)

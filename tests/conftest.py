@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qvl_lab.config import Config
+from qvl_lab.config import FIELDS, Config
 from qvl_lab.runs.records import Repeat, Run, run_key
 from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.sources import load_workload
@@ -41,8 +41,8 @@ def repeat(wall_s: float = 10.0, answered: int = 10, **parts: Any) -> Repeat:
 
 def run(repeats: list[Repeat] | None = None, status: str = "ok", **parts: Any) -> Run:
     """A run; fields of a configuration may be given by name, the rest are fields of Run."""
-    settings = {name: parts.pop(name) for name in set(parts) & set(Config().flat())}
-    config = Config().replace(**settings).flat()
+    settings = {name: parts.pop(name) for name in set(parts) & set(FIELDS)}
+    config = Config().replace(**{"batch_size": 8} | settings).flat()
     workload = {"name": "hand", "fingerprint": "f" * 16, "items": 10}
     known: dict[str, Any] = {
         "key": run_key(config, workload, {}),

@@ -14,15 +14,18 @@ import pytest
 from qvl_lab.backends.processor import settings_of
 from qvl_lab.bench.sweep import spec_from
 from qvl_lab.config import (
-    FAST_ONLY,
     FIELDS,
     RENAMED,
+    CacheSettings,
     Config,
-    EngineSpec,
+    Fast,
     ImagePolicy,
     ModelSpec,
+    SamplingParams,
     SweepSpec,
+    Transformers,
     digest,
+    flat_fields,
 )
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.workloads.items import Item, Workload
@@ -49,17 +52,25 @@ def write(folder, text):
         (ImagePolicy, {"max_image_pixels": 0}, "max_image_pixels must be .* from 1 to 178956970"),
         (ImagePolicy, {"max_image_pixels": 178_956_971}, "not 178956971"),
         (ImagePolicy, {"max_image_bytes": 2**31 + 1}, "max_image_bytes"),
-        (EngineSpec, {"engine": "stok"}, "unknown engine 'stok'. Did you mean 'stock'"),
-        (EngineSpec, {"cache_implementation": "statik"}, "Did you mean 'static'"),
-        (EngineSpec, {"batch_size": 0}, "batch_size must be a whole number from 1 to 4096, not 0"),
-        (EngineSpec, {"batch_size": 4097}, "not 4097"),
-        (EngineSpec, {"batch_size": True}, "not True"),
-        (EngineSpec, {"batch_size": 2.0}, r"not 2\.0"),
-        (EngineSpec, {"max_new_tokens": 32769}, "max_new_tokens"),
-        (EngineSpec, {"max_new_tokens": 8, "min_new_tokens": 9}, "min_new_tokens .* 0 to 8, not 9"),
-        (EngineSpec, {"memory_limit_gib": 0}, "memory_limit_gib must be a number above 0, not 0"),
-        (EngineSpec, {"memory_limit_gib": float("nan")}, "not nan"),
-        (EngineSpec, {"memory_limit_gib": "4"}, "not '4'"),
+        (Transformers, {"cache_implementation": "statik"}, "Did you mean 'static'"),
+        (
+            Fast,
+            {"batch_size": 0},
+            "a whole number from 1 to 4096 or 'auto', not 0",
+        ),
+        (Transformers, {"batch_size": 4097}, "not 4097"),
+        (Transformers, {"batch_size": True}, "not True"),
+        (Fast, {"batch_size": "all"}, "not 'all'"),
+        (Transformers, {"batch_size": 2.0}, r"not 2\.0"),
+        (SamplingParams, {"max_new_tokens": 32769}, "max_new_tokens"),
+        (
+            SamplingParams,
+            {"max_new_tokens": 8, "min_new_tokens": 9},
+            "min_new.* 0 to 8, not 9",
+        ),
+        (Transformers, {"memory_limit_gib": 0}, "memory_limit_gib must be a number above 0, not 0"),
+        (Transformers, {"memory_limit_gib": float("nan")}, "not nan"),
+        (Transformers, {"memory_limit_gib": "4"}, "not '4'"),
     ],
 )
 def test_settings_out_of_bounds_are_refused(part, settings, message):
@@ -75,8 +86,9 @@ def test_resolution_is_a_word_or_a_number(given, kept):
 
 
 def test_bounds_are_inclusive():
-    spec = EngineSpec(batch_size=4096, max_new_tokens=32768, min_new_tokens=32768)
-    assert (spec.batch_size, spec.min_new_tokens) == (4096, 32768)
+    sampling = SamplingParams(max_new_tokens=32768, min_new_tokens=32768)
+    spec = Transformers(batch_size=4096, sampling=sampling)
+    assert (spec.batch_size, spec.sampling.min_new_tokens) == (4096, 32768)
     assert ImagePolicy(resolution=16384, max_image_pixels=178_956_970).resolution == 16384
 
 
@@ -84,7 +96,7 @@ def test_specs_are_frozen_and_keyword_only():
     with pytest.raises(FrozenInstanceError):
         ModelSpec().model = "other"
     with pytest.raises(TypeError):
-        EngineSpec("stock")
+        Transformers(4)
 
 
 def test_task_tables_are_not_shared():
@@ -98,9 +110,10 @@ def test_task_tables_are_not_shared():
 
 
 def test_every_field_belongs_to_one_part():
-    parts = {"model": ModelSpec, "images": ImagePolicy, "engine": EngineSpec}
-    names = [name for part in parts.values() for name in part.__dataclass_fields__]
-    assert sorted(names) == sorted(FIELDS)
+    for backend in (Transformers, Fast):
+        names = [name for part in (ModelSpec, ImagePolicy, backend) for name in flat_fields(part)]
+        assert len(names) == len(set(names))
+    assert set(FIELDS) == set(flat_fields(ModelSpec, ImagePolicy, Transformers, Fast))
     assert FIELDS["precision"] == "model"
     assert FIELDS["resolution"] == "images"
     assert FIELDS["batch_size"] == "engine"
@@ -110,8 +123,8 @@ def test_replace_finds_the_part():
     config = Config().replace(model="random:8b", resolution=256, batch_size=3)
     assert config.model == ModelSpec(model="random:8b")
     assert config.images == ImagePolicy(resolution=256)
-    assert config.engine == EngineSpec(batch_size=3)
-    assert Config() == Config(model=ModelSpec(), images=ImagePolicy(), engine=EngineSpec())
+    assert config.engine == Transformers(batch_size=3)
+    assert Config() == Config(model=ModelSpec(), images=ImagePolicy(), engine=Transformers())
 
 
 def test_replace_names_the_nearest_field():
@@ -128,7 +141,7 @@ def test_an_old_name_answers_with_the_new_one(old, tmp_path):
         lambda: SweepSpec(axes={old: [1]}),
         lambda: SweepSpec.from_toml(file),
         lambda: spec_from({"engine": "fast", old: 1}),
-        lambda: settings_of({old: 1}),
+        lambda: settings_of({"engine": "fast", old: 1}),
     ):
         with pytest.raises(ConfigError, match=message):
             use()
@@ -142,10 +155,10 @@ def test_replace_checks_values():
 def test_flat_and_back():
     config = Config().replace(precision="bf16", resolution=256, memory_limit_gib=2.5)
     flat = config.flat()
-    assert set(flat) == set(FIELDS)
+    assert set(flat) == set(flat_fields(ModelSpec, ImagePolicy, Transformers))
     assert (flat["precision"], flat["resolution"], flat["memory_limit_gib"]) == ("bf16", 256, 2.5)
     assert Config.from_flat(flat) == config
-    assert Config.from_flat({"batch_size": 2}).engine == EngineSpec(batch_size=2)
+    assert Config.from_flat({"batch_size": 2}).engine == Transformers(batch_size=2)
 
 
 def test_grid_is_the_product_model_by_model():
@@ -287,10 +300,71 @@ def test_digest_is_the_same_in_every_process(hash_seed):
     assert out.stdout.strip() == digest(Config().replace(batch_size=3).flat())
 
 
-def test_fields_of_the_fast_engine_alone_are_those_described_so():
-    described = dict(
-        re.findall(r"^    (\w+) : [^\n]*\n +([^\n]*)", EngineSpec.__doc__, re.MULTILINE)
+@pytest.mark.parametrize("part", [SamplingParams, Transformers, Fast, CacheSettings])
+def test_every_field_of_a_backend_is_described(part):
+    described = re.findall(r"^    (\w+) : ", part.__doc__, re.MULTILINE)
+    assert described == [f.name for f in fields(part)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings", "message"),
+    [
+        ("stock", {"prefix_cache": True}, "prefix_cache is the fast engine's; add engine='fast'"),
+        ("stock", {"encoder_cache_gib": 1.0}, "encoder_cache_gib is the fast engine's"),
+        ("fast", {"cache_implementation": "static"}, "is the stock engine's; add engine='stock'"),
+    ],
+)
+def test_a_setting_of_another_backend_is_refused_with_its_engine(engine, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Config().replace(engine=engine, **settings)
+    with pytest.raises(ConfigError, match=message):
+        SweepSpec(axes={name: [value] for name, value in settings.items()} | {"engine": [engine]})
+
+
+def test_an_unknown_engine_is_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"unknown engine 'stok'\. Did you mean 'stock'"):
+        Config().replace(engine="stok")
+
+
+def test_a_row_of_one_backend_holds_no_settings_of_the_other():
+    stock, fast = Config().flat(), Config().replace(engine="fast").flat()
+    assert set(flat_fields(CacheSettings)) | {"engine", "prefix_cache"} <= set(fast)
+    assert set(stock) & (set(flat_fields(CacheSettings)) | {"prefix_cache", "packing"}) == set()
+    assert set(stock) - set(fast) == {"cache_implementation"}
+
+
+def test_another_engine_keeps_what_both_have():
+    stock = Config().replace(batch_size=3, max_new_tokens=5, cache_implementation="static")
+    fast = stock.replace(engine="fast", prefix_cache=True)
+    assert fast.engine == Fast(
+        batch_size=3, sampling=SamplingParams(max_new_tokens=5), prefix_cache=True
     )
-    fast = {name for name, words in described.items() if words.startswith("Fast engine")}
-    assert set(described) == {f.name for f in fields(EngineSpec)}
-    assert fast == set(FAST_ONLY)
+    assert fast.replace(engine="stock").engine == Transformers(
+        batch_size=3, sampling=SamplingParams(max_new_tokens=5)
+    )
+
+
+def test_a_grid_leaves_out_what_an_engine_does_not_have():
+    spec = SweepSpec(axes={"prefix_cache": [True, False], "engine": ["stock", "fast"]})
+    engines = [config.engine for config in spec.configurations()]
+    assert engines == [Transformers(), Fast(prefix_cache=True), Fast(prefix_cache=False)]
+
+
+def test_a_fixed_setting_of_one_engine_is_that_engines_where_engines_vary(tmp_path):
+    settings = {"engine": ["stock", "fast"], "prefix_cache": True, "cache_implementation": "static"}
+    spec = spec_from(settings)
+    assert [config.engine for config in spec.configurations()] == [
+        Transformers(cache_implementation="static"),
+        Fast(prefix_cache=True),
+    ]
+    assert SweepSpec.from_toml(write(tmp_path, spec.to_toml())) == spec
+
+
+def test_a_fast_base_survives_toml(tmp_path):
+    spec = spec_from({"engine": "fast", "prefix_cache": True, "batch_size": [4, "auto"]})
+    assert SweepSpec.from_toml(write(tmp_path, spec.to_toml())) == spec
+
+
+def test_auto_is_a_number_of_requests_for_each_backend():
+    assert (Transformers().most_at_once, Fast().most_at_once) == (8, 96)
+    assert Fast(batch_size=3).most_at_once == 3

@@ -14,8 +14,8 @@ import qvl_lab
 
 ROOT = Path(qvl_lab.__file__).parent
 NAMES = """
-    Config EngineSpec ImagePolicy ModelSpec QvlError Run Runs SweepSpec __version__
-    ablate advise break_even hit_rates load load_workload plots price prices profile
+    Config Fast ImagePolicy ModelSpec QvlError Run Runs SamplingParams SweepSpec Transformers
+    __version__ ablate advise break_even hit_rates load load_workload plots price prices profile
     propose_resolutions recommend report roofline sweep visual_tokens watch
 """.split()
 #: The rooms from the ground up. A module may import its own room and the rooms of earlier lines.

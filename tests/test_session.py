@@ -117,7 +117,10 @@ def test_a_recorder_hears_only_the_thread_that_subscribed_it():
 
 def test_on_answer_that_asks_the_same_lab_is_refused_and_the_lab_stays_usable(trained):
     call = mixed_calls(2)[0]
-    engine, policy = ql.EngineSpec(max_new_tokens=2), ql.ImagePolicy(resolution=64)
+    engine, policy = (
+        ql.Transformers(sampling=ql.SamplingParams(max_new_tokens=2)),
+        ql.ImagePolicy(resolution=64),
+    )
     with pytest.raises(ConfigError, match="on_answer must not use the lab"):
         trained.run(call.items, engine, policy, on_answer=lambda *_: call.on(trained))
     assert call.on(trained).errors == []
@@ -176,7 +179,8 @@ def test_closing_waits_for_the_call_that_is_under_way_and_is_refused_within_it()
                 lab.close()
             refused.append(True)
 
-        engine, policy = ql.EngineSpec(max_new_tokens=8), ql.ImagePolicy(resolution=64)
+        engine = ql.Transformers(sampling=ql.SamplingParams(max_new_tokens=8))
+        policy = ql.ImagePolicy(resolution=64)
         running = pool.submit(lab.run, call.items, engine, policy, on_answer=on_answer)
         assert under_way.wait(30)
         lab.close()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 
 import pytest
 
 import qvl_lab as ql
-from qvl_lab.config import SamplingParams
-from qvl_lab.config.settings import PARTS
+from qvl_lab.config.settings import PARTS, flat_fields
 from qvl_lab.errors import UnknownNameError
 from qvl_lab.session import Lab
 from qvl_lab.show.report.options import ReviewOptions
 
 SWEEPS = {"sweep", "ablate", "hit_rates"}
 OPTIONS_OF_A_SWEEP = ("workload", "items", "repeats", "quality", "isolation")
-GENERATE = (SamplingParams, ql.ImagePolicy, ql.EngineSpec)
+GENERATE = (ql.ImagePolicy, ql.Transformers, ql.Fast)
 
 
 def named(function):
@@ -25,9 +24,8 @@ def named(function):
 
 def defaults(*parts):
     return {
-        f.name: f.default if f.default is not MISSING else f.default_factory()
-        for part in parts
-        for f in fields(part)
+        name: f.default if f.default is not MISSING else f.default_factory()
+        for name, f in flat_fields(*parts).items()
     }
 
 
@@ -42,7 +40,7 @@ def test_a_sweep_names_all_settings_and_options_with_their_defaults(name):
     parameters = named(getattr(ql, name))
     assert set(OPTIONS_OF_A_SWEEP) <= parameters.keys()
     assert not {"axes", "base"} & parameters.keys()
-    settings = defaults(*PARTS.values())
+    settings = defaults(*PARTS)
     assert {n: parameters[n].default for n in settings if n != "seed"} == {
         n: value for n, value in settings.items() if n != "seed"
     }
@@ -72,7 +70,9 @@ def test_a_report_names_its_options():
 def test_generating_names_settings_of_images_and_engines():
     parameters = named(Lab.generate_batch)
     known = defaults(*GENERATE)
+    del known["sampling_seed"]
     assert {n: parameters[n].default for n in known} == known
+    assert parameters["seed"].default is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from qvl_lab.analysis.levers.cache_savings import cache_columns
 from qvl_lab.analysis.quality.scoring import TaskScores
 from qvl_lab.analysis.stats.estimates import Estimate, estimate
 from qvl_lab.analysis.stats.intervals import interval
-from qvl_lab.config import BY_TASK, digest
+from qvl_lab.config import AUTO, BY_TASK, ENGINES, default_of, digest, engines_with
 from qvl_lab.runs.records import PARTS, STAGES, Run, environment_key
 
 #: Columns that say what was run; a sweep's axes are those that vary.
@@ -28,6 +28,12 @@ SETTINGS = (
     "attn_implementation",
     "max_new_tokens",
     "min_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "sampling_seed",
     "memory_limit_gib",
     "prefill_chunk",
     "block_size",
@@ -109,10 +115,27 @@ def quality_columns(scores: Mapping[str, TaskScores], kind: str) -> dict[str, An
     return row
 
 
+def with_defaults(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with defaults where a row's engine does not have a setting.
+
+    Rows of different engines can then be compared: what only one of them has is at its default in
+    the other.
+    """
+    filled = frame.copy()
+    for name in SETTINGS:
+        if name in frame and (others := set(ENGINES) - set(engines_with(name))):
+            pairs = zip(frame["engine"], frame[name], strict=True)
+            values = [default_of(name) if engine in others else value for engine, value in pairs]
+            filled[name] = pd.Series(values, index=frame.index)  # finds the type again
+    return filled
+
+
 def _row(run: Run) -> dict[str, Any]:
     config = run.config | run.resolved
     row: dict[str, Any] = {"key": run.key, "status": run.status, "reason": run.reason}
     row |= {name: config.get(name) for name in SETTINGS}
+    if row["batch_size"] == AUTO:  # not known where nothing was measured
+        row["batch_size"] = None
     row["resolution"] = str(config.get("resolution"))
     by_task = config.get("task_resolutions") if row["resolution"] == BY_TASK else None
     row["task_resolutions"] = by_task and json.dumps(by_task, ensure_ascii=False)

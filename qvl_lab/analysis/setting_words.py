@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from qvl_lab.config import EngineSpec
+from qvl_lab.config import Fast
 
 
 def in_words(config: Mapping[str, Any]) -> str:
@@ -21,5 +21,5 @@ def _engine(config: Mapping[str, Any]) -> str:
     """The fast engine and what it does without; "" for the stock one."""
     if config["engine"] != "fast":
         return ""
-    off = [f.name for f in fields(EngineSpec) if f.default is True and config.get(f.name) is False]
+    off = [f.name for f in fields(Fast) if f.default is True and config.get(f.name) is False]
     return f"fast without {', '.join(off)}" if off else "fast"

@@ -85,7 +85,7 @@ class BackendStats:
     caches : dict
         Hits, misses and bytes of the caches that are on: "encoder_hits", "prefix_misses".
     batch_size : int or None
-        Most requests answered at once, where the backend decides on it; None before.
+        Most requests answered at once, as the backend decided; None before.
     """
 
     totals: dict[str, Total] = field(default_factory=dict)

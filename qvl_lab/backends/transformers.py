@@ -19,7 +19,7 @@ from PIL import Image
 from qvl_lab.backends.base import Answer, BackendStats, Request
 from qvl_lab.backends.failures import halving_event, memory_shortage, overflow, too_large
 from qvl_lab.backends.processor import InputProcessor
-from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
+from qvl_lab.config import EngineSpec, ImagePolicy, Transformers
 from qvl_lab.errors import InputError
 from qvl_lab.models.hooks import StepWatch, marks
 from qvl_lab.models.load import base_dtype
@@ -62,8 +62,8 @@ class TransformersBackend:
     ) -> Iterator[tuple[int, Answer]]:
         """Yield (index, answer) as batches finish; see ``Backend``."""
         stats = self._stats = BackendStats()
-        sampling = sampling or SamplingParams.of(spec, self.loaded.random_weights)
-        size = spec.batch_size
+        sampling = sampling or spec.sampling.resolved(self.loaded.random_weights)
+        size = stats.batch_size = spec.most_at_once
         for requests, refused in self.processor.windows(items, policy):
             yield from refused
             requests.sort(key=lambda r: r.length, reverse=True)  # an OOM then shows early
@@ -101,7 +101,7 @@ class TransformersBackend:
     def _answer(
         self,
         batch: Sequence[Request],
-        spec: EngineSpec,
+        spec: Transformers,
         policy: ImagePolicy,
         sampling: SamplingParams,
         done: list[tuple[Request, Answer]],
@@ -170,7 +170,7 @@ class TransformersBackend:
         }
 
     def _generate(
-        self, inputs: dict[str, torch.Tensor], spec: EngineSpec, sampling: SamplingParams
+        self, inputs: dict[str, torch.Tensor], spec: Transformers, sampling: SamplingParams
     ) -> tuple[torch.Tensor, list[bool]]:
         """New token ids (batch, new) on the CPU, and per row whether all scores were finite."""
         static = spec.cache_implementation == "static"

@@ -15,7 +15,7 @@ from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.store import Runs
 
 
-@names_settings(SweepSpec, *PARTS.values(), without=("axes", "base"))
+@names_settings(SweepSpec, *PARTS, without=("axes", "base"))
 def ablate(
     spec: SweepSpec | None = None,
     *,
@@ -51,7 +51,7 @@ def ablate(
     ConfigError, WorkloadError, StoreError
         Before anything is measured.
     """
-    spec = chosen_spec(spec, settings)
+    spec = chosen_spec(spec, settings, engine="fast")
     if spec.axes:
         raise ConfigError(
             f"an ablation is of one setting, so {', '.join(spec.axes)} must be a single value; "

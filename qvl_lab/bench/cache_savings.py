@@ -29,7 +29,7 @@ _OURS = (
 )
 
 
-@names_settings(SweepSpec, *PARTS.values(), without=("axes", "base", *_OURS))
+@names_settings(SweepSpec, *PARTS, without=("axes", "base", *_OURS))
 def hit_rates(
     *,
     out: str | Path = "hits.jsonl",
@@ -96,14 +96,15 @@ def hit_rates(
         for rate in dict.fromkeys(rates)
     ]
     specs = [
-        spec_from({"quality": False} | settings | {"workload": repeated}) for repeated in workloads
+        spec_from({"quality": False, "engine": "fast"} | settings | {"workload": repeated})
+        for repeated in workloads
     ]
     if not specs or not fields:
         raise ConfigError("name at least one hit rate and one cache")
     runs: list[Run] = []
     for spec in specs:
         found = measure_each(
-            [spec.base.replace(engine="fast", **cache) for cache in fields],
+            [spec.base.replace(**cache) for cache in fields],
             spec,
             out=out,
             on_other_environment=on_other_environment,

@@ -10,7 +10,7 @@ from typing import Any
 
 from qvl_lab.analysis.quality.scoring import score_items
 from qvl_lab.backends.generation import Generation
-from qvl_lab.config import Config, ModelSpec
+from qvl_lab.config import AUTO, Config, ModelSpec
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import fingerprint, gpu_index
 from qvl_lab.models.load import resolve
@@ -142,7 +142,7 @@ def _measure(
 
     started = perf_counter()
     if job.plan.warmup:
-        static = config.engine.cache_implementation == "static"
+        static = config.flat().get("cache_implementation") == "static"
         once(None if static else job.plan.warmup)
     cold["warmup_s"] = perf_counter() - started
     reset_peak(device)
@@ -152,8 +152,10 @@ def _measure(
             generation = once()
             repeats.append(_repeat(generation))
             parts["failures"] = _failures(job, generation)
+    if config.engine.batch_size == AUTO:
+        parts["resolved"]["batch_size"] = generation.batch_size
     if generation.caches:
-        parts["cache_state"] = "warm" if config.engine.encoder_cache_dir else "cold"
+        parts["cache_state"] = "warm" if config.flat().get("encoder_cache_dir") else "cold"
     readings = sampler.summary()
     parts["memory"] = peak_bytes(device) | {
         kind: _whole(readings[f"{kind}_memory_bytes"]) for kind in ("process", "device")
@@ -209,7 +211,7 @@ def _items(job: Trial) -> list[Item]:
     """The items of one pass with their encoded bytes in memory: disk time is not measured."""
     workload = job.workload.sample(job.plan.timed_items, job.plan.seed)
     if job.plan.batches is not None:
-        workload = workload.sample(job.plan.batches * job.config.engine.batch_size, job.plan.seed)
+        workload = workload.sample(job.plan.batches * job.config.engine.most_at_once, job.plan.seed)
     return _loaded(workload, job.config)
 
 

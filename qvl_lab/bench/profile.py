@@ -345,7 +345,7 @@ def _settle(device: str) -> None:
 def _largest_batch(call: dict[str, Any], done: Generation) -> tuple[int, int, int, int]:
     """Rows, mean visual tokens, longest prompt, new tokens of a call's first, longest batch."""
     longest = sorted(done, key=lambda answer: answer.prompt_tokens, reverse=True)
-    batch = [answer for answer in longest if answer.text is not None][: call["engine"].batch_size]
+    batch = [answer for answer in longest if answer.text is not None][: call["engine"].most_at_once]
     if not batch:
         return 0, 0, 0, 0
     visual = round(sum(answer.visual_tokens for answer in batch) / len(batch))

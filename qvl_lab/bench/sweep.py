@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from qvl_lab.analysis.quality.scoring import own_metrics, score_items
 from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.bench.executors.per_process import EXECUTORS
-from qvl_lab.config import BY_TASK, FIELDS, NATIVE, Config, SweepSpec, check_name
+from qvl_lab.config import AUTO, BY_TASK, FIELDS, NATIVE, Config, SweepSpec, check_name
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
@@ -29,7 +29,7 @@ ON_OTHER_ENVIRONMENT = ("refuse", "keep", "fresh")
 _GROWING = ("batch_size", "resolution", "max_new_tokens")
 
 
-@names_settings(SweepSpec, *PARTS.values(), axes=PARTS.values(), without=("axes", "base"))
+@names_settings(SweepSpec, *PARTS, axes=PARTS, without=("axes", "base"))
 def sweep(
     spec: SweepSpec | None = None,
     *,
@@ -110,8 +110,10 @@ def measure_each(
         return Runs(mine, path=store.path, notes=store.runs.notes)
 
 
-def chosen_spec(spec: SweepSpec | None, settings: dict[str, Any]) -> SweepSpec:
-    """The spec that was given, or one from keyword settings.
+def chosen_spec(
+    spec: SweepSpec | None, settings: dict[str, Any], engine: str | None = None
+) -> SweepSpec:
+    """The spec that was given, or one from keyword settings, of ``engine`` if that is given.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def chosen_spec(spec: SweepSpec | None, settings: dict[str, Any]) -> SweepSpec:
         If both were given.
     """
     if spec is None:
-        return spec_from(settings)
+        return spec_from(settings | ({"engine": engine} if engine else {}))
     if settings:
         raise ConfigError(f"give a spec or settings, not both: {', '.join(settings)}")
     return spec
@@ -137,7 +139,7 @@ def spec_from(settings: dict[str, Any]) -> SweepSpec:
         else:
             check_name(name, [*FIELDS, *options], "setting")
             (axes if isinstance(value, list | tuple) else fixed)[name] = value
-    return SweepSpec(axes=axes, base=Config().replace(**fixed), **chosen)
+    return SweepSpec.grid(fixed, axes, **chosen)
 
 
 def smallest_first(configs: Sequence[Config]) -> list[Config]:
@@ -148,8 +150,8 @@ def smallest_first(configs: Sequence[Config]) -> list[Config]:
         key=lambda c: (
             models.index(c.model),
             _rank(c.images.resolution),
-            c.engine.max_new_tokens,
-            c.engine.batch_size,
+            c.engine.sampling.max_new_tokens,
+            c.engine.most_at_once,
         ),
     )
 
@@ -165,13 +167,13 @@ def closed_by(config: Config, oom: Sequence[Run]) -> Run | None:
 
 
 def _at_least(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether no growing field is smaller; "by_task" compares with itself only."""
-    resolutions = (mine["resolution"], theirs["resolution"])
-    if BY_TASK in resolutions and resolutions[0] != resolutions[1]:
-        return False
-    ranks = [_rank(resolution) for resolution in resolutions]
-    numbers = ("batch_size", "max_new_tokens")
-    return ranks[0] >= ranks[1] and all(mine[n] >= theirs[n] for n in numbers)
+    """Whether no growing field is smaller; "by_task" and "auto" compare with themselves only."""
+    for name, word in (("resolution", BY_TASK), ("batch_size", AUTO)):
+        if word in (mine[name], theirs[name]) and mine[name] != theirs[name]:
+            return False
+    ranks = [_rank(settings["resolution"]) for settings in (mine, theirs)]
+    sizes = mine["batch_size"] == theirs["batch_size"] or mine["batch_size"] > theirs["batch_size"]
+    return ranks[0] >= ranks[1] and sizes and mine["max_new_tokens"] >= theirs["max_new_tokens"]
 
 
 def _rank(resolution: int | str) -> float:
@@ -226,7 +228,7 @@ def _check(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> No
         for item in workload.items:
             resolution_for(config.images, item.task)
         timed = min(len(workload), spec.timed_items or len(workload))
-        if config.engine.batch_size > timed:
+        if config.engine.batch_size != AUTO and config.engine.most_at_once > timed:
             raise ConfigError(
                 f"batch_size {config.engine.batch_size} is more than the {timed} timed items of "
                 f"workload {workload.name!r}; use more items or smaller batches"

@@ -32,7 +32,7 @@ from qvl_lab.cli.options import (
 )
 from qvl_lab.cli.output import CANNOT_RUN, SOME_FAILED, counts_in_words, note, note_failures
 from qvl_lab.cli.run import load, load_lab
-from qvl_lab.config import Config, SweepSpec
+from qvl_lab.config import SweepSpec, default_of
 from qvl_lab.errors import ConfigError
 from qvl_lab.models.names import check_name
 
@@ -112,7 +112,7 @@ def ablate(
     from qvl_lab.bench.ablation import ablate as run_ablation
 
     options = data.settings() | scoring.settings() | plan.settings()
-    spec = SweepSpec(axes={}, base=setting.config(), **options)
+    spec = SweepSpec(axes={}, base=setting.config("fast"), **options)
     check_name(spec.base.model.model)
     _check_tasks(spec)
     named = None if levers is None else [name.strip() for name in levers.split(",")]
@@ -158,7 +158,8 @@ def hit_rates(
     from qvl_lab.analysis.money.cost import find_price
     from qvl_lab.bench.cache_savings import hit_rates as run_hit_rates
 
-    chosen, default = setting.config().flat(), Config().flat()
+    chosen = setting.config("fast").flat()
+    named = {n: v for n, v in chosen.items() if v != default_of(n) and (n, v) != ("engine", "fast")}
     check_name(chosen["model"])
     price = find_price(gpu, provider) if gpu else None
     runs = run_hit_rates(
@@ -170,7 +171,7 @@ def hit_rates(
         **data.settings(),
         **plan.settings(),
         **resume.settings(),
-        **{name: value for name, value in chosen.items() if value != default[name]},
+        **named,
     )
     if not resume.as_json:
         _show_savings(runs, price, images_held)
@@ -201,7 +202,7 @@ def profile(
     config = setting.config()
     check_name(config.model.model)
     check_writable(out, folder=True)
-    items = load(source, question).sample(batches * config.engine.batch_size).items
+    items = load(source, question).sample(batches * config.engine.most_at_once).items
     lab = load_lab(config.model, quiet=quiet)
 
     from qvl_lab.bench.profile import profile as profiled

@@ -59,7 +59,9 @@ class SettingOptions:
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = (
         None
     )
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8
+    batch_size: Annotated[
+        str, typer.Option(help="Images at once; auto: 8, or what fits in the fast engine.")
+    ] = "auto"
     resolution: Annotated[
         str, typer.Option(help="native, by_task, or a side: 512 keeps at most 512 x 512 pixels.")
     ] = "native"
@@ -70,16 +72,17 @@ class SettingOptions:
     max_new_tokens: Tokens = 16
     set_: SetOption = None
 
-    def config(self) -> Config:
-        """The configuration that the options describe.
+    def config(self, engine: str = "stock") -> Config:
+        """The configuration that the options describe, of ``engine`` where they name none.
 
         Raises
         ------
         ConfigError
             If a value cannot be used.
         """
-        names = ("model", "precision", "device", "revision", "batch_size", "resolution")
+        names = ("model", "precision", "device", "revision", "resolution")
         settings = {name: getattr(self, name) for name in (*names, "max_new_tokens")}
+        settings |= {"engine": engine, "batch_size": single("batch_size", self.batch_size)}
         settings |= {name: single(name, text) for name, text in pairs("--set", self.set_).items()}
         if self.task_resolution:
             settings["task_resolutions"] = pairs("--task-resolution", self.task_resolution)

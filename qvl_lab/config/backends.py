@@ -1,97 +1,84 @@
-"""How requests are batched and answered."""
+"""How requests are batched and answered: by transformers, or by the fast engine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from qvl_lab.config.checks import bounded, member, positive
+from qvl_lab.config.sampling import SamplingParams
 from qvl_lab.errors import ConfigError
 
-ENGINES = ("stock", "fast")
+AUTO = "auto"
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "static")
 CACHE_KEYS = ("content", "path")
-_POSITIVE = (
-    *("memory_limit_gib", "kv_cache_gib", "encoder_cache_gib"),
-    *("encoder_cache_dir_gib", "encoder_cache_max_age_s"),
-)
+_SWITCHES = ("prefix_cache", "packing", "overlap", "cuda_graphs", "fused_kernels")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSpec:
-    """How requests are batched and answered. Generation options carry transformers' names.
+class Transformers:
+    """The stock backend: plain transformers, one padded batch after the other.
 
     Parameters
     ----------
     engine : str
-        ``"stock"``: plain transformers. ``"fast"``: continuous batching on the same weights, for
-        Qwen3-VL.
-    batch_size : int
-        Requests per forward pass, for the fast engine those that run at once. 1 is the serial
-        baseline.
-    max_new_tokens : int
-        Upper bound on the answer's length.
-    min_new_tokens : int, optional
-        Lower bound. None means 0, and ``max_new_tokens`` for random weights, whose answers
-        would otherwise end at random.
-    cache_implementation : str, optional
-        None or ``"dynamic"``: the key-value cache grows. ``"static"``: fixed size; on CUDA the
-        decode step is then compiled and replayed as a CUDA graph.
+        ``"stock"``, the name of this backend among flat settings.
+    sampling : SamplingParams
+        How tokens are chosen.
+    batch_size : int or "auto"
+        Requests per forward pass. 1 is the serial baseline, ``"auto"`` is 8.
     memory_limit_gib : float, optional
         Pretend that the device has only this much: the process may not take more. On a CPU this
         bounds the process's data segment.
-    prefill_chunk : int
-        Fast engine: most prompt tokens read between two decoding steps.
-    block_size : int
-        Fast engine: tokens in a block of the key-value cache.
-    kv_cache_gib : float, optional
-        Fast engine: size of the key-value cache. None: what the requests at hand need, as far as
-        memory allows.
-    prefix_cache : bool
-        Fast engine: keep the keys and values of images, so that another question about an image
-        reads its question alone.
-    encoder_cache_gib : float, optional
-        Fast engine: keep so much of the vision tower's features, so that an image asked about
-        again is not decoded and seen again. None keeps none.
-    encoder_cache_entries : int, optional
-        Fast engine: at most so many images; the article's ``lru_cache`` has 100.
-    encoder_cache_dir : str, optional
-        Fast engine: a folder to keep features in as well, for other runs and processes.
-    encoder_cache_dir_gib : float
-        Fast engine: most that the folder holds.
-    encoder_cache_max_age_s : float, optional
-        Fast engine: older files in the folder are not used.
-    cache_key : str
-        Fast engine: ``"content"`` tells images by their bytes; ``"path"`` by their file's name
-        alone, as the article does, and gives what is known of the old picture when a file changes.
-    response_cache_entries : int
-        Fast engine: whole answers to keep, for the same question about the same image; with any,
-        equal greedy requests that are on their way together are computed once.
-    max_queue_size : int
-        Fast engine: most requests that wait, for a slot or for an equal request's answer; one more
-        is refused with a QueueFullError.
-    packing : bool
-        Fast engine: several images and prompts in one pass. Off: one at a time.
-    overlap : bool
-        Fast engine: decode images in threads, and launch a step before the last one's tokens are
-        looked at. Off: one thing after the other.
-    cuda_graphs : bool
-        Fast engine on CUDA: replay decoding steps of dense models as CUDA graphs.
-    fused_kernels : bool
-        Fast engine on CUDA: normalisation, rotation, activation and sums are not operations of
-        their own, but compiled together (language model), or Triton kernels and part of a product
-        (vision tower).
+    cache_implementation : str, optional
+        None or ``"dynamic"``: the key-value cache grows. ``"static"``: fixed size; on CUDA the
+        decode step is then compiled and replayed as a CUDA graph.
     """
 
-    engine: str = "stock"
-    batch_size: int = 8
-    max_new_tokens: int = 64
-    min_new_tokens: int | None = None
-    cache_implementation: str | None = None
+    #: Requests per forward pass with ``batch_size="auto"``.
+    AUTO_BATCH_SIZE: ClassVar[int] = 8
+
+    engine: str = field(default="stock", init=False)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    batch_size: int | str = AUTO
     memory_limit_gib: float | None = None
-    prefill_chunk: int = 8192
-    block_size: int = 16
-    kv_cache_gib: float | None = None
-    prefix_cache: bool = False
+    cache_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_batch(self)
+        member("cache_implementation", self.cache_implementation, CACHE_IMPLEMENTATIONS)
+
+    @property
+    def most_at_once(self) -> int:
+        """Requests per forward pass as a number."""
+        return _most_at_once(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """What the fast engine remembers of images and answers between requests.
+
+    Parameters
+    ----------
+    encoder_cache_gib : float, optional
+        Memory for image features of the vision tower, so that an image asked about again is not
+        decoded and encoded again. None keeps none.
+    encoder_cache_entries : int, optional
+        At most this many images; the article's ``lru_cache`` has 100.
+    encoder_cache_dir : str, optional
+        A folder to keep features in as well, for other runs and processes.
+    encoder_cache_dir_gib : float
+        Most that the folder holds.
+    encoder_cache_max_age_s : float, optional
+        Older files in the folder are not used.
+    cache_key : str
+        ``"content"`` tells images by their bytes; ``"path"`` by their file's name alone, as the
+        article does, so that a changed file returns stale features.
+    response_cache_entries : int
+        Whole answers to keep, for the same question about the same image; with any, equal greedy
+        requests that are on their way together are computed once.
+    """
+
     encoder_cache_gib: float | None = None
     encoder_cache_entries: int | None = None
     encoder_cache_dir: str | None = None
@@ -99,31 +86,16 @@ class EngineSpec:
     encoder_cache_max_age_s: float | None = None
     cache_key: str = "content"
     response_cache_entries: int = 0
-    max_queue_size: int = 65_536
-    packing: bool = True
-    overlap: bool = True
-    cuda_graphs: bool = True
-    fused_kernels: bool = True
 
     def __post_init__(self) -> None:
-        member("engine", self.engine, ENGINES)
-        member("cache_implementation", self.cache_implementation, CACHE_IMPLEMENTATIONS)
-        bounded("batch_size", self.batch_size, 1, 4096)
-        bounded("max_new_tokens", self.max_new_tokens, 1, 32768)
-        if self.min_new_tokens is not None:
-            bounded("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
-        for name in _POSITIVE:
+        for name in ("encoder_cache_gib", "encoder_cache_max_age_s"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
-        bounded("prefill_chunk", self.prefill_chunk, 16, 2**20)
-        bounded("block_size", self.block_size, 1, 1024)
-        bounded("max_queue_size", self.max_queue_size, 1, 10**7)
+        positive("encoder_cache_dir_gib", self.encoder_cache_dir_gib)
         bounded("response_cache_entries", self.response_cache_entries, 0, 10**7)
         if self.encoder_cache_entries is not None:
             bounded("encoder_cache_entries", self.encoder_cache_entries, 1, 10**7)
         member("cache_key", self.cache_key, CACHE_KEYS)
-        for name in ("prefix_cache", "packing", "overlap", "cuda_graphs", "fused_kernels"):
-            member(name, getattr(self, name), (True, False))
         if self.encoder_cache_gib is None and (
             self.encoder_cache_dir or self.encoder_cache_entries is not None
         ):
@@ -131,12 +103,99 @@ class EngineSpec:
                 "encoder_cache_dir and encoder_cache_entries need encoder_cache_gib, the memory "
                 "that features may take"
             )
-        if self.engine == "fast" and self.cache_implementation is not None:
-            raise ConfigError(
-                "cache_implementation is the stock engine's; the fast engine has its own cache"
-            )
 
 
-_ENGINE_FIELDS = tuple(f.name for f in fields(EngineSpec))
-#: Fields that the stock engine does not look at.
-FAST_ONLY = _ENGINE_FIELDS[_ENGINE_FIELDS.index("prefill_chunk") :]
+@dataclass(frozen=True, kw_only=True)
+class Fast:
+    """The fast engine: continuous batching on the same weights, for Qwen3-VL.
+
+    Parameters
+    ----------
+    engine : str
+        ``"fast"``, the name of this backend among flat settings.
+    sampling : SamplingParams
+        How tokens are chosen, where a request does not say so itself.
+    batch_size : int or "auto"
+        Requests that run at once. ``"auto"``: as many as fit, at most 96.
+    memory_limit_gib : float, optional
+        Pretend that the device has only this much: the process may not take more. On a CPU this
+        bounds the process's data segment.
+    prefill_chunk : int
+        Most prompt tokens prefilled between two decoding steps.
+    block_size : int
+        Tokens in a block of the key-value cache.
+    kv_cache_gib : float, optional
+        Size of the key-value cache. None: what the requests at hand need, as far as memory
+        allows.
+    prefix_cache : bool
+        Keep the keys and values of images, so that another question about an image prefills its
+        question alone.
+    caches : CacheSettings
+        The encoder cache and the response cache.
+    max_queue_size : int
+        Most requests that wait, for a slot or for an equal request's answer; one more is refused
+        with a QueueFullError.
+    packing : bool
+        Several images and prompts in one pass. Off: one at a time.
+    overlap : bool
+        Decode images in threads, and launch a step before the last one's tokens are looked at.
+        Off: one thing after the other.
+    cuda_graphs : bool
+        On CUDA: replay decoding steps of dense models as CUDA graphs.
+    fused_kernels : bool
+        On CUDA: normalisation, rotation, activation and sums are not operations of their own,
+        but compiled together (language model), or Triton kernels and part of a product (vision
+        tower).
+    """
+
+    #: Most requests that run at once with ``batch_size="auto"``; more were not seen to be faster.
+    AUTO_BATCH_SIZE: ClassVar[int] = 96
+
+    engine: str = field(default="fast", init=False)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    batch_size: int | str = AUTO
+    memory_limit_gib: float | None = None
+    prefill_chunk: int = 8192
+    block_size: int = 16
+    kv_cache_gib: float | None = None
+    prefix_cache: bool = False
+    caches: CacheSettings = field(default_factory=CacheSettings)
+    max_queue_size: int = 65_536
+    packing: bool = True
+    overlap: bool = True
+    cuda_graphs: bool = True
+    fused_kernels: bool = True
+
+    def __post_init__(self) -> None:
+        _check_batch(self)
+        bounded("prefill_chunk", self.prefill_chunk, 16, 2**20)
+        bounded("block_size", self.block_size, 1, 1024)
+        if self.kv_cache_gib is not None:
+            positive("kv_cache_gib", self.kv_cache_gib)
+        bounded("max_queue_size", self.max_queue_size, 1, 10**7)
+        for name in _SWITCHES:
+            member(name, getattr(self, name), (True, False))
+
+    @property
+    def most_at_once(self) -> int:
+        """The most requests that run at once."""
+        return _most_at_once(self)
+
+
+#: Whatever answers: one of the backends, with its settings.
+EngineSpec = Transformers | Fast
+#: The backends by the name that flat settings give them.
+BACKENDS: dict[str, type[Transformers] | type[Fast]] = {"stock": Transformers, "fast": Fast}
+ENGINES = tuple(BACKENDS)
+
+
+def _check_batch(backend: EngineSpec) -> None:
+    if backend.batch_size != AUTO:
+        bounded("batch_size", backend.batch_size, 1, 4096, AUTO)
+    if backend.memory_limit_gib is not None:
+        positive("memory_limit_gib", backend.memory_limit_gib)
+
+
+def _most_at_once(backend: EngineSpec) -> int:
+    auto = backend.batch_size == AUTO
+    return backend.AUTO_BATCH_SIZE if auto else int(backend.batch_size)

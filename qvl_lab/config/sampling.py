@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from qvl_lab.config.backends import EngineSpec
+from qvl_lab.config.checks import bounded
 from qvl_lab.errors import ConfigError
 
 #: Fields that mean nothing while the most likely token is taken.
@@ -16,15 +16,25 @@ ONLY_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 class SamplingParams:
     """How tokens are chosen, in transformers' names: the most likely one unless ``do_sample``.
 
-    Attributes
+    Parameters
     ----------
-    temperature, top_k, top_p
-        With ``do_sample``: the logits are divided by the temperature, then only the ``top_k`` best
-        tokens are kept (None or 0 keeps all), then the smallest set that holds ``top_p``.
+    max_new_tokens : int
+        Upper bound on the answer's length.
+    min_new_tokens : int, optional
+        Lower bound. None means 0, and ``max_new_tokens`` for random weights, whose answers would
+        otherwise end at random.
+    do_sample : bool
+        Draw tokens by their probability, instead of taking the most likely one.
+    temperature : float
+        Divides the logits before a token is drawn.
+    top_k : int, optional
+        Draw among so many of the most likely tokens; None and 0 keep all.
+    top_p : float
+        Draw among the most likely tokens whose probabilities sum to this.
     repetition_penalty : float
         Divides the positive logits of tokens that the prompt or the answer has already, and
         multiplies the negative ones; 1 changes nothing. It holds without ``do_sample`` too.
-    seed : int or None
+    seed : int, optional
         With ``do_sample``: the fast engine gives one request the same answer for the same seed,
         whatever is answered beside it; transformers gives one batch the same answers. None takes a
         seed from torch's random state.
@@ -36,20 +46,18 @@ class SamplingParams:
     """
 
     max_new_tokens: int = 64
-    min_new_tokens: int = 0
+    min_new_tokens: int | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
     repetition_penalty: float = 1.0
-    seed: int | None = None
+    seed: int | None = field(default=None, metadata={"flat": "sampling_seed"})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
-            raise ConfigError(
-                "0 <= min_new_tokens <= max_new_tokens and 1 <= max_new_tokens must hold, not "
-                f"{self.min_new_tokens} and {self.max_new_tokens}"
-            )
+        bounded("max_new_tokens", self.max_new_tokens, 1, 32768)
+        if self.min_new_tokens is not None:
+            bounded("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(
                 f"temperature must be over 0 and finite, not {self.temperature}; "
@@ -72,15 +80,14 @@ class SamplingParams:
         """Whether each token is the most likely one of the model's own logits."""
         return not self.do_sample and self.repetition_penalty == 1
 
-    @classmethod
-    def of(cls, engine: EngineSpec, random_weights: bool, **chosen: Any) -> SamplingParams:
-        """As the settings say; answers of random weights all have the full length.
+    def resolved(self, random_weights: bool, **chosen: Any) -> Self:
+        """The same with a lower bound in tokens; answers of random weights have full length.
 
         Parameters
         ----------
         chosen
             Other fields by name. One that only matters while sampling, such as ``temperature``,
-            turns sampling on; None leaves a field at its default.
+            turns sampling on; None leaves a field as it is.
 
         Raises
         ------
@@ -94,7 +101,7 @@ class SamplingParams:
                 f"do_sample=False takes the most likely token and ignores {', '.join(ignored)}; "
                 "leave out one or the other"
             )
-        least = engine.min_new_tokens
+        least = self.min_new_tokens
         if least is None:
-            least = engine.max_new_tokens if random_weights else 0
-        return cls(max_new_tokens=engine.max_new_tokens, min_new_tokens=least, **chosen)
+            least = self.max_new_tokens if random_weights else 0
+        return replace(self, min_new_tokens=least, **chosen)

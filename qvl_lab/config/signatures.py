@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from typing import Any, TypeVar
 
 from qvl_lab.config.checks import check_name
+from qvl_lab.config.settings import flat_fields
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,10 +37,10 @@ def names_settings(
         shown = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         taken = {parameter.name for parameter in shown} | set(without)
         for part in parts:
-            for field in fields(part):
-                if field.name not in taken:
-                    shown.append(_parameter(field, listed=part in axes))
-                    taken.add(field.name)
+            for name, field in flat_fields(part, without=without).items():
+                if name not in taken:
+                    shown.append(_parameter(name, field, listed=part in axes))
+                    taken.add(name)
         function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
         return function
 
@@ -59,13 +60,11 @@ def check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) ->
         check_name(name, allowed, "option")
 
 
-def _parameter(field: Field[Any], *, listed: bool) -> inspect.Parameter:
+def _parameter(name: str, field: Field[Any], *, listed: bool) -> inspect.Parameter:
     default = field.default
     if default is MISSING:
         default = (
             inspect.Parameter.empty if field.default_factory is MISSING else field.default_factory()
         )
     kind = f"{field.type} | list" if listed else field.type
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)

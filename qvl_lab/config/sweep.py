@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from qvl_lab.config.backends import BACKENDS
 from qvl_lab.config.checks import bounded, check_name, member, positive
-from qvl_lab.config.settings import FIELDS, PARTS, Config, digest
+from qvl_lab.config.settings import FIELDS, Config, digest, engines_with, wrong_engine
 from qvl_lab.errors import ConfigError
 
 
@@ -86,12 +87,43 @@ class SweepSpec:
         self.configurations()
 
     def configurations(self) -> list[Config]:
-        """The grid, model by model, so that a loaded model is used for all of its settings."""
-        part_order = list(PARTS)
+        """The grid, model by model, so that a loaded model is used for all of its settings.
+
+        Settings that a point's engine does not have are left out, and equal points fall together.
+        """
+        part_order = ("model", "images", "engine")
         names = sorted(self.axes, key=lambda name: part_order.index(FIELDS[name]))
-        grid = itertools.product(*(self.axes[name] for name in names))
-        configs = [self.base.replace(**dict(zip(names, values, strict=True))) for values in grid]
+        engines = self.axes.get("engine", [self.base.engine.engine])
+        for name in names:
+            if not set(engines_with(name)) & set(engines) and set(engines) <= set(BACKENDS):
+                raise wrong_engine(name)
+        configs = []
+        for values in itertools.product(*(self.axes[name] for name in names)):
+            point = dict(zip(names, values, strict=True))
+            engine = point.get("engine", self.base.engine.engine)
+            configs.append(
+                self.base.replace(
+                    **{n: v for n, v in point.items() if n == "engine" or engine in engines_with(n)}
+                )
+            )
         return list({digest(c.flat()): c for c in configs}.values())
+
+    @classmethod
+    def grid(
+        cls, fixed: Mapping[str, Any], axes: Mapping[str, Sequence[Any]], **options: Any
+    ) -> Self:
+        """A sweep from settings that are fixed and settings that vary, by their flat names.
+
+        Where ``engine`` varies, a fixed setting that not every engine has becomes an axis of one
+        value, for the engines that have it.
+        """
+        own = {
+            name: [value]
+            for name, value in fixed.items()
+            if "engine" in axes and len(engines_with(name)) < len(BACKENDS)
+        }
+        base = Config().replace(**{n: v for n, v in fixed.items() if n not in own})
+        return cls(axes={**axes, **own}, base=base, **options)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -116,8 +148,7 @@ class SweepSpec:
         allowed = {f.name for f in fields(cls)} - {"axes", "base"}
         for name in options:
             member("sweep option", name, allowed)
-        base = Config().replace(**tables.get("fixed", {}))
-        return cls(axes=tables.get("axes", {}), base=base, **options)
+        return cls.grid(tables.get("fixed", {}), tables.get("axes", {}), **options)
 
     def to_toml(self) -> str:
         """The same sweep as TOML text; fields at their defaults are left out.
@@ -143,7 +174,8 @@ class SweepSpec:
         del options["axes"], options["base"]
         options["workload"] = str(self.workload)
         defaults = {f.name: f.default for f in fields(self)} | {"metrics": {}}
-        default_fields = Config().flat()
+        default_fields = Config().replace(engine=self.base.engine.engine).flat()
+        default_fields["engine"] = Config().engine.engine
         tables = {
             "sweep": {k: v for k, v in options.items() if v is not None and v != defaults[k]},
             "axes": {name: list(values) for name, values in self.axes.items()},

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
-from qvl_lab.config import RENAMED, digest
+from qvl_lab.config import ENGINES, RENAMED, default_of, digest, engines_with
 from qvl_lab.errors import StoreError
 
 #: Raised by one whenever the meaning of a field changes.
@@ -39,6 +39,9 @@ PARTS = (
     "decode/lm_head",
     "decode/sampling",
 )
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "sampling_seed")
+#: How tokens are chosen where a run does not say.
+_GREEDY = {name: default_of(name) for name in _SAMPLING}
 #: Counts of caches that had another name once.
 _RENAMED_COUNTS = {
     "feature_hits": "encoder_hits",
@@ -223,8 +226,16 @@ class Run:
 
 
 def _upgrade(values: dict[str, Any]) -> None:
-    """Give what an older version wrote the names of today."""
-    values["config"] = _renamed(values["config"], RENAMED)
+    """Give what an older version wrote the form of today.
+
+    Names are those of today. Settings of the engine that did not run are left out. The most likely
+    token was taken where a run does not say, since there was no choice.
+    """
+    config = _renamed(values["config"], RENAMED)
+    if (engine := config.get("engine")) in ENGINES:
+        config = {n: v for n, v in config.items() if engine in engines_with(n)}
+        config = {**_GREEDY, **config}
+    values["config"] = config
     for repeat in values.get("repeats", []):
         if isinstance(repeat, dict) and isinstance(repeat.get("caches"), dict):
             repeat["caches"] = _renamed(repeat["caches"], _RENAMED_COUNTS)

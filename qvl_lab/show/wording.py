@@ -11,12 +11,12 @@ import pandas as pd
 
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.recommend import PRECISION_ORDER, peak_memory_bytes
-from qvl_lab.config import BY_TASK, FAST_ONLY, Config
+from qvl_lab.config import BY_TASK, ENGINES, FIELDS, default_of, engines_with
 from qvl_lab.show.locale import has_text, label
 from qvl_lab.show.quantities import money_sign
 from qvl_lab.tasks import article_resolutions, find_task
 
-_DEFAULTS = Config().flat()
+_DEFAULTS = {name: default_of(name) for name in FIELDS}
 
 
 def resolution(value: Any, lang: str) -> str:
@@ -141,8 +141,8 @@ def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
     names = [n for n in (*SETTINGS, "workload", "environment") if n not in drawn and n in frame]
     tables = ["task_resolutions"] if "resolution" in drawn else []
     compared = {n: frame[n].dropna() if n in tables else frame[n] for n in names}
-    fast = frame["engine"] == "fast" if "engine" in frame else slice(None)
-    compared |= {n: compared[n][fast] for n in FAST_ONLY if n in compared}
+    own = [n for n in names if len(engines_with(n)) < len(ENGINES)] if "engine" in frame else []
+    compared |= {n: frame[n][frame["engine"].isin(engines_with(n))] for n in own}
     return [name for name, values in compared.items() if values.map(str).nunique() > 1]
 
 
@@ -189,12 +189,12 @@ def _in_words(name: str, value: Any, lang: str, tables: Sequence[str]) -> str:
 
 
 def is_told(row: pd.Series, name: str) -> bool:
-    """Whether a row's setting is worth a word: it is not the default, and its engine sees it."""
+    """Whether a row's setting is worth a word: it is not the default, and its engine has it."""
     value = row[name]
     is_default = isinstance(value, bool | np.bool_) and bool(value) == _DEFAULTS.get(name)
     return not pd.isna(value) and not is_default and is_seen(row, name)
 
 
 def is_seen(row: pd.Series, name: str) -> bool:
-    """Whether a row's engine looks at a setting."""
-    return row.get("engine") != "stock" or name not in FAST_ONLY
+    """Whether a row's engine has a setting."""
+    return row.get("engine") is None or row["engine"] in engines_with(name)

@@ -17,7 +17,7 @@ from PIL import Image
 import qvl_lab as ql
 from qvl_lab.analysis.quality.scoring import score
 from qvl_lab.backends.transformers import TransformersBackend
-from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.config import ImagePolicy, SamplingParams, Transformers
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ModelError, UnknownNameError
 from qvl_lab.probe import stages
 from qvl_lab.probe.stages import outermost
@@ -333,7 +333,7 @@ def test_one_item_too_large_even_alone_fails_alone(lab, oom_above):
 def test_without_halving_memory_running_out_is_raised(lab, mixed, oom_above):
     oom_above(rows=3)
     with pytest.raises(DeviceMemoryError, match=r"batch of 8: CUDA out of memory"):
-        lab.run(mixed[:8], EngineSpec(), ImagePolicy(resolution=128), halve_on_oom=False)
+        lab.run(mixed[:8], Transformers(), ImagePolicy(resolution=128), halve_on_oom=False)
     assert nothing_left_behind(lab)
 
 
@@ -465,7 +465,7 @@ def test_a_warm_up_stops_after_its_batches_the_largest_first(lab):
     heard: list[str] = []
     generation = lab.run(
         items,
-        EngineSpec(batch_size=1, max_new_tokens=1),
+        Transformers(batch_size=1, sampling=SamplingParams(max_new_tokens=1)),
         ImagePolicy(),
         max_batches=2,
         on_answer=lambda index, answer: heard.append(answer.id),
@@ -478,7 +478,7 @@ def test_answers_are_heard_as_they_come_with_their_place_in_the_input(lab, mixed
     heard: dict[int, str] = {}
     generation = lab.run(
         mixed[:5],
-        EngineSpec(batch_size=2, max_new_tokens=2),
+        Transformers(batch_size=2, sampling=SamplingParams(max_new_tokens=2)),
         ImagePolicy(resolution=128),
         on_answer=lambda index, answer: heard.update({index: answer.text}),
     )
@@ -524,7 +524,7 @@ def test_a_limited_gpu_runs_out_of_memory_and_goes_on_with_smaller_batches():
     gpu = ql.load("random:2b", device="cuda", precision="bf16")
     held = torch.cuda.memory_reserved() / 2**30
     items = [Item(str(i), png("red", (512, 512))) for i in range(32)]
-    engine = EngineSpec(batch_size=32, max_new_tokens=4)
+    engine = Transformers(batch_size=32, sampling=SamplingParams(max_new_tokens=4))
     with memory_limit("cuda", held + 0.75):
         with pytest.raises(DeviceMemoryError, match="batch of 32"):
             gpu.run(items, engine, ImagePolicy(), halve_on_oom=False)

@@ -13,11 +13,11 @@ import qvl_lab as ql
 from qvl_lab.analysis.levers.ablation import ablation, ablation_rows
 from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.bench.ablation import variants
-from qvl_lab.config import Config, EngineSpec, SweepSpec
+from qvl_lab.config import Config, Fast, SweepSpec
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.store import Runs
 
-SWITCHES = [f.name for f in fields(EngineSpec) if f.default is True]
+SWITCHES = [f.name for f in fields(Fast) if f.default is True]
 LEVERS = ["batch_size", *SWITCHES]
 SMALL: dict[str, Any] = {"batch_size": 3, "resolution": 64, "max_new_tokens": 2, "items": 3}
 
@@ -25,7 +25,8 @@ SMALL: dict[str, Any] = {"batch_size": 3, "resolution": 64, "max_new_tokens": 2,
 def switched_on(config: Config) -> set[str]:
     """Levers that are on, in a setting of the fast engine."""
     flat = config.flat()
-    return {n for n in SWITCHES if flat[n]} | ({"batch_size"} if flat["batch_size"] > 1 else set())
+    batched = {"batch_size"} if config.engine.most_at_once > 1 else set()
+    return {n for n in SWITCHES if flat[n]} | batched
 
 
 def of_engine(configs: list[Config], engine: str) -> list[Config]:
@@ -96,7 +97,7 @@ def test_settings_that_coincide_are_there_once():
 
 
 def test_what_is_off_in_the_base_is_no_lever_and_what_is_on_is_one():
-    base = Config().replace(batch_size=1, overlap=False, prefix_cache=True)
+    base = Config().replace(engine="fast", batch_size=1, overlap=False, prefix_cache=True)
     configs = of_engine(variants(base), "fast")
     assert not any(c.engine.overlap for c in configs)
     assert {c.engine.batch_size for c in configs} == {1}
@@ -119,7 +120,7 @@ def test_levers_that_cannot_be_switched_are_refused(levers, error, words):
 def test_without_any_lever_on_there_is_nothing_to_ablate():
     off = dict.fromkeys(SWITCHES, False)
     with pytest.raises(ConfigError, match="needs a lever that is on, of batch_size, "):
-        variants(Config().replace(batch_size=1, **off))
+        variants(Config().replace(engine="fast", batch_size=1, **off))
 
 
 # ---- measuring them
@@ -161,7 +162,7 @@ def test_a_spec_may_be_given_instead_of_settings(pictures, tmp_path, measured):
         ({"precision": ["fp32", "bf16"]}, "so precision must be a single value"),
         ({"batch_size": 9}, "batch_size 9 is more than the 3 timed items"),
         ({"on_other_environment": "replace"}, "unknown choice"),
-        ({"cache_implementation": "static"}, "the fast engine has its own cache"),
+        ({"cache_implementation": "static"}, "cache_implementation is the stock engine's"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_work(

@@ -118,13 +118,13 @@ def test_a_cache_has_its_memory_and_the_others_are_off(album, asked):
     hit_rates(out="o", rates=[0], workload=album, **SMALL | {"cache_gib": 3.0})
     ((configs, _, _),) = asked
     engines = [config.engine for config in configs]
-    assert [e.encoder_cache_gib for e in engines] == [None, 3.0, None, 3.0, None]
+    assert [e.caches.encoder_cache_gib for e in engines] == [None, 3.0, None, 3.0, None]
     assert [(e.prefix_cache, e.kv_cache_gib) for e in engines] == [
         *[(False, None)] * 2,
         *[(True, 3.0)] * 2,
         (False, None),
     ]
-    assert [e.response_cache_entries for e in engines] == [0, 0, 0, 0, 6]
+    assert [e.caches.response_cache_entries for e in engines] == [0, 0, 0, 0, 6]
 
 
 def test_another_question_is_asked_where_only_images_repeat(album, asked):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qvl_lab.config import FIELDS, RENAMED, Config
+from qvl_lab.config import FIELDS, RENAMED, Config, engines_with
 from qvl_lab.errors import StoreError
 from qvl_lab.runs.records import SCHEMA_VERSION, STATUSES, Run, environment_key, run_key
 from qvl_lab.runs.store import Runs
@@ -35,6 +35,12 @@ OTHER = {
     "cache_implementation": "static",
     "memory_limit_gib": 1.0,
     "engine": "fast",
+    "do_sample": True,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.5,
+    "repetition_penalty": 1.5,
+    "sampling_seed": 7,
     "prefill_chunk": 100,
     "block_size": 8,
     "kv_cache_gib": 1.0,
@@ -181,13 +187,29 @@ def test_names_of_older_versions_are_read_as_those_of_today(make_run, make_repea
     }
 
 
+def test_older_versions_wrote_settings_that_their_engine_does_not_have(make_run):
+    values = json.loads(make_run(batch_size=3).to_json())
+    values["config"] |= {"feature_cache_gib": 2.5, "prefill_chunk": 8192, "packing": True}
+    for name in (
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "repetition_penalty",
+        "sampling_seed",
+    ):
+        del values["config"][name]
+    assert Run.from_json(json.dumps(values)).config == Config().replace(batch_size=3).flat()
+
+
 def test_every_field_has_another_value_below():
     assert set(OTHER) == set(FIELDS)
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_key_changes_with_every_setting(name):
-    config = Config().replace(**WITH.get(name, {}))
+    engine = engines_with(name)[0]
+    config = Config().replace(**{"engine": engine} | WITH.get(name, {}))
     base = run_key(config.flat(), WORKLOAD, PLAN)
     changed = config.replace(**{name: OTHER[name]})
     assert run_key(changed.flat(), WORKLOAD, PLAN) != base

@@ -35,7 +35,7 @@ def ablated(on_cpu) -> Callable[..., list[Run]]:
         runs = []
         for config in variants(Config().replace(batch_size=4), levers):
             chosen = {n: v for n, v in config.flat().items() if n in OFF or n == "engine"}
-            wall_s = slowest_s / 2 ** sum(chosen[n] != off for n, off in OFF.items())
+            wall_s = slowest_s / 2 ** sum(chosen.get(n, off) != off for n, off in OFF.items())
             if chosen["engine"] == "stock":
                 wall_s = slowest_s * 1.5 / chosen["batch_size"]
             runs.append(on_cpu(chosen.pop("batch_size"), wall_s, **chosen, **parts))

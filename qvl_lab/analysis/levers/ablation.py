@@ -1,6 +1,6 @@
 """What each lever of the fast engine is worth: alone, and missing from all the others.
 
-A lever is a field of :class:`~qvl_lab.config.EngineSpec` that can be switched off (:data:`OFF`).
+A lever is a field of :class:`~qvl_lab.config.Fast` that can be switched off (:data:`OFF`).
 An ablation measures no lever, each alone, all but each, and all, with all else equal.
 """
 
@@ -12,14 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.frame import SETTINGS
+from qvl_lab.analysis.frame import SETTINGS, with_defaults
 from qvl_lab.analysis.money.cost import cost_column
-from qvl_lab.config import EngineSpec
+from qvl_lab.config import Fast
 from qvl_lab.errors import ConfigError
 
 #: Every lever, and its value when it is off.
 OFF: dict[str, Any] = {"batch_size": 1} | {
-    f.name: False for f in fields(EngineSpec) if isinstance(f.default, bool)
+    f.name: False for f in fields(Fast) if isinstance(f.default, bool)
 }
 #: Variants of one lever each; the others are "stock_serial", "stock", "nothing" and "all".
 ONE_LEVER = ("alone", "all_but")
@@ -135,7 +135,8 @@ def _group(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             "qvl_lab.analysis.frame.frame"
         )
     best: tuple[int, pd.DataFrame, list[str]] = (0, frame, [])
-    for _, group in frame.groupby(frame[alike].map(str).agg("\n".join, axis=1), sort=False):
+    key = with_defaults(frame)[alike].map(str).agg("\n".join, axis=1)
+    for _, group in frame.groupby(key, sort=False):
         fast = group[group["engine"] == "fast"]
         varied = [name for name in flags if {True, False} <= set(fast[name])]
         count = int(fast[varied].eq(False).any(axis=1).sum())

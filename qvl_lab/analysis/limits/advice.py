@@ -15,6 +15,7 @@ import pandas as pd
 
 from qvl_lab.analysis.limits.roofline import HIDEABLE, Ceilings, roofline
 from qvl_lab.claims import claim
+from qvl_lab.config import FIELDS, default_of, engines_with
 from qvl_lab.runs.records import Run
 
 #: A stage below this share of the time is not worth a finding.
@@ -340,16 +341,21 @@ def _alike(other: Run, run: Run) -> bool:
 
 
 def _only_differs(case: Case, name: str) -> list[Run]:
-    """Other runs with the same settings but for one."""
+    """Other runs with the same settings but for one.
+
+    What only one of two engines has is at its default in the other.
+    """
 
     def rest(config: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in config.items() if key != name}
+        lacking = [n for n in FIELDS if config.get("engine") not in engines_with(n)]
+        whole = {**{n: default_of(n) for n in lacking}, **config}
+        return {key: value for key, value in whole.items() if key != name}
 
     return [o for o in case.others if rest(o.config) == rest(case.run.config)]
 
 
 def _rows(run: Run) -> int:
-    return int(run.config["batch_size"])
+    return int((run.config | run.resolved)["batch_size"])
 
 
 def _images_per_s(run: Run) -> float:

@@ -156,7 +156,7 @@ def batch_shape_of(run: Run) -> BatchShape:
     visual = round(done.visual_tokens / done.answered)
     length = work.padded_tokens / work.images if work.images else done.prompt_tokens / done.answered
     return BatchShape(
-        batch_size=min(run.config["batch_size"], done.answered),
+        batch_size=min((run.config | run.resolved)["batch_size"], done.answered),
         visual_tokens=visual,
         text_tokens=round(length) - visual,
         new_tokens=run.config["max_new_tokens"],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.frame import SETTINGS
+from qvl_lab.analysis.frame import SETTINGS, with_defaults
 from qvl_lab.analysis.money.cost import cost_column
 from qvl_lab.analysis.stats.estimates import Estimate
 from qvl_lab.analysis.stats.intervals import Comparison, compare
@@ -290,6 +290,8 @@ def steps(rows: pd.DataFrame, current: pd.Series, best: pd.Series) -> list[Step]
 
     A setting between that was not measured is passed over: its change joins the next one.
     """
+    rows = with_defaults(rows)
+    current, best = (with_defaults(row.to_frame().T).iloc[0] for row in (current, best))
     names = [*LEVERS, *(n for n in SETTINGS if n not in LEVERS)]
     differing = [n for n in names if _spelled(current[n]) != _spelled(best[n])]
     position, changed, result = current, {}, []

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qvl_lab.backends.base import Answer, BackendStats, Request
 from qvl_lab.backends.fast.engine import Caches, Engine
@@ -16,17 +15,13 @@ from qvl_lab.caching.disk import DiskTier
 from qvl_lab.caching.lru import Lru
 from qvl_lab.caching.response_cache import Response
 from qvl_lab.caching.tensor_cache import TensorCache
-from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
+from qvl_lab.config import CacheSettings, EngineSpec, Fast, ImagePolicy, SamplingParams
 from qvl_lab.errors import InputError
 from qvl_lab.models.memory import free
 from qvl_lab.probe.stages import Recorder, totals
 from qvl_lab.workloads.items import Item
 
 MOST_RESPONSE_BYTES = 2**30
-_CACHE_SETTINGS = (
-    *("encoder_cache_gib", "encoder_cache_entries", "encoder_cache_dir", "encoder_cache_dir_gib"),
-    *("encoder_cache_max_age_s", "cache_key", "response_cache_entries"),
-)
 
 
 class FastBackend:
@@ -41,7 +36,7 @@ class FastBackend:
     def __init__(self, processor: InputProcessor) -> None:
         self.processor = processor
         self.engine: Engine | None = None
-        self._caches: tuple[tuple[Any, ...], Caches] | None = None
+        self._caches: tuple[CacheSettings, Caches] | None = None
         self._stats = BackendStats()
 
     def stream(
@@ -59,8 +54,9 @@ class FastBackend:
 
         A batch, for ``max_batches``, is as many requests as run at once.
         """
+        assert isinstance(spec, Fast)
         stats = self._stats = BackendStats()
-        sampling = sampling or SamplingParams.of(spec, self.processor.loaded.random_weights)
+        sampling = sampling or spec.sampling.resolved(self.processor.loaded.random_weights)
         for requests, refused in self.processor.windows(items, policy):
             yield from refused
             if not requests:
@@ -103,7 +99,7 @@ class FastBackend:
         engine, waiting = self.engine, deque(requests)
         assert engine is not None
         # those that wait for an equal request's response need no slot and are not due
-        most_due, most_queued = 2 * engine.spec.batch_size, engine.spec.max_queue_size
+        most_due, most_queued = 2 * engine.spec.most_at_once, engine.spec.max_queue_size
         work, events, counts = engine.work, len(engine.events), engine.cache_counts()
         try:
             while waiting or engine.busy:
@@ -130,7 +126,7 @@ class FastBackend:
     def _prepare(
         self,
         requests: list[Request],
-        spec: EngineSpec,
+        spec: Fast,
         policy: ImagePolicy,
         sampling: SamplingParams,
         halve_on_oom: bool,
@@ -153,13 +149,11 @@ class FastBackend:
                 self._kept_caches(spec),
             )
         self.engine.halve_on_oom = halve_on_oom
-        return self.engine.spec.batch_size
+        return self.engine.spec.most_at_once
 
-    def _fits(
-        self, engine: Engine, spec: EngineSpec, policy: ImagePolicy, lengths: list[int]
-    ) -> bool:
+    def _fits(self, engine: Engine, spec: Fast, policy: ImagePolicy, lengths: list[int]) -> bool:
         """Whether an engine has these settings, and the room that a new one would have."""
-        slots = engine.spec.batch_size
+        slots = engine.spec.most_at_once
         if (engine.spec, engine.policy) != (_with_slots(spec, slots), policy):
             return False
         budget = token_budget(self.processor.loaded, spec, engine.num_tokens)
@@ -168,24 +162,25 @@ class FastBackend:
         longest = max(lengths)
         return enough and engine.num_tokens >= size.num_tokens and engine.max_model_len >= longest
 
-    def _kept_caches(self, spec: EngineSpec) -> Caches:
+    def _kept_caches(self, spec: Fast) -> Caches:
         """Caches of these settings, kept from call to call."""
-        settings = tuple(getattr(spec, name) for name in _CACHE_SETTINGS)
+        settings = spec.caches
         if self._caches is None or self._caches[0] != settings:
             self._flush()
             encoder = responses = disk = None
-            if spec.encoder_cache_dir:
-                most = int(spec.encoder_cache_dir_gib * 2**30)
-                disk = DiskTier(Path(spec.encoder_cache_dir), most, spec.encoder_cache_max_age_s)
-            if spec.encoder_cache_gib is not None:
+            if settings.encoder_cache_dir:
+                most = int(settings.encoder_cache_dir_gib * 2**30)
+                folder = Path(settings.encoder_cache_dir)
+                disk = DiskTier(folder, most, settings.encoder_cache_max_age_s)
+            if settings.encoder_cache_gib is not None:
                 encoder = TensorCache(
-                    int(spec.encoder_cache_gib * 2**30),
-                    spec.encoder_cache_entries,
+                    int(settings.encoder_cache_gib * 2**30),
+                    settings.encoder_cache_entries,
                     disk,
                     self.processor.loaded.device,
                 )
-            if spec.response_cache_entries:
-                responses = Lru[Response](MOST_RESPONSE_BYTES, spec.response_cache_entries)
+            if settings.response_cache_entries:
+                responses = Lru[Response](MOST_RESPONSE_BYTES, settings.response_cache_entries)
             self._caches = settings, Caches(encoder, responses)
         return self._caches[1]
 
@@ -194,6 +189,6 @@ class FastBackend:
             self._caches[1].encoder.flush()
 
 
-def _with_slots(spec: EngineSpec, slots: int) -> EngineSpec:
+def _with_slots(spec: Fast, slots: int) -> Fast:
     """An engine's settings: sampling is left out, since each request brings its own."""
-    return replace(spec, batch_size=slots, max_new_tokens=1, min_new_tokens=None)
+    return replace(spec, batch_size=slots, sampling=SamplingParams())

@@ -31,7 +31,7 @@ from qvl_lab.caching.keys import image_key, model_key, path_key, response_key
 from qvl_lab.caching.lru import Lru
 from qvl_lab.caching.response_cache import Response, ResponseCache
 from qvl_lab.caching.tensor_cache import TensorCache
-from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
+from qvl_lab.config import Fast, ImagePolicy, SamplingParams
 from qvl_lab.errors import ClosedError, InputError, QueueFullError
 from qvl_lab.models.memory import free, out_of_memory
 from qvl_lab.probe.stages import stage
@@ -61,7 +61,7 @@ class Engine:
     ----------
     processor : InputProcessor
         Of a loaded model.
-    spec : EngineSpec
+    spec : Fast
     policy : ImagePolicy
     num_tokens, max_model_len : int
         Tokens that the cache has room for; most tokens of one sequence, prompt and answer.
@@ -87,7 +87,7 @@ class Engine:
     def __init__(
         self,
         processor: InputProcessor,
-        spec: EngineSpec,
+        spec: Fast,
         policy: ImagePolicy,
         num_tokens: int,
         max_model_len: int,
@@ -104,7 +104,7 @@ class Engine:
             self.model_runner = ModelRunner(processor, spec, blocks.num_blocks, width)
             self.model_runner.record()
         self.scheduler = Scheduler(
-            spec.batch_size, blocks, spec.prefill_chunk, packing=spec.packing
+            spec.most_at_once, blocks, spec.prefill_chunk, packing=spec.packing
         )
         self._encoder_cache = EncoderCache(caches.encoder)
         on_gpu = self.model_runner.device.type == "cuda"
@@ -113,7 +113,7 @@ class Engine:
             threads=spec.overlap,
             pinned=on_gpu,
             in_rounds=not on_gpu,
-            round_size=spec.batch_size,
+            round_size=spec.most_at_once,
             find_features=self._encoder_cache.get,
         )
         self._vision_runner = VisionRunner(
@@ -178,7 +178,7 @@ class Engine:
         if self._is_closed:
             raise ClosedError("this engine was closed and takes no requests; make a new one")
         loaded = self.processor.loaded
-        sampling = sampling or SamplingParams.of(self.spec, loaded.random_weights)
+        sampling = sampling or self.spec.sampling.resolved(loaded.random_weights)
         token_ids, image_tokens = self.processor.token_ids(request)
         self._check_fits(len(token_ids), sampling.max_new_tokens)
         key = self._image_key(request) if self._model_key else None
@@ -276,7 +276,7 @@ class Engine:
 
     def _image_key(self, request: Request) -> str:
         image = request.item.image
-        if self.spec.cache_key == "path" and isinstance(image, str | Path):
+        if self.spec.caches.cache_key == "path" and isinstance(image, str | Path):
             return path_key(str(image), request.size, self._model_key)
         return image_key(request.image, request.size, self._model_key)
 
@@ -305,7 +305,7 @@ class Engine:
         waiting = self.scheduler.waiting
         if self.decode_pool.in_rounds and waiting:
             return  # the more come at once, the more images are decoded at once
-        while self._incoming and len(waiting) < self.spec.batch_size:
+        while self._incoming and len(waiting) < self.spec.most_at_once:
             sequence = self._incoming[0]
             if sequence.needs_image:
                 if self._has_scheduled and self.decode_pool.not_ready(sequence):

@@ -156,4 +156,4 @@ def row_header(
     seed = sampling.seed
     if seed is None:
         seed = int(torch.randint(2**63 - 1, ())) if sampling.do_sample else 0
-    return [token, length, position, generated, sampling.min_new_tokens, top_k, seed]
+    return [token, length, position, generated, sampling.min_new_tokens or 0, top_k, seed]

@@ -16,7 +16,7 @@ from qvl_lab.backends.fast.patchify import Patchify
 from qvl_lab.backends.fast.scheduler import Chunk
 from qvl_lab.backends.fast.sequence import Sequence
 from qvl_lab.backends.processor import InputProcessor
-from qvl_lab.config import EngineSpec
+from qvl_lab.config import Fast
 from qvl_lab.models.load import base_dtype
 from qvl_lab.probe.stages import stage
 
@@ -30,9 +30,7 @@ class ModelRunner:
         Blocks of the cache, and the most blocks of one sequence.
     """
 
-    def __init__(
-        self, processor: InputProcessor, spec: EngineSpec, blocks: int, max_blocks: int
-    ) -> None:
+    def __init__(self, processor: InputProcessor, spec: Fast, blocks: int, max_blocks: int) -> None:
         loaded = processor.loaded
         self.device, self._block_size, self._max_blocks = loaded.device, spec.block_size, max_blocks
         self._merge, self._null_block = loaded.image_processor.merge_size, blocks
@@ -42,7 +40,7 @@ class ModelRunner:
         self._batch = InputBatch(
             self.model,
             self.cache,
-            spec.batch_size,
+            spec.most_at_once,
             max_blocks,
             blocks,
             processor.stop_token_ids,
@@ -50,9 +48,9 @@ class ModelRunner:
         )
         # how experts are called depends on what was routed to them, which a graph cannot follow
         graphs = spec.cuda_graphs and "moe" not in loaded.model.config.model_type
-        self._decode = CudaGraphRunner(self._batch.decode, spec.batch_size, graphs, self.device)
+        self._decode = CudaGraphRunner(self._batch.decode, spec.most_at_once, graphs, self.device)
         self._decode_sampled = CudaGraphRunner(
-            self._batch.decode_sampled, spec.batch_size, False, self.device
+            self._batch.decode_sampled, spec.most_at_once, False, self.device
         )
         self.patchify = Patchify(loaded.image_processor, base_dtype(loaded.spec), self.device)
         self._last_slots: tuple[list[int], Tensor] = [], torch.empty(0)

@@ -10,14 +10,12 @@ import psutil
 import torch
 
 from qvl_lab.backends.fast.model.qwen3_vl import MODEL_TYPES
-from qvl_lab.config import EngineSpec
+from qvl_lab.config import Fast
 from qvl_lab.errors import ConfigError, ModelError
 from qvl_lab.models.load import LoadedModel, read_architecture
 
 #: The share of free memory that a cache may take where ``kv_cache_gib`` does not say.
 MOST_OF_FREE = 0.6
-#: Most sequences at once with ``batch_size="auto"``; more were not seen to be faster.
-MOST_SLOTS = 96
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,15 @@ def runs_fast(model: str) -> bool:
         return False
 
 
-def size_cache(lengths: Iterable[int], spec: EngineSpec, budget: int) -> CacheSize:
+def size_cache(lengths: Iterable[int], spec: Fast, budget: int) -> CacheSize:
     """The cache for sequences of these lengths, in tokens of prompt and answer.
 
     Parameters
     ----------
-    spec : EngineSpec
+    spec : Fast
         ``batch_size="auto"`` takes as many slots as the longest sequences fill the budget with, at
-        most ``MOST_SLOTS`` and one for each sequence. With ``kv_cache_gib`` all of the budget is
-        used; otherwise what the longest sequences need, twice that if prefixes are kept.
+        most ``Fast.AUTO_BATCH_SIZE`` and one for each sequence. With ``kv_cache_gib`` all of the
+        budget is used; otherwise what the longest sequences need, twice that if prefixes are kept.
     budget : int
         Most tokens of the cache.
     """
@@ -55,13 +53,13 @@ def size_cache(lengths: Iterable[int], spec: EngineSpec, budget: int) -> CacheSi
     needed = [copies * tokens for tokens in accumulate(whole)]
     slots: int | str = spec.batch_size
     if isinstance(slots, str):
-        slots = max(1, sum(tokens <= budget for tokens in needed[:MOST_SLOTS]))
+        slots = max(1, sum(tokens <= budget for tokens in needed[: spec.most_at_once]))
     wanted = needed[min(slots, len(needed)) - 1]
     num_tokens = budget if spec.kv_cache_gib is not None else min(wanted, budget)
     return CacheSize(slots, num_tokens, min(whole[0], num_tokens))
 
 
-def token_budget(loaded: LoadedModel, spec: EngineSpec, held_tokens: int = 0) -> int:
+def token_budget(loaded: LoadedModel, spec: Fast, held_tokens: int = 0) -> int:
     """Tokens that a cache may have: as ``kv_cache_gib`` says, or a share of free memory.
 
     Parameters

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.config import Config, EngineSpec, SweepSpec
+from qvl_lab.config import FIELDS, SweepSpec, default_of
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.options import ReviewOptions
 
@@ -20,7 +20,11 @@ from qvl_lab.show.report.options import ReviewOptions
 _OPTIONS = ("precision", "batch_size", "resolution", "max_new_tokens")
 _SET = (
     *("revision", "attn_implementation"),
-    *(f.name for f in fields(EngineSpec) if f.name not in (*_OPTIONS, "memory_limit_gib")),
+    *(
+        name
+        for name, part in FIELDS.items()
+        if part == "engine" and name not in (*_OPTIONS, "memory_limit_gib")
+    ),
 )
 
 
@@ -57,10 +61,9 @@ def _setting_of(row: pd.Series, others: Sequence[str]) -> list[str]:
     parts = ["--model", str(row["model"])]
     for name in _OPTIONS:
         parts += [_flag(name), _spelled(row[name])]
-    defaults = Config().flat()
     for name in others:
         value = row.get(name)
-        if not pd.isna(value) and value != defaults[name]:
+        if not pd.isna(value) and value != default_of(name):
             parts += ["--set", f"{name}={_spelled(value)}"]
     for task, side in (json.loads(tables) if isinstance(tables, str) else {}).items():
         parts += ["--task-resolution", f"{task}={side}"]

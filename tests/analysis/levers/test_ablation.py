@@ -14,11 +14,11 @@ from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.frame import frame as table
 from qvl_lab.analysis.levers.ablation import OFF, ablation, ablation_rows
 from qvl_lab.analysis.money.cost import price
-from qvl_lab.config import EngineSpec
+from qvl_lab.config import Fast
 from qvl_lab.errors import ConfigError
 from qvl_lab.runs.records import Run
 
-LEVERS = ["batch_size", *(f.name for f in fields(EngineSpec) if f.default is True)]
+LEVERS = ["batch_size", *(f.name for f in fields(Fast) if f.default is True)]
 ON = dict.fromkeys(LEVERS, True) | {"batch_size": 4}
 NONE = {name: OFF[name] for name in LEVERS}
 #: Seconds of ten images.
@@ -69,7 +69,7 @@ WHOLE = [SERIAL_S, STOCK_S, NOTHING_S, *ALONE_S.values(), *ALL_BUT_S.values(), A
 
 
 def test_levers_are_the_batch_size_and_every_switch_of_the_engine():
-    switches = {f.name for f in fields(EngineSpec) if isinstance(f.default, bool)}
+    switches = {f.name for f in fields(Fast) if isinstance(f.default, bool)}
     assert set(OFF) == {"batch_size", *switches}
     assert set(OFF) <= set(SETTINGS)  # else rows that differ in one would look the same
     assert {"packing", "overlap", "cuda_graphs"} <= set(LEVERS)

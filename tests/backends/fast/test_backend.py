@@ -12,7 +12,7 @@ from PIL import Image
 from qvl_lab.backends.fast import backend, sizing
 from qvl_lab.backends.fast.model_runner import ModelRunner
 from qvl_lab.backends.fast.sizing import CacheSize, size_cache
-from qvl_lab.config import EngineSpec, ImagePolicy
+from qvl_lab.config import Fast, ImagePolicy
 from qvl_lab.probe.stages import Recorder
 from qvl_lab.workloads.items import Item
 
@@ -25,8 +25,8 @@ def png(side: int = 64) -> bytes:
     return buffer.getvalue()
 
 
-def auto(**fields: Any) -> EngineSpec:
-    spec = EngineSpec(engine="fast", block_size=10, **fields)
+def auto(**fields: Any) -> Fast:
+    spec = Fast(block_size=10, **fields)
     object.__setattr__(spec, "batch_size", "auto")
     return spec
 
@@ -75,16 +75,16 @@ def test_the_old_engine_is_gone_also_within_one_call(lab, monkeypatch):
 
 
 def test_the_cache_holds_the_longest_sequences_within_the_budget():
-    spec = EngineSpec(batch_size=2, block_size=10)
+    spec = Fast(batch_size=2, block_size=10)
     assert size_cache([11, 35, 8], spec, budget=1000) == CacheSize(2, 60, 40)
     assert size_cache([11, 35, 8], spec, budget=50) == CacheSize(2, 50, 40)
     assert size_cache([11, 35, 8], spec, budget=30) == CacheSize(2, 30, 30)
-    prefixes = EngineSpec(batch_size=2, block_size=10, prefix_cache=True)
+    prefixes = Fast(batch_size=2, block_size=10, prefix_cache=True)
     assert size_cache([11, 35, 8], prefixes, budget=1000) == CacheSize(2, 120, 40)
 
 
 def test_a_cache_of_a_given_size_has_all_of_it():
-    spec = EngineSpec(batch_size=2, block_size=10, kv_cache_gib=1.0)
+    spec = Fast(batch_size=2, block_size=10, kv_cache_gib=1.0)
     assert size_cache([11, 35], spec, budget=1000) == CacheSize(2, 1000, 40)
 
 

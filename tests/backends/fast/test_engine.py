@@ -17,7 +17,15 @@ from qvl_lab.backends.fast.decode_pool import DecodePool
 from qvl_lab.backends.fast.engine import Caches, Engine
 from qvl_lab.backends.fast.model_runner import ModelRunner
 from qvl_lab.caching.lru import Lru
-from qvl_lab.config import EngineSpec, ImagePolicy, ModelSpec, SamplingParams
+from qvl_lab.config import (
+    CacheSettings,
+    Config,
+    Fast,
+    ImagePolicy,
+    ModelSpec,
+    SamplingParams,
+    Transformers,
+)
 from qvl_lab.errors import ClosedError, ConfigError, DeviceMemoryError, ModelError, QueueFullError
 from qvl_lab.models.load import resolve
 from qvl_lab.models.shapes import build
@@ -79,7 +87,7 @@ def requests(mixed) -> list[Item]:
 
 
 def engine_of(lab: Lab, caches: Caches | None = None, **fields: Any) -> Engine:
-    spec = EngineSpec(engine="fast", **({"batch_size": 4} | fields))
+    spec = Config().replace(engine="fast", **({"batch_size": 4} | fields)).engine
     policy = ImagePolicy(resolution=128)
     return Engine(lab.processor, spec, policy, num_tokens=2000, max_model_len=500, caches=caches)
 
@@ -262,7 +270,7 @@ def test_other_families_are_refused_with_the_engine_to_use(lab, monkeypatch):
 
 def test_the_stock_engines_cache_is_refused():
     with pytest.raises(ConfigError, match="stock engine's"):
-        EngineSpec(engine="fast", cache_implementation="static")
+        Config().replace(engine="fast", cache_implementation="static")
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -319,7 +327,7 @@ def test_an_interrupt_frees_the_cache_and_the_next_call_works(lab, requests):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    options = {"engine": EngineSpec(engine="fast", max_new_tokens=4)}
+    options = {"engine": Fast(sampling=SamplingParams(max_new_tokens=4))}
     with pytest.raises(KeyboardInterrupt):
         lab.run(requests, policy=ImagePolicy(resolution=96), on_answer=interrupt, **options)
     assert lab.fast.engine is None
@@ -352,7 +360,7 @@ def test_stock_takes_the_fast_engines_memory_before_it_halves_a_batch(lab, monke
     for halve in (True, False):
         lab.generate_batch([png("red")], engine="fast", **SMALL)
         items = [Item(color, png(color)) for color in ("red", "blue")]
-        stock = lab.run(items, EngineSpec(), ImagePolicy(resolution=128), halve_on_oom=halve)
+        stock = lab.run(items, Transformers(), ImagePolicy(resolution=128), halve_on_oom=halve)
         assert None not in stock.texts
         assert stock.events == []
         assert lab.fast.engine is None
@@ -421,7 +429,7 @@ def test_the_model_can_be_trained_after_the_fast_engine_ran(lab):
 
 def test_without_halving_memory_running_out_is_an_error(lab, monkeypatch, requests):
     out_of_memory_at(monkeypatch, "decode", lambda count, size: size > 1)
-    spec = EngineSpec(engine="fast", max_new_tokens=4)
+    spec = Fast(sampling=SamplingParams(max_new_tokens=4))
     with pytest.raises(DeviceMemoryError, match="batch of"):
         lab.run(requests, spec, ImagePolicy(resolution=96), halve_on_oom=False)
     assert lab.fast.engine is None
@@ -598,11 +606,11 @@ def test_a_cache_by_path_gives_the_old_picture_where_one_by_content_does_not(tra
 def test_sampled_answers_are_not_given_twice(lab):
     engine = Engine(
         lab.processor,
-        EngineSpec(engine="fast", response_cache_entries=10),
+        Fast(caches=CacheSettings(response_cache_entries=10)),
         ImagePolicy(resolution=128),
         num_tokens=500,
         max_model_len=300,
-        caches=lab.fast._kept_caches(EngineSpec(engine="fast", response_cache_entries=10)),
+        caches=lab.fast._kept_caches(Fast(caches=CacheSettings(response_cache_entries=10))),
     )
     item = Item("a", png("red"), question="What?")
     request = lab.processor.request(0, item, ImagePolicy(resolution=128))

@@ -21,7 +21,7 @@ from qvl_lab.caching import disk
 from qvl_lab.caching.disk import DiskTier
 from qvl_lab.caching.lru import Lru
 from qvl_lab.caching.tensor_cache import TensorCache
-from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams
+from qvl_lab.config import Fast, ImagePolicy, SamplingParams
 from qvl_lab.workloads.items import Item
 
 QUESTIONS = ("What is this?", "描述这张图片", "Count. " * 20, "?")
@@ -43,7 +43,7 @@ def soak(lab, mixed, folder: Path, count: int, monkeypatch) -> tuple[list[Sequen
         monkeypatch.setattr(ModelRunner, method, failing)
     tier = DiskTier(folder, max_bytes=2**20)
     caches = Caches(TensorCache(2**19, disk=tier), Lru(2**20, max_entries=50))
-    spec = EngineSpec(engine="fast", batch_size=6, prefix_cache=True, prefill_chunk=64)
+    spec = Fast(batch_size=6, prefix_cache=True, prefill_chunk=64)
     engine = Engine(lab.processor, spec, policy, num_tokens=400, max_model_len=200, caches=caches)
     sequences: list[Sequence] = []
     ended: list[Sequence] = []

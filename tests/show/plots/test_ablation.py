@@ -17,11 +17,11 @@ from matplotlib.text import Text
 from qvl_lab.analysis.frame import frame as table
 from qvl_lab.analysis.levers.ablation import ablation_rows
 from qvl_lab.analysis.money.cost import price
-from qvl_lab.config import EngineSpec
+from qvl_lab.config import Fast
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import fonts, plots, quantities
 
-LEVERS = ["batch_size", *(f.name for f in fields(EngineSpec) if f.default is True)]
+LEVERS = ["batch_size", *(f.name for f in fields(Fast) if f.default is True)]
 COUNT = len(LEVERS)
 
 

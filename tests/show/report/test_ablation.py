@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from IPython.display import HTML, Image, Markdown
 
-from qvl_lab.config import EngineSpec
+from qvl_lab.config import Fast
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.report import sections
 from qvl_lab.show.report.review import review
 
 #: At this price a second costs a cent.
 PRICE = {"per_hour": 36.0, "currency": "CNY"}
-LEVERS = ["batch_size", *(f.name for f in fields(EngineSpec) if f.default is True)]
+LEVERS = ["batch_size", *(f.name for f in fields(Fast) if f.default is True)]
 
 
 def section(page: Any) -> tuple[str, list[list[str]], int]:
