@@ -365,6 +365,11 @@ def test_a_fast_base_survives_toml(tmp_path):
     assert SweepSpec.from_toml(write(tmp_path, spec.to_toml())) == spec
 
 
+def test_a_seed_among_the_options_of_a_call_is_the_samplings():
+    engine, _ = settings_of({"seed": 7, "do_sample": True})
+    assert engine.sampling == SamplingParams(seed=7, do_sample=True)
+
+
 def test_auto_is_a_number_of_requests_for_each_backend():
     assert (Transformers().most_at_once, Fast().most_at_once) == (8, 96)
     assert Fast(batch_size=3).most_at_once == 3

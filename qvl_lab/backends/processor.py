@@ -121,7 +121,11 @@ class InputProcessor:
 
 
 def settings_of(options: dict[str, Any]) -> tuple[EngineSpec, ImagePolicy]:
-    """Settings by name, sorted into those of the engine and those of images."""
+    """Settings by their flat names, sorted into those of the backend and those of images.
+
+    ``seed`` is the sampling's, since the model is loaded already.
+    """
+    options = {"sampling_seed" if name == "seed" else name: v for name, v in options.items()}
     allowed = [name for name, part in FIELDS.items() if part != "model"]
     for name in options:
         check_name(name, allowed, "option")

@@ -19,7 +19,7 @@ from PIL import Image
 from qvl_lab.backends.base import Answer, BackendStats, Request
 from qvl_lab.backends.failures import halving_event, memory_shortage, overflow, too_large
 from qvl_lab.backends.processor import InputProcessor
-from qvl_lab.config import EngineSpec, ImagePolicy, Transformers
+from qvl_lab.config import EngineSpec, ImagePolicy, SamplingParams, Transformers
 from qvl_lab.errors import InputError
 from qvl_lab.models.hooks import StepWatch, marks
 from qvl_lab.models.load import base_dtype

@@ -27,7 +27,6 @@ def png(side: int = 64) -> bytes:
 
 def auto(**fields: Any) -> Fast:
     spec = Fast(block_size=10, **fields)
-    object.__setattr__(spec, "batch_size", "auto")
     return spec
 
 
