@@ -12,7 +12,7 @@ from PIL import Image
 from qvl_lab.backends.fast import backend, sizing
 from qvl_lab.backends.fast.model_runner import ModelRunner
 from qvl_lab.backends.fast.sizing import CacheSize, size_cache
-from qvl_lab.config import Fast, ImagePolicy
+from qvl_lab.config import Config, Fast, ImagePolicy
 from qvl_lab.probe.stages import Recorder
 from qvl_lab.workloads.items import Item
 
@@ -26,8 +26,9 @@ def png(side: int = 64) -> bytes:
 
 
 def auto(**fields: Any) -> Fast:
-    spec = Fast(block_size=10, **fields)
-    return spec
+    engine = Config().replace(engine="fast", block_size=10, **fields).engine
+    assert isinstance(engine, Fast)
+    return engine
 
 
 def test_the_old_engine_is_gone_before_free_memory_is_read_and_a_cache_is_taken(lab, monkeypatch):
