@@ -29,7 +29,7 @@ def ablated(on_cpu) -> Callable[..., list[Run]]:
     """A whole ablation at batch 4: every lever makes ten images twice as fast, from 64 s."""
     from qvl_lab.analysis.levers.ablation import OFF
     from qvl_lab.bench.ablation import variants
-    from qvl_lab.config import Config
+    from qvl_lab.config import Config, engines_with
 
     def make(levers: list[str] | None = None, slowest_s: float = 64.0, **parts: Any) -> list[Run]:
         runs = []
@@ -38,7 +38,8 @@ def ablated(on_cpu) -> Callable[..., list[Run]]:
             wall_s = slowest_s / 2 ** sum(chosen.get(n, off) != off for n, off in OFF.items())
             if chosen["engine"] == "stock":
                 wall_s = slowest_s * 1.5 / chosen["batch_size"]
-            runs.append(on_cpu(chosen.pop("batch_size"), wall_s, **chosen, **parts))
+            own = {n: v for n, v in parts.items() if chosen["engine"] in engines_with(n)}
+            runs.append(on_cpu(chosen.pop("batch_size"), wall_s, **chosen, **own))
         return runs
 
     return make

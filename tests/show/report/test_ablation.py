@@ -106,5 +106,5 @@ def test_the_section_is_in_chinese_too(ablated):
 def test_without_an_ablation_there_is_no_section(ablated, on_cpu, levers):
     runs = [on_cpu(1), on_cpu(4), on_cpu(4, engine="fast")]
     if levers:  # no lever alone, none missing: two settings far apart
-        runs.append(next(run for run in ablated() if run.config["packing"] is False))
+        runs.append(next(run for run in ablated() if run.config.get("packing") is False))
     assert sections.ablation(review(Runs(runs), **PRICE)) == []
