@@ -113,10 +113,17 @@ def new_grid(
     return figure, grid
 
 
+#: Characters of a legend's entry that fit beside the axes of a figure of the usual width.
+_LONG = 36
+
+
 def legend_beside(ax: Axes, handles: list[Any], title: str) -> None:
     """A legend to the right of the axes, where it hides no data."""
     where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
     ax.legend(handles=handles, title=title, alignment="left", **where)
+    figure, longest = ax.get_figure(root=True), max(len(h.get_label()) for h in handles)
+    if figure is not None and len(figure.axes) == 1 and longest > _LONG:  # leave room for the data
+        figure.set_figwidth(figure.get_figwidth() + 0.07 * (longest - _LONG))
 
 
 def say(ax: Axes, words: str) -> None:

@@ -158,7 +158,12 @@ def others(frame: pd.DataFrame, drawn: Sequence[str], lang: str) -> list[str]:
 def told(row: pd.Series, names: Sequence[str], lang: str, tables: Sequence[str] = ()) -> str:
     """A row's settings of these names in words; ``tables`` numbers tables of resolutions."""
     worth = [name for name in names if is_told(row, name)]
-    return label("between", lang).join(_in_words(n, row[n], lang, tables) for n in worth)
+    off = [name for name in worth if isinstance(row[name], bool | np.bool_) and not row[name]]
+    said = [_in_words(name, row[name], lang, tables) for name in worth if name not in off]
+    if off:
+        what = label("and", lang).join(field(name, lang) for name in off)
+        said.append(label("without", lang, what=what))
+    return label("between", lang).join(said)
 
 
 def tables_of(frame: pd.DataFrame) -> list[str]:
@@ -174,7 +179,7 @@ def field(name: str, lang: str) -> str:
 
 
 def _in_words(name: str, value: Any, lang: str, tables: Sequence[str]) -> str:
-    """One setting: "fast engine", "without packing", "prefill chunk 512"."""
+    """One setting that is on: "fast engine", "prefix cache", "prefill chunk 512"."""
     if name in ("precision", "workload"):
         return str(value)
     if name == "engine" and has_text(f"engine_{value}"):
@@ -183,7 +188,7 @@ def _in_words(name: str, value: Any, lang: str, tables: Sequence[str]) -> str:
         return label("table_of_resolutions", lang, n=tables.index(value) + 1)
     words = field(name, lang)
     if isinstance(value, bool | np.bool_):
-        return words if value else label("without", lang, what=words)
+        return words
     whole = isinstance(value, float) and value.is_integer()  # a column with gaps has floats
     return f"{words} {int(value) if whole else value}"
 

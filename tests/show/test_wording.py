@@ -256,6 +256,9 @@ def test_what_is_switched_off_is_said_and_what_is_on_as_ever_is_not():
     )
     assert wording.others(frame, [], "en") == ["prefix cache", "without packing"]
     assert wording.others(frame, [], "zh") == ["前缀缓存", "不用打包"]
+    both = frame.assign(overlap=[True, False])
+    assert wording.others(both, [], "en")[1] == "without packing, overlap"
+    assert wording.others(both, [], "zh")[1] == "不用打包、重叠执行"
 
 
 CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
