@@ -28,16 +28,15 @@ def execute(tmp_path, monkeypatch) -> Callable[..., nbformat.NotebookNode]:
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures go into the notebook
 
     def run(name: str, **parameters: Any) -> nbformat.NotebookNode:
-        with _own_kernel() as kernel:
-            return papermill.execute_notebook(
-                str(FOLDER / name),
-                str(tmp_path / name),
-                parameters=parameters,
-                kernel_name=kernel,
-                cwd=str(tmp_path),
-                execution_timeout=240,
-                progress_bar=False,
-            )
+        return papermill.execute_notebook(
+            str(FOLDER / name),
+            str(tmp_path / name),
+            parameters=parameters,
+            **_own_kernel(),
+            cwd=str(tmp_path),
+            execution_timeout=240,
+            progress_bar=False,
+        )
 
     return run
 

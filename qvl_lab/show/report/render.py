@@ -138,18 +138,13 @@ def to_html(
 def _execute(notebook: Path, parameters: dict[str, Any]) -> str | None:
     """Run the report notebook into ``notebook``; None, or where and why it stopped."""
     import papermill
-    from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
 
-    # without folders to look in, the native kernel is this very interpreter
-    here = KernelSpecManager(kernel_dirs=[])
     try:
         papermill.execute_notebook(
             str(asset(NOTEBOOK)),
             str(notebook),
             parameters=parameters,
-            kernel_name=NATIVE_KERNEL_NAME,
-            km=AsyncKernelManager(kernel_name=NATIVE_KERNEL_NAME, kernel_spec_manager=here),
+            **_own_kernel(),
             extra_arguments=["--log-level=40"],
             execution_timeout=_CELL_TIMEOUT_S,
             progress_bar=False,
@@ -164,3 +159,13 @@ def _execute(notebook: Path, parameters: dict[str, Any]) -> str | None:
             raise ReportError(f"the report notebook could not be run: {e}") from e
         return f"{type(e).__name__}: {e}"
     return None
+
+
+def _own_kernel() -> dict[str, Any]:
+    """Options that let papermill run a notebook with this very interpreter."""
+    from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    here = KernelSpecManager(kernel_dirs=[])  # without folders to look in, the native one is left
+    manager = AsyncKernelManager(kernel_name=NATIVE_KERNEL_NAME, kernel_spec_manager=here)
+    return {"kernel_name": NATIVE_KERNEL_NAME, "km": manager}

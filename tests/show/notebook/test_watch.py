@@ -244,13 +244,12 @@ CELLS = (
 def test_a_notebook_that_papermill_runs_keeps_tables(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
     nbformat.write(notebook, tmp_path / "in.ipynb")
-    with _own_kernel() as kernel:
-        done = papermill.execute_notebook(
-            str(tmp_path / "in.ipynb"),
-            str(tmp_path / "out.ipynb"),
-            kernel_name=kernel,
-            progress_bar=False,
-        )
+    done = papermill.execute_notebook(
+        str(tmp_path / "in.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        **_own_kernel(),
+        progress_bar=False,
+    )
     (watched,) = done.cells[1].outputs
     assert watched.output_type == "display_data"
     assert set(watched.data) == {"text/plain", "text/html"}
