@@ -12,7 +12,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from qvl_lab.backends.processor import settings_of
-from qvl_lab.bench.sweep import spec_from
+from qvl_lab.bench.planning import spec_from
 from qvl_lab.config import (
     FIELDS,
     RENAMED,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qvl_lab.analysis.levers.ablation import OFF
-from qvl_lab.bench.sweep import chosen_spec, measure_each
+from qvl_lab.bench.planning import chosen_spec
+from qvl_lab.bench.sweep import measure_each
 from qvl_lab.config import Config, SweepSpec, digest
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
@@ -48,7 +49,7 @@ def ablate(
 
     Raises
     ------
-    ConfigError, WorkloadError, StoreError
+    ConfigError, WorkloadError, ModelError, StoreError
         Before anything is measured.
     """
     spec = chosen_spec(spec, settings, engine="fast")

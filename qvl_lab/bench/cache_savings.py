@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qvl_lab.analysis.levers.cache_savings import CACHES
-from qvl_lab.bench.sweep import measure_each, spec_from
+from qvl_lab.bench.planning import spec_from
+from qvl_lab.bench.sweep import measure_each
 from qvl_lab.config import SweepSpec
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
@@ -85,7 +86,7 @@ def hit_rates(
 
     Raises
     ------
-    ConfigError, WorkloadError, StoreError
+    ConfigError, WorkloadError, ModelError, StoreError
         Before anything is measured.
     """
     _check(settings)

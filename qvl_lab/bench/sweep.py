@@ -10,23 +10,28 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from qvl_lab.analysis.quality.scoring import own_metrics, score_items
 from qvl_lab.analysis.setting_words import in_words
-from qvl_lab.bench.executors.per_process import EXECUTORS
-from qvl_lab.config import AUTO, BY_TASK, FIELDS, NATIVE, Config, SweepSpec, check_name
+from qvl_lab.bench.executors import EXECUTORS
+from qvl_lab.bench.planning import (
+    check,
+    check_models,
+    chosen_spec,
+    closed_by,
+    is_settled,
+    smallest_first,
+)
+from qvl_lab.bench.trial import Plan, Trial
+from qvl_lab.config import Config, SweepSpec
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
-from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
+from qvl_lab.errors import StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run, environment_key
 from qvl_lab.runs.store import Runs, Store
-from qvl_lab.workloads.items import Workload
 from qvl_lab.workloads.sources import load_workload
 
 log = logging.getLogger(__name__)
 ON_OTHER_ENVIRONMENT = ("refuse", "keep", "fresh")
-#: Growing any of these can only need more memory.
-_GROWING = ("batch_size", "resolution", "max_new_tokens")
 
 
 @names_settings(SweepSpec, *PARTS, axes=PARTS, without=("axes", "base"))
@@ -54,7 +59,8 @@ def sweep(
         beside the new ones, told apart by the column ``environment``; ``"fresh"`` moves the old
         rows to another file first, also without such a difference.
     retry_errors : bool
-        Measure again what failed last time. Out of memory is a result and stays.
+        Measure again what failed last time. Out of memory is a result and stays; settings whose
+        worker process died are measured again in any case.
     progress : bool
         Show a progress bar with an estimate of the time left.
 
@@ -65,7 +71,7 @@ def sweep(
 
     Raises
     ------
-    ConfigError, WorkloadError, StoreError
+    ConfigError, WorkloadError, ModelError, StoreError
         Before anything is measured.
     """
     spec = chosen_spec(spec, settings)
@@ -92,183 +98,110 @@ def measure_each(
 
     Workload, plan and isolation are those of ``spec``; its axes and its base are not looked at.
     """
-    from qvl_lab.bench.measure import Plan, Trial
-
     if on_other_environment not in ON_OTHER_ENVIRONMENT:
         raise UnknownNameError("choice", on_other_environment, ON_OTHER_ENVIRONMENT)
     workload = load_workload(spec.workload, question=spec.question).sample(spec.items, spec.seed)
-    _check(configs, spec, workload)
+    check(configs, spec, workload)
     plan = Plan(**{f.name: getattr(spec, f.name) for f in fields(Plan)})
-    jobs = [Trial(config=c, workload=workload, plan=plan) for c in smallest_first(configs)]
+    trials = [Trial(config=c, workload=workload, plan=plan) for c in smallest_first(configs)]
+    keys = {trial.key for trial in trials}
     with Store(out) as store:
         for note in store.runs.notes:
             log.warning("%s", note)
         _check_environment(store, on_other_environment)
-        _run(jobs, store, spec, retry_errors=retry_errors, progress=progress)
-        keys = {job.key for job in jobs}
+        known = _here(store.runs)
+        settled = {run.key for run in known if is_settled(run, retry_errors=retry_errors)}
+        pending = [trial for trial in trials if trial.key not in settled]
+        check_models(pending)
+        _tell_kept_errors([run for run in known if run.key in keys & settled])
+        closing = [run for run in known if run.workload["fingerprint"] == workload.fingerprint]
+        bar = tqdm(
+            total=len(trials),
+            initial=len(trials) - len(pending),
+            disable=not progress,
+            unit="setting",
+        )
+        with bar:
+            _run(pending, store, spec, closing, bar)
         mine = [run for run in _here(store.runs) if run.key in keys]
+        _tell_nothing_measured(mine)
         return Runs(mine, path=store.path, notes=store.runs.notes)
 
 
-def chosen_spec(
-    spec: SweepSpec | None, settings: dict[str, Any], engine: str | None = None
-) -> SweepSpec:
-    """The spec that was given, or one from keyword settings, of ``engine`` if that is given.
-
-    Raises
-    ------
-    ConfigError
-        If both were given.
-    """
-    if spec is None:
-        return spec_from(settings | ({"engine": engine} if engine else {}))
-    if settings:
-        raise ConfigError(f"give a spec or settings, not both: {', '.join(settings)}")
-    return spec
-
-
-def spec_from(settings: dict[str, Any]) -> SweepSpec:
-    """A SweepSpec from keyword settings: lists are axes, single values are fixed."""
-    options = {f.name for f in fields(SweepSpec)} - {"axes", "base"}
-    axes: dict[str, Sequence[Any]] = {}
-    fixed: dict[str, Any] = {}
-    chosen: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name in options:
-            chosen[name] = value
-        else:
-            check_name(name, [*FIELDS, *options], "setting")
-            (axes if isinstance(value, list | tuple) else fixed)[name] = value
-    return SweepSpec.grid(fixed, axes, **chosen)
-
-
-def smallest_first(configs: Sequence[Config]) -> list[Config]:
-    """Model by model, from small to large, so that an OOM spares the larger ones."""
-    models = list(dict.fromkeys(c.model for c in configs))
-    return sorted(
-        configs,
-        key=lambda c: (
-            models.index(c.model),
-            _rank(c.images.resolution),
-            c.engine.sampling.max_new_tokens,
-            c.engine.most_at_once,
-        ),
-    )
-
-
-def closed_by(config: Config, oom: Sequence[Run]) -> Run | None:
-    """The run that went out of memory and says that ``config`` would too, or None."""
-    mine = config.flat()
-    for run in oom:
-        others_equal = all(run.config.get(k) == v for k, v in mine.items() if k not in _GROWING)
-        if others_equal and _at_least(mine, run.config):
-            return run
-    return None
-
-
-def _at_least(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether no growing field is smaller; "by_task" and "auto" compare with themselves only."""
-    for name, word in (("resolution", BY_TASK), ("batch_size", AUTO)):
-        if word in (mine[name], theirs[name]) and mine[name] != theirs[name]:
-            return False
-    ranks = [_rank(settings["resolution"]) for settings in (mine, theirs)]
-    sizes = mine["batch_size"] == theirs["batch_size"] or mine["batch_size"] > theirs["batch_size"]
-    return ranks[0] >= ranks[1] and sizes and mine["max_new_tokens"] >= theirs["max_new_tokens"]
-
-
-def _rank(resolution: int | str) -> float:
-    """Order of resolutions: native never has fewer tokens than a budget."""
-    if isinstance(resolution, int):
-        return float(resolution)
-    return 1e6 if resolution == NATIVE else 1e6 + 1
-
-
 def _run(
-    jobs: list[Any], store: Store, spec: SweepSpec, *, retry_errors: bool, progress: bool
+    pending: Sequence[Trial], store: Store, spec: SweepSpec, known: Sequence[Run], bar: Any
 ) -> None:
-    done = {run.key: run for run in _here(store.runs)}
-    settled = {k for k, run in done.items() if not (retry_errors and run.status == "error")}
-    pending = [job for job in jobs if job.key not in settled]
-    fingerprints = {job.workload.fingerprint for job in jobs}
-    oom = [
-        run
-        for run in done.values()
-        if run.status == "oom" and run.workload["fingerprint"] in fingerprints
-    ]
+    """Measure what is pending and store each row; larger settings after an OOM are skipped."""
+    oom = [run for run in known if run.status == "oom"]
 
-    def open_jobs() -> Iterator[Any]:
-        for job in pending:
-            if cause := closed_by(job.config, oom):
-                skipped = job.result("skipped", _because(cause), resolved=cause.resolved)
-                store.append(skipped)
+    def open_trials() -> Iterator[Trial]:
+        for trial in pending:
+            if cause := closed_by(trial.config, oom):
+                reason = f"a smaller setting ran out of memory: {in_words(cause.config)}"
+                store.append(trial.result("skipped", reason, resolved=cause.resolved))
                 bar.update()
             else:
-                yield job
+                bar.set_postfix_str(f"measuring {in_words(trial.config.flat())}")
+                yield trial
 
-    bar = tqdm(
-        total=len(jobs), initial=len(jobs) - len(pending), disable=not progress, unit="setting"
-    )
-    with bar:
-        for run in EXECUTORS[spec.isolation](open_jobs(), spec.timeout_s):
-            store.append(run)
-            if run.status == "oom":
-                oom.append(run)
-            bar.set_postfix_str(f"{in_words(run.config)}: {run.status}")
-            bar.update()
+    for run in EXECUTORS[spec.isolation](open_trials(), spec.timeout_s):
+        store.append(run)
+        if run.status == "oom":
+            oom.append(run)
+        bar.set_postfix_str(f"{in_words(run.config)}: {run.status}")
+        bar.update()
 
 
-def _because(cause: Run) -> str:
-    return f"a smaller setting ran out of memory: {in_words(cause.config)}"
+def _tell_kept_errors(kept: Sequence[Run]) -> None:
+    if failed := [run for run in kept if run.status == "error"]:
+        log.warning(
+            "%d settings failed in an earlier sweep and are kept as errors; "
+            "retry_errors=True (--retry-errors) measures them again",
+            len(failed),
+        )
 
 
-def _check(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> None:
-    from qvl_lab.workloads.resize import resolution_for
-
-    for config in configs:
-        for item in workload.items:
-            resolution_for(config.images, item.task)
-        timed = min(len(workload), spec.timed_items or len(workload))
-        if config.engine.batch_size != AUTO and config.engine.most_at_once > timed:
-            raise ConfigError(
-                f"batch_size {config.engine.batch_size} is more than the {timed} timed items of "
-                f"workload {workload.name!r}; use more items or smaller batches"
-            )
-    if spec.quality:
-        _check_metrics(configs, spec, workload)
-
-
-def _check_metrics(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> None:
-    """Score the true answers: whatever keeps answers from being scored shows before the work."""
-    expected = [item.reference for item in workload.items]
-    models = {config.model.model for config in configs}
-    try:
-        own_metrics(spec.metrics)
-        if not all(model.startswith("random:") for model in models):  # those are never scored
-            score_items(workload.items, expected, spec.metrics)
-    except ConfigError as e:
-        raise ConfigError(f"{e}. Or measure without quality: quality=False (--no-quality)") from e
+def _tell_nothing_measured(runs: Sequence[Run]) -> None:
+    if runs and all(run.status == "error" for run in runs):
+        log.warning(
+            "none of the %d settings could be measured; the first, %s, failed: %s",
+            len(runs),
+            in_words(runs[0].config),
+            runs[0].reason,
+        )
 
 
 def _here(runs: Sequence[Run]) -> list[Run]:
-    here = environment_key(fingerprint())
-    return [run for run in runs if environment_key(run.environment) == here]
+    """The runs that were measured in this environment, on the device that each one names."""
+    keys = {device: environment_key(now) for device, now in _environments(runs).items()}
+    return [run for run in runs if environment_key(run.environment) == keys[_device(run)]]
+
+
+def _environments(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """This environment for each device that the runs name."""
+    return {device: fingerprint(device) for device in {_device(run) for run in runs}}
+
+
+def _device(run: Run) -> str:
+    return str(run.config.get("device", "auto"))
 
 
 def _check_environment(store: Store, choice: str) -> None:
     if choice == "fresh" and len(store.runs):
         log.warning("earlier rows moved to %s", store.set_aside())
-    here = fingerprint()
-    hosts = {run.environment.get("host") for run in _here(store.runs)} - {here["host"]}
-    if hosts:
+    now = _environments(store.runs)
+    here = _here(store.runs)
+    if any(run.environment.get("host") != now[_device(run)]["host"] for run in here):
         log.warning("%s goes on on another machine of the same kind", store.path)
-    known = store.runs.environments()
-    others = [env for env in known if environment_key(env) != environment_key(here)]
+    ours = {id(run) for run in here}
+    others = [run for run in store.runs if id(run) not in ours]
     if not others or choice == "keep":
         return
+    then = others[-1].environment
     differing = [
-        f"{name}: {others[-1].get(name)} then, {value} now"
-        for name, value in here.items()
-        if others[-1].get(name) != value and name != "host"
+        f"{name}: {then.get(name)} then, {value} now"
+        for name, value in now[_device(others[-1])].items()
+        if then.get(name) != value and name != "host"
     ]
     raise StoreError(
         f"{store.path} holds rows of another environment ({'; '.join(differing)}). "

@@ -69,7 +69,7 @@ def sweep(
     Out of memory is a result: the row is kept and larger settings are skipped. Exit code 3 if a
     setting failed for another reason.
     """
-    from qvl_lab.bench.sweep import spec_from
+    from qvl_lab.bench.planning import spec_from
     from qvl_lab.bench.sweep import sweep as run_sweep
 
     if spec:

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+)
 from transformers.utils import is_torchvision_available
 from transformers.utils.logging import (
     disable_progress_bar,
@@ -26,7 +31,7 @@ from qvl_lab.config import ModelSpec
 from qvl_lab.errors import ConfigError, ModelError, PrecisionError, UnknownNameError
 from qvl_lab.models.architecture import Architecture
 from qvl_lab.models.memory import out_of_memory
-from qvl_lab.models.names import TINY, locate
+from qvl_lab.models.names import RANDOM, TINY, check_name, locate
 from qvl_lab.models.quantize import quantize, torchao_quantization
 from qvl_lab.models.shapes import (
     build,
@@ -153,6 +158,23 @@ def resolve(spec: ModelSpec) -> ModelSpec:
     return replace(spec, device=device, precision=precision)
 
 
+def check_model(spec: ModelSpec) -> None:
+    """Look a model's config up without loading anything.
+
+    Raises
+    ------
+    UnknownNameError, ModelError
+        As :func:`load_model`.
+    """
+    check_name(spec.model)
+    if spec.model == TINY or spec.model.startswith(RANDOM):
+        return
+    try:
+        PretrainedConfig.get_config_dict(locate(spec.model), revision=spec.revision or "main")
+    except (OSError, ValueError) as e:
+        raise _cannot_load(spec.model, e) from e
+
+
 def parameter_count(model: Any) -> int:
     """Parameters of a model, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())
@@ -229,10 +251,14 @@ def _pretrained(spec: ModelSpec, files: Path | str) -> Any:
     except Exception as e:  # damaged files fail in many ways, each library with errors of its own
         if isinstance(e, ModelError) or out_of_memory(e):
             raise
-        raise ModelError(
-            f"cannot load {spec.model}: {e}\nGive a folder with config.json and *.safetensors, "
-            "or a hub id that this machine can reach"
-        ) from e
+        raise _cannot_load(spec.model, e) from e
+
+
+def _cannot_load(model: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"cannot load {model}: {error}\nGive a folder with config.json and *.safetensors, "
+        "or a hub id that this machine can reach"
+    )
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 Each row is written and synced to disk before the next configuration starts. A last line torn by a
 crash is cut off on the next append; rows of another schema or environment are never mixed in
 silently. Answers go to a file beside it, ``runs.answers.jsonl`` for ``runs.jsonl``, one line each.
+A hidden file beside it, ``.runs.jsonl.lock``, is locked while somebody writes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import html
 import json
 import os
@@ -19,6 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, overload
+
+from filelock import FileLock, Timeout
 
 from qvl_lab.errors import StoreError
 from qvl_lab.runs.records import Run, environment_key
@@ -126,15 +128,16 @@ class Runs(Sequence[Run]):
         """
         import pandas as pd
 
-        rows = [_answer_row(run, answer) for run in self._runs for answer in run.answers]
+        rows = [row for run in self._runs for row in _answer_rows(run)]
         if self.path and not rows:
             rows = _read_answers(answers_path(self.path))
-        table = pd.DataFrame(rows, columns=ANSWER_COLUMNS, dtype=object)
+        table = pd.DataFrame(rows, columns=[*ANSWER_COLUMNS, "item"], dtype=object)
+        table["item"] = table["item"].fillna(table["id"])  # files from before items had numbers
         mine = {(run.key, environment_key(run.environment)) for run in self._runs}
         pairs = zip(table["run"], table["environment"], strict=True)
         kept = pd.Series([pair in mine for pair in pairs], table.index, dtype=bool)
-        table = table[kept].drop_duplicates(["run", "environment", "id"], keep="last")
-        return table.reset_index(drop=True)
+        table = table[kept].drop_duplicates(["run", "environment", "item"], keep="last")
+        return table.drop(columns="item").reset_index(drop=True)
 
     @property
     def file_sha256(self) -> str | None:
@@ -164,17 +167,19 @@ class Store:
             self._file: BinaryIO = self.path.open("a+b")
         except OSError as e:
             raise StoreError(f"cannot write the run file {self.path}: {e.strerror}") from e
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            self._file.close()
-            raise StoreError(
-                f"{self.path} is being written by another sweep; wait for it or choose another file"
-            ) from e
-        try:
+            self._lock.acquire()
             self.runs = self._read()
-        except BaseException:
-            self._file.close()
+        except BaseException as e:
+            self._close()
+            if isinstance(e, Timeout):
+                raise StoreError(
+                    f"{self.path} is being written by another sweep; wait for it or choose "
+                    "another file"
+                ) from e
+            if isinstance(e, OSError):
+                raise StoreError(f"cannot lock the run file {self.path}: {e.strerror}") from e
             raise
 
     def __enter__(self) -> Self:
@@ -186,7 +191,11 @@ class Store:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._file.close()
+        self._lock.release()
 
     def append(self, run: Run) -> None:
         """Write one row and sync it to disk.
@@ -214,7 +223,7 @@ class Store:
     def _append_answers(self, run: Run) -> None:
         if not run.answers:
             return
-        rows = [_answer_row(run, answer) for answer in run.answers]
+        rows = _answer_rows(run)
         lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
         text = "\n".join(lines) + "\n"
         with answers_path(self.path).open("a+b") as file:
@@ -282,7 +291,6 @@ class Store:
             self._file.close()
         os.truncate(self.path, size)
         self._file = self.path.open("a+b")
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def answers_path(path: Path) -> Path:
@@ -290,8 +298,10 @@ def answers_path(path: Path) -> Path:
     return path.with_suffix(f".answers{path.suffix}")
 
 
-def _answer_row(run: Run, answer: dict[str, str | None]) -> dict[str, str | None]:
-    return {"run": run.key, "environment": environment_key(run.environment), **answer}
+def _answer_rows(run: Run) -> list[dict[str, str | None]]:
+    """A run's answers with what tells them from others; ``item`` numbers them, as a text."""
+    of = {"run": run.key, "environment": environment_key(run.environment)}
+    return [{**of, **answer, "item": str(i)} for i, answer in enumerate(run.answers)]
 
 
 def _read_answers(path: Path) -> list[dict[str, str | None]]:

@@ -34,13 +34,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, repr=False)
 class Item:
-    """One request: an image and a question about it; the reference answer if it is known."""
+    """One request: an image and a question about it; the reference answer if it is known.
+
+    ``path`` names the file that the bytes in ``image`` were read from, for caches that know images
+    by their path.
+    """
 
     id: str
     image: ImageLike
     question: str = DEFAULT_QUESTION
     reference: str | None = None
     task: str | None = None
+    path: str | None = None
 
     def __repr__(self) -> str:
         asked = textwrap.shorten(self.question, 60, placeholder="...")

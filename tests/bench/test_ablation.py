@@ -49,9 +49,9 @@ def measured(monkeypatch) -> list[Config]:
     """Replace measuring; gets the settings that would have been measured."""
     calls: list[Config] = []
 
-    def measure(job, get_lab=None):
-        calls.append(job.config)
-        return job.result("ok")
+    def measure(trial, get_lab=None):
+        calls.append(trial.config)
+        return trial.result("ok")
 
     monkeypatch.setattr("qvl_lab.bench.measure.measure", measure)
     return calls

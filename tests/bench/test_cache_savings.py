@@ -10,7 +10,8 @@ from PIL import Image
 from qvl_lab.analysis.levers.cache_savings import CACHES, cache_of, hit_points
 from qvl_lab.bench import cache_savings as module
 from qvl_lab.bench.cache_savings import hit_rates
-from qvl_lab.bench.measure import Plan, Trial, measure
+from qvl_lab.bench.measure import measure
+from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config
 from qvl_lab.errors import ConfigError, UnknownNameError, WorkloadError
 from qvl_lab.runs.store import Runs
@@ -167,12 +168,12 @@ def test_what_a_folder_remembers_is_called_warm(lab, album, tmp_path):
     fields = {"engine": "fast", "encoder_cache_gib": 0.1, "encoder_cache_dir": str(tmp_path / "d")}
     known = {name: SMALL[name] for name in ("precision", "device", "resolution", "max_new_tokens")}
     workload = load_workload(album).distinct()
-    job = Trial(
+    trial = Trial(
         config=Config().replace(**fields, **known, batch_size=2),
         workload=workload,
         plan=Plan(repeats=2, warmup=0),
     )
-    run = measure(job, lambda _: lab)
+    run = measure(trial, lambda _: lab)
     lab.fast._caches = None
     lab.fast.close()
     assert run.cache_state == "warm"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from qvl_lab.bench import defaults as module
 from qvl_lab.bench.defaults import default_sweep
-from qvl_lab.bench.executors import per_process as executors
+from qvl_lab.bench.executors import EXECUTORS
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs, Store
 from qvl_lab.tasks import article_resolutions
@@ -50,7 +50,7 @@ def made_up(monkeypatch, make_repeat) -> Callable[..., None]:
         def run(jobs: Any, timeout_s: float) -> Any:
             return map(measure, jobs)
 
-        monkeypatch.setitem(executors.EXECUTORS, "process", run)
+        monkeypatch.setitem(EXECUTORS, "process", run)
 
     return replace
 

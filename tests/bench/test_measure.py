@@ -13,7 +13,8 @@ import torch
 from qvl_lab.analysis.quality.scoring import TaskScores, score
 from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.bench.executors import per_process as executors
-from qvl_lab.bench.measure import Plan, Trial, measure, remember
+from qvl_lab.bench.measure import measure, remember
+from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config
 from qvl_lab.errors import ModelError
 from qvl_lab.models.architecture import Architecture
@@ -32,7 +33,7 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.fixture
-def job(pictures) -> Callable[..., Trial]:
+def trial(pictures) -> Callable[..., Trial]:
     def make(workload: Any = None, plan: dict[str, Any] | None = None, **fields: Any) -> Trial:
         return Trial(
             config=Config().replace(**FIELDS | fields),
@@ -49,9 +50,9 @@ def batches(monkeypatch) -> list[int]:
     sizes: list[int] = []
     real = TransformersBackend._generate
 
-    def generate(self, inputs, engine):
+    def generate(self, inputs, *options):
         sizes.append(len(inputs["input_ids"]))
-        return real(self, inputs, engine)
+        return real(self, inputs, *options)
 
     monkeypatch.setattr(TransformersBackend, "_generate", generate)
     return sizes
@@ -62,17 +63,17 @@ def fail_after(monkeypatch, passes: int, error: Exception) -> None:
     real = TransformersBackend._generate
     left = [passes]
 
-    def generate(self, inputs, engine):
+    def generate(self, *arguments):
         if not left[0]:
             raise error
         left[0] -= 1
-        return real(self, inputs, engine)
+        return real(self, *arguments)
 
     monkeypatch.setattr(TransformersBackend, "_generate", generate)
 
 
-def test_a_run_keeps_every_repeat_and_its_counts(lab, job):
-    run = measure(job(), lambda _: lab)
+def test_a_run_keeps_every_repeat_and_its_counts(lab, trial):
+    run = measure(trial(), lambda _: lab)
     assert (run.status, run.reason) == ("ok", None)
     assert len(run.repeats) == 2
     for repeat in run.repeats:
@@ -92,15 +93,15 @@ def test_a_run_keeps_every_repeat_and_its_counts(lab, job):
     assert sum(sizes.parameters().values()) == parameter_count(lab.loaded.model)
 
 
-def test_a_run_of_an_unknown_family_has_no_architecture(lab, job, monkeypatch):
+def test_a_run_of_an_unknown_family_has_no_architecture(lab, trial, monkeypatch):
     config = lab.loaded.model.config
     monkeypatch.setattr(type(config), "to_dict", lambda _: {"model_type": "qwen9_vl"})
-    run = measure(job(), lambda _: lab)
+    run = measure(trial(), lambda _: lab)
     assert (run.status, run.architecture) == ("ok", {})
 
 
-def test_a_run_says_what_was_run_and_on_what(lab, job):
-    asked = job()
+def test_a_run_says_what_was_run_and_on_what(lab, trial):
+    asked = trial()
     run = measure(asked, lambda _: lab)
     assert run.key == asked.key
     assert run.config == asked.config.flat()
@@ -127,53 +128,53 @@ def test_a_run_says_what_was_run_and_on_what(lab, job):
         ({"warmup": 0, "repeats": 2, "batches": 1}, [4, 4]),
     ],
 )
-def test_warm_up_and_repeats_run_as_many_batches_as_planned(lab, job, batches, plan, expected):
-    measure(job(plan=plan), lambda _: lab)
+def test_warm_up_and_repeats_run_as_many_batches_as_planned(lab, trial, batches, plan, expected):
+    measure(trial(plan=plan), lambda _: lab)
     assert batches == expected
 
 
-def test_the_static_cache_is_warmed_up_on_every_shape(lab, job, batches):
-    measure(job(cache_implementation="static", plan={"repeats": 1}), lambda _: lab)
+def test_the_static_cache_is_warmed_up_on_every_shape(lab, trial, batches):
+    measure(trial(cache_implementation="static", plan={"repeats": 1}), lambda _: lab)
     assert batches == [4, 4, 4, 4]
 
 
-def test_a_limit_on_batches_says_how_many_items_were_measured(lab, job):
-    run = measure(job(plan={"batches": 1}, batch_size=2), lambda _: lab)
+def test_a_limit_on_batches_says_how_many_items_were_measured(lab, trial):
+    run = measure(trial(plan={"batches": 1}, batch_size=2), lambda _: lab)
     assert run.workload["measured_items"] == 2
     assert [repeat.answered for repeat in run.repeats] == [2, 2]
     assert run.workload["items"] == 8
 
 
-def test_reading_from_disk_is_not_measured(lab, job, pictures, monkeypatch):
+def test_reading_from_disk_is_not_measured(lab, trial, pictures, monkeypatch):
     reads: list[Path] = []
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or real(self))
-    measure(job(plan={"repeats": 3}), lambda _: lab)
+    measure(trial(plan={"repeats": 3}), lambda _: lab)
     images = [path for path in reads if path.parent == pictures]
     fingerprints = 2 * 8  # of the workload: its content, and how many images are unique
     assert len(images) <= fingerprints * 2 + 8
 
 
-def test_failed_items_are_counted_and_named_and_the_rest_is_measured(lab, job, pictures):
+def test_failed_items_are_counted_and_named_and_the_rest_is_measured(lab, trial, pictures):
     (pictures / "3.png").write_text("no picture")
-    run = measure(job(), lambda _: lab)
+    run = measure(trial(), lambda _: lab)
     assert run.status == "ok"
     assert [(r.answered, r.failed) for r in run.repeats] == [(7, 1), (7, 1)]
     assert [failure["id"] for failure in run.failures] == ["3.png"]
     assert "not an image" in run.failures[0]["error"]
 
 
-def test_a_run_without_any_answer_is_an_error(lab, job, pictures):
+def test_a_run_without_any_answer_is_an_error(lab, trial, pictures):
     for path in pictures.iterdir():
         path.write_text("no picture")
-    run = measure(job(), lambda _: lab)
+    run = measure(trial(), lambda _: lab)
     assert run.status == "error"
     assert run.reason.startswith("no item was answered; the first, 0.png: not an image")
 
 
-def test_out_of_memory_is_a_result_that_keeps_finished_repeats(lab, job, monkeypatch):
+def test_out_of_memory_is_a_result_that_keeps_finished_repeats(lab, trial, monkeypatch):
     fail_after(monkeypatch, 3, torch.OutOfMemoryError("CUDA out of memory. Tried 1 GiB\nmore"))
-    run = measure(job(), lambda _: lab)  # one batch of warm-up, two of the first repeat
+    run = measure(trial(), lambda _: lab)  # one batch of warm-up, two of the first repeat
     assert run.status == "oom"
     assert run.reason == "batch of 4: CUDA out of memory. Tried 1 GiB"
     assert len(run.repeats) == 1
@@ -186,11 +187,11 @@ def test_out_of_memory_is_a_result_that_keeps_finished_repeats(lab, job, monkeyp
         (MemoryError(), "MemoryError"),
     ],
 )
-def test_out_of_memory_while_loading_is_a_result_too(job, error, words):
+def test_out_of_memory_while_loading_is_a_result_too(trial, error, words):
     def load(_):
         raise error
 
-    run = measure(job(), load)
+    run = measure(trial(), load)
     assert (run.status, run.reason) == ("oom", f"while loading: {words}")
     assert run.repeats == []
 
@@ -202,58 +203,58 @@ def test_out_of_memory_while_loading_is_a_result_too(job, error, words):
         (ModelError("bad weights"), "bad weights"),
     ],
 )
-def test_a_failing_model_is_an_error_row(lab, job, monkeypatch, error, reason):
+def test_a_failing_model_is_an_error_row(lab, trial, monkeypatch, error, reason):
     fail_after(monkeypatch, 1, error)
-    run = measure(job(), lambda _: lab)
+    run = measure(trial(), lambda _: lab)
     assert (run.status, run.reason) == ("error", reason)
 
 
-def test_ctrl_c_is_no_result(job):
+def test_ctrl_c_is_no_result(trial):
     def load(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(job(), load)
+        measure(trial(), load)
 
 
-def test_a_precision_that_is_missing_is_an_error_row(job, monkeypatch):
+def test_a_precision_that_is_missing_is_an_error_row(trial, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    run = measure(job(precision="int8"))
+    run = measure(trial(precision="int8"))
     assert run.status == "error"
     assert "pip install" in run.reason
 
 
-def test_memory_really_running_out_on_the_cpu_is_an_oom_row_and_the_next_row_is_measured(job):
-    jobs = [
-        job(memory_limit_gib=0.01, plan={"repeats": 1}),
-        job(plan={"repeats": 1}),
+def test_memory_really_running_out_on_the_cpu_is_an_oom_row_and_the_next_row_is_measured(trial):
+    trials = [
+        trial(memory_limit_gib=0.01, plan={"repeats": 1}),
+        trial(plan={"repeats": 1}),
     ]
-    small, free = executors.in_own_process(jobs, 60)
+    small, free = executors.measure_per_process(trials, 60)
     assert small.status == "oom", small.reason
     assert "memory" in small.reason.lower()
     assert free.status == "ok"
 
 
-def test_a_limit_between_loading_and_running_fails_the_large_batch_only(job, tmp_path):
+def test_a_limit_between_loading_and_running_fails_the_large_batch_only(trial, tmp_path):
     from PIL import Image
 
     folder = tmp_path / "large"
     folder.mkdir()
     for i in range(8):
         Image.new("RGB", (1024, 1024), (i, i, i)).save(folder / f"{i}.png")
-    free = next(executors.in_own_process([large(job, folder, 1, None)], 120))
+    free = next(executors.measure_per_process([large(trial, folder, 1, None)], 120))
     room = free.memory["process"] / 2**30 + 0.3  # a batch of 8 wants over 0.6 more
-    jobs = [large(job, folder, size, room) for size in (1, 8)]
-    one, eight = executors.in_own_process(jobs, 120)
+    trials = [large(trial, folder, size, room) for size in (1, 8)]
+    one, eight = executors.measure_per_process(trials, 120)
     assert one.status == "ok", one.reason
     assert eight.status == "oom"
     assert eight.reason.startswith("batch of 8: ")
 
 
-def large(job: Callable[..., Trial], folder: Path, batch_size: int, limit: float | None) -> Trial:
+def large(trial: Callable[..., Trial], folder: Path, batch_size: int, limit: float | None) -> Trial:
     plan = {"repeats": 1, "warmup": 0, "batches": 1}
     fields = {"resolution": 1024, "max_new_tokens": 1, "memory_limit_gib": limit}
-    return job(folder, plan, batch_size=batch_size, **fields)
+    return trial(folder, plan, batch_size=batch_size, **fields)
 
 
 # ---- answers and their scores
@@ -269,8 +270,8 @@ def six() -> Workload:
     return workload
 
 
-def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, job, six):
-    run = measure(job(six, plan={"repeats": 1, "warmup": 0}, **SIX), lambda _: trained)
+def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, trial, six):
+    run = measure(trial(six, plan={"repeats": 1, "warmup": 0}, **SIX), lambda _: trained)
     assert (run.status, run.random_weights) == ("ok", False)
     items = six.items
     texts = trained.generate_batch(items, batch_size=6, resolution=128, max_new_tokens=40).texts
@@ -292,32 +293,32 @@ def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, job, six):
     assert Run.from_json(run.to_json()) == run
 
 
-def test_metrics_of_the_plan_score_the_answers(trained, job, six):
+def test_metrics_of_the_plan_score_the_answers(trained, trial, six):
     plan = {"repeats": 1, "warmup": 0, "metrics": {"locate": "iou", "TOTAL": "anls"}}
-    run = measure(job(six, plan=plan, **SIX), lambda _: trained)
+    run = measure(trial(six, plan=plan, **SIX), lambda _: trained)
     metrics = {task: found["metric"] for task, found in run.scores.items()}
     assert (metrics["locate"], metrics["total"]) == ("iou", "anls")
     assert metrics["colour"] == "exact_match"
 
 
-def test_random_weights_have_neither_scores_nor_answers(lab, job, six, batches):
+def test_random_weights_have_neither_scores_nor_answers(lab, trial, six, batches):
     plan = {"repeats": 1, "warmup": 0, "batches": 1}
     fields = SIX | {"batch_size": 2, "max_new_tokens": 2}
-    run = measure(job(six, plan=plan, **fields), lambda _: lab)
+    run = measure(trial(six, plan=plan, **fields), lambda _: lab)
     assert (run.status, run.scores, run.answers) == ("ok", {}, [])
     assert batches == [2]
 
 
-def test_without_quality_nothing_is_scored(trained, job, six, batches):
+def test_without_quality_nothing_is_scored(trained, trial, six, batches):
     plan = {"repeats": 1, "warmup": 0, "batches": 1, "quality": False}
-    run = measure(job(six, plan=plan, **SIX | {"batch_size": 2}), lambda _: trained)
+    run = measure(trial(six, plan=plan, **SIX | {"batch_size": 2}), lambda _: trained)
     assert (run.status, run.scores, run.answers) == ("ok", {}, [])
     assert batches == [2]
 
 
-def test_a_limit_on_batches_has_all_items_answered_once_more_untimed(trained, job, six, batches):
+def test_a_limit_on_batches_has_all_items_answered_once_more_untimed(trained, trial, six, batches):
     plan = {"repeats": 2, "warmup": 1, "batches": 1}
-    run = measure(job(six, plan=plan, **SIX | {"batch_size": 4}), lambda _: trained)
+    run = measure(trial(six, plan=plan, **SIX | {"batch_size": 4}), lambda _: trained)
     assert batches == [4, 4, 4, 4, 2]  # warm-up, two repeats, then all six
     assert [repeat.answered for repeat in run.repeats] == [4, 4]
     assert (run.workload["items"], run.workload["measured_items"]) == (6, 4)
@@ -325,12 +326,12 @@ def test_a_limit_on_batches_has_all_items_answered_once_more_untimed(trained, jo
     assert sum(len(found["values"]) for found in run.scores.values()) == 6
 
 
-def test_no_pass_is_paid_for_where_no_answer_is_known(trained, job, batches):
+def test_no_pass_is_paid_for_where_no_answer_is_known(trained, trial, batches):
     fields = {"batch_size": 4, "max_new_tokens": 2}
     plan = {"repeats": 1, "warmup": 0}
-    some = measure(job(plan=plan | {"batches": 1}, **fields), lambda _: trained)
+    some = measure(trial(plan=plan | {"batches": 1}, **fields), lambda _: trained)
     assert (batches, some.scores, some.answers) == ([4], {}, [])
-    every = measure(job(plan=plan | {"batches": 2}, **fields), lambda _: trained)
+    every = measure(trial(plan=plan | {"batches": 2}, **fields), lambda _: trained)
     assert batches == [4, 4, 4]
     assert every.scores == {}
     assert [answer["id"] for answer in every.answers] == [f"{i}.png" for i in range(8)]
@@ -338,7 +339,7 @@ def test_no_pass_is_paid_for_where_no_answer_is_known(trained, job, batches):
 
 
 @pytest.mark.parametrize("limit", [None, 1])
-def test_a_failed_item_is_missing_from_the_scores(trained, job, six, tmp_path, limit):
+def test_a_failed_item_is_missing_from_the_scores(trained, trial, six, tmp_path, limit):
     """Also where the timed passes did not see it."""
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
@@ -350,7 +351,7 @@ def test_a_failed_item_is_missing_from_the_scores(trained, job, six, tmp_path, l
     if limit:  # the first of the sample's seeds that draws the good one
         seed = next(s for s in range(99) if workload.sample(1, s).items == (colour,))
         plan["seed"] = seed
-    run = measure(job(workload, plan=plan, **fields), lambda _: trained)
+    run = measure(trial(workload, plan=plan, **fields), lambda _: trained)
     assert run.status == "ok"
     assert [repeat.failed for repeat in run.repeats] == [0 if limit else 1]
     assert run.answers[1]["answer"] is None
@@ -359,17 +360,17 @@ def test_a_failed_item_is_missing_from_the_scores(trained, job, six, tmp_path, l
     assert [failure["id"] for failure in run.failures] == ["bad"]
 
 
-def test_keys_name_settings_workload_and_plan(job, pictures):
-    same = [job(), job()]
+def test_keys_name_settings_workload_and_plan(trial, pictures):
+    same = [trial(), trial()]
     assert len({j.key for j in same}) == 1
     (pictures / "more.png").write_bytes((pictures / "0.png").read_bytes())
-    others = [job(batch_size=2), job(plan={"repeats": 3}), job()]
+    others = [trial(batch_size=2), trial(plan={"repeats": 3}), trial()]
     assert len({j.key for j in [*same, *others]}) == 4
 
 
-def test_a_remembering_loader_keeps_the_last_model_only(job):
+def test_a_remembering_loader_keeps_the_last_model_only(trial):
     get_lab = remember()
-    fp32, bf16 = (job(precision=p).config.model for p in ("fp32", "bf16"))
+    fp32, bf16 = (trial(precision=p).config.model for p in ("fp32", "bf16"))
     first = get_lab(fp32)
     assert get_lab(fp32) is first
     assert get_lab(bf16) is not first
@@ -381,10 +382,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUD
 
 @pytest.mark.gpu
 @needs_cuda
-def test_memory_running_out_on_the_gpu_is_an_oom_row_and_the_next_is_measured(job):
+def test_memory_running_out_on_the_gpu_is_an_oom_row_and_the_next_is_measured(trial):
     fields = {"device": "cuda", "precision": "bf16", "plan": {"repeats": 1}}
-    jobs = [job(memory_limit_gib=0.01, **fields), job(**fields)]
-    small, free = executors.in_own_process(jobs, 300)
+    trials = [trial(memory_limit_gib=0.01, **fields), trial(**fields)]
+    small, free = executors.measure_per_process(trials, 300)
     assert small.status == "oom", small.reason
     assert free.status == "ok", free.reason
     assert free.memory["reserved"] >= free.memory["allocated"] > 0
@@ -392,8 +393,55 @@ def test_memory_running_out_on_the_gpu_is_an_oom_row_and_the_next_is_measured(jo
 
 @pytest.mark.gpu
 @needs_cuda
-def test_stages_on_the_gpu_add_up_to_the_wall_time_within_five_percent(job):
-    run = measure(job(device="cuda", resolution=256, plan={"repeats": 3}))
+def test_stages_on_the_gpu_add_up_to_the_wall_time_within_five_percent(trial):
+    run = measure(trial(device="cuda", resolution=256, plan={"repeats": 3}))
     assert run.status == "ok"
     for repeat in run.repeats:
         assert sum(repeat.stages_s.values()) == pytest.approx(repeat.wall_s, rel=0.05)
+
+
+# ---- what caches know images by
+
+
+def recoloured(pictures: Path, tmp_path: Path) -> Workload:
+    """Four of the pictures, then four copies of the first in files of their own."""
+    items = list(load_workload(pictures).items[:4])
+    for i in range(4):
+        path = tmp_path / f"copy {i}.png"
+        path.write_bytes((pictures / "0.png").read_bytes())
+        items.append(Item(path.name, path))
+    return Workload("copies", tuple(items))
+
+
+@pytest.mark.parametrize(("cache_key", "misses"), [("content", 4), ("path", 8)])
+def test_a_cache_by_path_knows_images_by_their_files(
+    lab, trial, pictures, tmp_path, cache_key, misses
+):
+    fields = {"engine": "fast", "encoder_cache_gib": 0.05, "kv_cache_gib": 0.02, "batch_size": 1}
+    workload = recoloured(pictures, tmp_path)
+    run = measure(trial(workload, cache_key=cache_key, **fields), lambda _: lab)
+    assert run.status == "ok", run.reason
+    assert [repeat.caches["encoder_misses"] for repeat in run.repeats] == [misses] * 2
+    assert [repeat.caches["encoder_hits"] for repeat in run.repeats] == [8 - misses] * 2
+
+
+def test_images_in_hand_are_told_apart_whatever_their_items_are_called(trained, trial, six):
+    """By identity: neither an equal id nor an equal question makes two images one."""
+    first, second = [item for item in six.items if item.task in ("colour", "count")][:2]
+    question = "What colour is the largest shape?"
+    images = [Path(item.image).read_bytes() for item in (first, second)]
+    workload = Workload("w", tuple(Item("q", image, question, "red") for image in images))
+    seen: list[Any] = []
+    real = trained.run
+
+    class Lab:
+        loaded, spec, forget = trained.loaded, trained.spec, trained.forget
+        fast = trained.fast
+
+        def run(self, items, *arguments, **options):
+            seen.append([item.image for item in items])
+            return real(items, *arguments, **options)
+
+    run = measure(trial(workload, plan={"repeats": 1, "warmup": 0}), lambda _: Lab())
+    assert run.status == "ok", run.reason
+    assert seen == [images]

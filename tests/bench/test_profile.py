@@ -216,7 +216,7 @@ FAST = CALL | {"engine": "fast", "kv_cache_gib": 0.05}
 
 @pytest.mark.parametrize(
     "cache",
-    [{"answer_cache_entries": 100}, {"feature_cache_gib": 0.1}, {"prefix_cache": True}],
+    [{"response_cache_entries": 100}, {"encoder_cache_gib": 0.1}, {"prefix_cache": True}],
     ids=lambda cache: next(iter(cache)),
 )
 def test_the_calls_are_repeated_on_caches_as_empty_as_the_first_time(lab, cache):
@@ -233,9 +233,9 @@ def test_the_calls_are_repeated_on_caches_as_empty_as_the_first_time(lab, cache)
 
 @pytest.mark.parametrize("folder", [False, True], ids=["warm in memory", "kept in a folder"])
 def test_calls_that_find_other_entries_when_repeated_have_no_overhead(lab, items, tmp_path, folder):
-    options = FAST | {"feature_cache_gib": 0.1}
+    options = FAST | {"encoder_cache_gib": 0.1}
     if folder:
-        options |= {"feature_cache_dir": str(tmp_path / "features")}
+        options |= {"encoder_cache_dir": str(tmp_path / "features")}
     else:
         lab.generate_batch(items, **options)
     with profile(lab, kernels=False) as found:

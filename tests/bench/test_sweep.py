@@ -22,9 +22,9 @@ import pytest
 import qvl_lab as ql
 from qvl_lab.analysis.quality.metrics import METRICS
 from qvl_lab.bench.executors import per_process as executors
-from qvl_lab.bench.sweep import closed_by, smallest_first, spec_from
+from qvl_lab.bench.planning import closed_by, smallest_first, spec_from
 from qvl_lab.config import Config
-from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
+from qvl_lab.errors import ConfigError, ModelError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs, Store
@@ -50,11 +50,11 @@ def measured(monkeypatch) -> Callable[..., list[Setting]]:
     def replace(status: Callable[[Setting], str] = lambda _: "ok") -> list[Setting]:
         calls: list[Setting] = []
 
-        def measure(job, get_lab=None):
-            run = job.result("ok")
+        def measure(trial, get_lab=None):
+            run = trial.result("ok")
             calls.append(setting(run))
             found = status(setting(run))
-            return job.result(found, None if found == "ok" else f"made to be {found}")
+            return trial.result(found, None if found == "ok" else f"made to be {found}")
 
         monkeypatch.setattr("qvl_lab.bench.measure.measure", measure)
         return calls
@@ -77,8 +77,8 @@ def sweep(pictures, out) -> Callable[..., Runs]:
 def elsewhere(monkeypatch) -> None:
     """From here on the machine is another one."""
     there = fingerprint() | {"torch": "9.9", "gpu": "NVIDIA Z100"}
-    monkeypatch.setattr("qvl_lab.bench.sweep.fingerprint", lambda: there)
-    monkeypatch.setattr("qvl_lab.bench.measure.fingerprint", lambda: there)
+    monkeypatch.setattr("qvl_lab.bench.sweep.fingerprint", lambda _: there)
+    monkeypatch.setattr("qvl_lab.bench.trial.fingerprint", lambda _: there)
 
 
 # ---- the grid
@@ -213,7 +213,104 @@ def test_failed_settings_are_measured_again_only_if_asked(sweep, measured):
     assert {run.status for run in runs} == {"ok"}
 
 
+def test_a_setting_whose_worker_died_is_measured_again(sweep, monkeypatch, measured):
+    """What killed it may have been the machine; of 'given up' and a failing model nobody knows."""
+    reasons = iter(("the worker process died with signal SIGKILL", "given up after 2 s", "boom"))
+    monkeypatch.setattr(
+        "qvl_lab.bench.measure.measure",
+        lambda trial, get_lab=None: trial.result("error", next(reasons)),
+    )
+    sweep(resolution=64)
+    calls = measured()
+    assert [run.status for run in sweep(resolution=64)] == ["ok", "error", "error"]
+    assert calls == [(1, 64)]
+    sweep(resolution=64, retry_errors=True)
+    assert calls == [(1, 64), (2, 64), (4, 64)]
+
+
+def test_a_sweep_says_that_nothing_was_measured_and_how_to_try_again(sweep, measured, caplog):
+    measured(lambda at: "error")
+    sweep()
+    assert "none of the 6 settings could be measured; the first, auto, 64 px, batch 1" in (
+        caplog.text
+    )
+    assert "failed: made to be error" in caplog.text
+    assert "earlier" not in caplog.text
+    caplog.clear()
+    sweep()
+    assert "6 settings failed in an earlier sweep and are kept as errors" in caplog.text
+    assert "--retry-errors" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [("tinny", UnknownNameError), ("/no/such/model", ModelError), ("nobody/no-such", ModelError)],
+)
+def test_an_unknown_model_is_refused_once_before_any_work(sweep, out, measured, model, error):
+    calls = measured()
+    with pytest.raises(error, match=model):
+        sweep(model=["tiny", model])
+    assert calls == []
+    assert complete_lines(out) == []
+
+
+def test_models_are_looked_up_only_for_what_is_still_to_measure(sweep, measured, monkeypatch):
+    measured()
+    looked_up: list[str] = []
+    monkeypatch.setattr(
+        "qvl_lab.models.load.check_model", lambda spec: looked_up.append(spec.model)
+    )
+    sweep(model="random:tiny")
+    assert looked_up == ["random:tiny"]  # of six settings
+    sweep(model="random:tiny")
+    assert looked_up == ["random:tiny"]
+
+
+# ---- scripts
+
+
+def test_a_script_without_a_main_guard_measures_its_settings(pictures, out, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import qvl_lab as ql\n"
+        f"print('started')\nruns = ql.sweep(workload={str(pictures)!r}, out={str(out)!r},\n"
+        "    model='random:tiny', device='cpu', precision='fp32', batch_size=[1, 2],\n"
+        "    resolution=64, max_new_tokens=1, repeats=1, warmup=0, progress=False)\n"
+        "print([run.status for run in runs], [run.reason for run in runs])\n"
+    )
+    found = Path(ql.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(found)},
+    )
+    assert done.stdout.splitlines() == ["started", "['ok', 'ok'] [None, None]"], done.stderr
+    assert [run.status for run in Runs.load(out)] == ["ok", "ok"]
+
+
 # ---- other environments
+
+
+def test_rows_of_two_gpus_are_each_known_by_their_own(sweep, measured, monkeypatch):
+    gpus = {"cuda:0": "NVIDIA A10G", "cuda:1": "NVIDIA H100"}
+    here = fingerprint()
+
+    def on(device: str) -> dict[str, Any]:
+        return here | {"gpu": gpus[device]}
+
+    monkeypatch.setattr("qvl_lab.bench.trial.fingerprint", on)
+    monkeypatch.setattr("qvl_lab.bench.sweep.fingerprint", on)
+    calls = measured()
+    runs = sweep(device=["cuda:0", "cuda:1"], batch_size=[1], resolution=64)
+    assert [run.environment["gpu"] for run in runs] == ["NVIDIA A10G", "NVIDIA H100"]
+    calls.clear()
+    assert len(sweep(device=["cuda:0", "cuda:1"], batch_size=[1], resolution=64)) == 2
+    assert calls == []
+    gpus["cuda:1"] = "NVIDIA L4"
+    with pytest.raises(StoreError, match="gpu: NVIDIA H100 then, NVIDIA L4 now"):
+        sweep(device=["cuda:0", "cuda:1"], batch_size=[1], resolution=64)
 
 
 def test_rows_of_another_environment_are_refused_with_what_differs(
@@ -436,11 +533,11 @@ def test_an_expected_answer_without_a_box_is_refused_for_a_task_of_boxes(
 
 
 def test_answers_survive_resuming(sweep, out, monkeypatch):
-    def measure(job, get_lab=None):
+    def measure(trial, get_lab=None):
         values = {"metric": "exact_match", "values": [1.0, 0.0], "unparsed": 0}
         item = {"task": "read", "question": "?", "expected": "1"}
         rows = [{"id": name, **item, "answer": name} for name in "12"]
-        return job.result("ok", scores={"read": values}, answers=rows)
+        return trial.result("ok", scores={"read": values}, answers=rows)
 
     monkeypatch.setattr("qvl_lab.bench.measure.measure", measure)
     first = sweep(batch_size=[1], resolution=64)
@@ -636,8 +733,8 @@ def test_an_oom_of_another_workload_closes_nothing_off(measured, sweep, tmp_path
 
 
 def test_a_skipped_row_has_the_precision_of_the_row_that_closed_it_off(monkeypatch, sweep):
-    def measure(job, get_lab=None):
-        return job.result("oom", "made to be", resolved={"device": "cuda", "precision": "bf16"})
+    def measure(trial, get_lab=None):
+        return trial.result("oom", "made to be", resolved={"device": "cuda", "precision": "bf16"})
 
     monkeypatch.setattr("qvl_lab.bench.measure.measure", measure)
     runs = sweep(precision="auto", batch_size=[1, 2], resolution=[64])

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def written(path, on_cpu) -> Path:
         store.append(on_cpu(1))
         store.append(on_cpu(2))
     return path
+
+
+def lock_of(path: Path) -> Path:
+    """The file whose lock says that somebody writes; it stays where it is."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def batches(runs) -> list[int]:
@@ -233,7 +239,7 @@ def test_rows_that_cannot_be_set_aside_stay(written, monkeypatch):
         with pytest.raises(StoreError, match=r"cannot move.*No space left"):
             store.set_aside()
     assert written.read_bytes() == before
-    assert list(written.parent.iterdir()) == [written]
+    assert sorted(written.parent.iterdir()) == [lock_of(written), written]
 
 
 def test_a_complete_last_row_without_its_line_break_is_kept(written):
@@ -283,7 +289,8 @@ def test_answers_go_to_a_file_of_their_own(path, answers_file, answered):
     assert [json.loads(line)["answers"] for line in path.read_bytes().splitlines()] == [[], []]
     lines = [json.loads(line) for line in answers_file.read_bytes().splitlines()]
     assert [line["answer"] for line in lines] == ["yes", None, "图\u2028\n"]
-    assert {tuple(line) for line in lines} == {ANSWER_COLUMNS}
+    assert {tuple(line) for line in lines} == {(*ANSWER_COLUMNS, "item")}
+    assert [line["item"] for line in lines] == ["0", "1", "0"]
     loaded = Runs.load(path)
     assert [run.answers for run in loaded] == [[], []]
     table = loaded.answers()
@@ -406,7 +413,7 @@ def test_rows_stay_where_their_answers_cannot_be_moved(path, answers_file, answe
     with Store(path) as store, pytest.raises(StoreError, match=r"cannot move.*Permission denied"):
         store.set_aside()
     assert path.read_bytes() == before
-    assert sorted(path.parent.iterdir()) == [answers_file, path]
+    assert sorted(path.parent.iterdir()) == [lock_of(path), answers_file, path]
     assert said(Runs.load(path)) == [("item 0", "a")]
 
 
@@ -420,3 +427,49 @@ def test_quality_of_unknown_truth_is_the_agreement_of_the_answers_beside_the_fil
 def test_no_runs_make_an_empty_table():
     assert Runs().frame().empty
     assert Runs().answers().empty
+
+
+ANSWER = {"task": None, "question": "?", "expected": None}
+
+
+def test_no_answer_is_lost_where_items_share_an_id(path, on_cpu):
+    answers = [{"id": "q", **ANSWER, "answer": text} for text in ("red", "blue")]
+    run = on_cpu(1, answers=answers)
+    with Store(path) as store:
+        store.append(run)
+        assert store.runs.answers()["answer"].tolist() == ["red", "blue"]
+        store.append(replace(run, answers=[{**answer, "answer": "green"} for answer in answers]))
+    assert Runs.load(path).answers()["answer"].tolist() == ["green", "green"]
+    assert Runs([run]).answers()["answer"].tolist() == ["red", "blue"]
+
+
+def test_answers_written_before_items_had_numbers_are_read(path, on_cpu):
+    run = on_cpu(1, answers=[{"id": n, **ANSWER, "answer": n} for n in ("a", "b")])
+    with Store(path) as store:
+        store.append(run)
+    beside = path.with_name(f"{path.stem}.answers{path.suffix}")
+    rows = [json.loads(line) for line in beside.read_text().splitlines()]
+    for row in rows:
+        del row["item"]
+    again = {**rows[0], "answer": "c"}
+    beside.write_text("".join(json.dumps(row) + "\n" for row in [*rows, again]))
+    found = Runs.load(path).answers()
+    assert found[["id", "answer"]].to_numpy().tolist() == [["b", "b"], ["a", "c"]]
+
+
+def test_the_lock_holds_between_processes_and_ends_with_its_process(path):
+    program = (
+        "import sys, time\nfrom qvl_lab.runs.store import Store\n"
+        "with Store(sys.argv[1]):\n    print('open', flush=True)\n    time.sleep(600)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(StoreError, match="being written by another sweep"):
+            Store(path)
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    with Store(path):
+        pass

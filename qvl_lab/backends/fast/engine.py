@@ -276,8 +276,9 @@ class Engine:
 
     def _image_key(self, request: Request) -> str:
         image = request.item.image
-        if self.spec.caches.cache_key == "path" and isinstance(image, str | Path):
-            return path_key(str(image), request.size, self._model_key)
+        path = str(image) if isinstance(image, str | Path) else request.item.path
+        if self.spec.caches.cache_key == "path" and path is not None:
+            return path_key(path, request.size, self._model_key)
         return image_key(request.image, request.size, self._model_key)
 
     def _response_key(

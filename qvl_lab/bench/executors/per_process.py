@@ -1,8 +1,11 @@
-"""Where configurations run: in this process, or in a process each.
+"""Trials in a process each.
 
 A process of its own keeps a crash, a leak or a spoilt CUDA context from reaching the next
 configuration. The processes are forked from a server that has torch and transformers imported
 but no CUDA context, so a fresh one costs no import.
+
+A worker does not import the program's main module, which it has no use for. So a script that calls
+:func:`qvl_lab.sweep` at its top level does not start over in each worker.
 """
 
 from __future__ import annotations
@@ -10,54 +13,60 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from types import ModuleType
 
+from qvl_lab.bench.trial import Trial
 from qvl_lab.runs.records import Run
-
-if TYPE_CHECKING:
-    from qvl_lab.bench.measure import Trial
-
-
-def in_process(jobs: Iterable[Trial]) -> Iterator[Run]:
-    """Measure one after another here; a model is loaded once for all of its settings."""
-    from qvl_lab.bench.measure import measure, remember
-
-    get_lab = remember()
-    for job in jobs:
-        yield measure(job, get_lab)
-
 
 #: How long a worker that has sent its result may take to end.
 _LEAVE_S = 5.0
+#: How the reason of a Run begins whose worker died without a result.
+DIED = "the worker process died"
+_main_lock = threading.Lock()
 
 
-def in_own_process(jobs: Iterable[Trial], timeout_s: float) -> Iterator[Run]:
+def measure_per_process(trials: Iterable[Trial], timeout_s: float) -> Iterator[Run]:
     """Measure each in a new process; one that dies or takes too long becomes an "error" run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["qvl_lab.bench.executors.preload"])
-    for job in jobs:
+    for trial in trials:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_child, args=(sender, job), daemon=True)
-        process.start()
+        process = context.Process(target=_child, args=(sender, trial), daemon=True)
+        with _without_main_module():
+            process.start()
         sender.close()
         try:
-            yield _receive(receiver, process, job, timeout_s)
+            yield _receive(receiver, process, trial, timeout_s)
         finally:
             process.kill()
             process.join()
             receiver.close()
 
 
-def _child(sender: Connection, job: Trial) -> None:
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Hide the main module from multiprocessing, which would have the new process import it."""
+    with _main_lock:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+def _child(sender: Connection, trial: Trial) -> None:
     # Ctrl-C reaches the whole process group; the sweep decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     from qvl_lab.bench.measure import measure
 
-    sender.send_bytes(measure(job).to_json().encode())
+    sender.send_bytes(measure(trial).to_json().encode())
 
 
 def _end_with_the_sweep() -> None:
@@ -74,11 +83,11 @@ def _end_with_the_sweep() -> None:
 def _receive(
     receiver: Connection,
     process: multiprocessing.process.BaseProcess,
-    job: Trial,
+    trial: Trial,
     timeout_s: float,
 ) -> Run:
     if not receiver.poll(timeout_s):
-        return job.result("error", f"given up after {timeout_s:g} s; raise timeout_s")
+        return trial.result("error", f"given up after {timeout_s:g} s; raise timeout_s")
     try:
         run = Run.from_json(receiver.recv_bytes())
         process.join(_LEAVE_S)  # one killed on its way out leaves semaphores behind
@@ -86,17 +95,6 @@ def _receive(
     except EOFError:
         process.join()
         code = process.exitcode or 0
-        how = f"exit code {code}"
-        if code < 0:
-            how = f"signal {signal.Signals(-code).name}"
-        hint = {
-            -signal.SIGKILL: " (the system may have run out of memory)",
-            1: " (in a script, call sweep under: if __name__ == '__main__')",
-        }.get(code, "")
-        return job.result("error", f"the worker process died with {how}{hint}")
-
-
-EXECUTORS: dict[str, Callable[[Iterable[Trial], float], Iterator[Run]]] = {
-    "none": lambda jobs, timeout_s: in_process(jobs),
-    "process": in_own_process,
-}
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
+        return trial.result("error", f"{DIED} with {how}{hint}")

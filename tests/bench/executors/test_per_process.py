@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 
 from qvl_lab.bench.executors import per_process as executors
-from qvl_lab.bench.measure import Plan, Trial
+from qvl_lab.bench.executors.in_process import measure_in_process
+from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config
 from qvl_lab.runs.records import Run
 from qvl_lab.workloads.sources import load_workload
 
 
 @pytest.fixture
-def jobs(pictures) -> Callable[..., list[Trial]]:
-    """A job for each batch size."""
+def trials(pictures) -> Callable[..., list[Trial]]:
+    """A trial for each batch size."""
 
     def make(*batch_sizes: int, **fields: Any) -> list[Trial]:
         workload = load_workload(pictures)
@@ -38,56 +39,56 @@ def jobs(pictures) -> Callable[..., list[Trial]]:
     return make
 
 
-def run_all(jobs: list[Trial], timeout_s: float = 60) -> list[Run]:
+def run_all(trials: list[Trial], timeout_s: float = 60) -> list[Run]:
     """In processes that measure as they should, or as ``executors._child`` is patched to."""
-    return list(executors.in_own_process(jobs, timeout_s))
+    return list(executors.measure_per_process(trials, timeout_s))
 
 
 # These run in the worker instead of executors._child, which finds them by their names.
 
 
-def killed_at_batch_2(sender, job) -> None:
-    if job.config.engine.batch_size == 2:
+def killed_at_batch_2(sender, trial) -> None:
+    if trial.config.engine.batch_size == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    sender.send_bytes(job.result("ok").to_json().encode())
+    sender.send_bytes(trial.result("ok").to_json().encode())
 
 
-def crashes_at_batch_2(sender, job) -> None:
-    if job.config.engine.batch_size == 2:
+def crashes_at_batch_2(sender, trial) -> None:
+    if trial.config.engine.batch_size == 2:
         os.kill(os.getpid(), signal.SIGSEGV)
-    sender.send_bytes(job.result("ok").to_json().encode())
+    sender.send_bytes(trial.result("ok").to_json().encode())
 
 
-def exits_at_batch_2(sender, job) -> None:
-    if job.config.engine.batch_size == 2:
+def exits_at_batch_2(sender, trial) -> None:
+    if trial.config.engine.batch_size == 2:
         os._exit(7)
-    sender.send_bytes(job.result("ok").to_json().encode())
+    sender.send_bytes(trial.result("ok").to_json().encode())
 
 
-def hangs_at_batch_2(sender, job) -> None:
-    if job.config.engine.batch_size == 2:
+def hangs_at_batch_2(sender, trial) -> None:
+    if trial.config.engine.batch_size == 2:
         time.sleep(600)
-    sender.send_bytes(job.result("ok").to_json().encode())
+    sender.send_bytes(trial.result("ok").to_json().encode())
 
 
-def says_its_process(sender, job) -> None:
-    sender.send_bytes(job.result("ok", str(os.getpid())).to_json().encode())
+def says_its_process(sender, trial) -> None:
+    sender.send_bytes(trial.result("ok", str(os.getpid())).to_json().encode())
 
 
-def gets_ctrl_c(sender, job, child=executors._child) -> None:
+def gets_ctrl_c(sender, trial, child=executors._child) -> None:
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    child(sender, job)
+    child(sender, trial)
 
 
-def test_each_configuration_is_measured_in_a_process_of_its_own(jobs, monkeypatch):
+def test_each_configuration_is_measured_in_a_process_of_its_own(trials, monkeypatch):
     monkeypatch.setattr(executors, "_child", says_its_process)
-    pids = {run.reason for run in run_all(jobs(1, 2, 4))}
+    pids = {run.reason for run in run_all(trials(1, 2, 4))}
     assert len(pids) == 3
     assert str(os.getpid()) not in pids
 
 
-def test_a_process_measures_what_this_one_measures(jobs):
-    own, here = run_all(jobs(4))[0], next(executors.in_process(jobs(4)))
+def test_a_process_measures_what_this_one_measures(trials):
+    own, here = run_all(trials(4))[0], next(measure_in_process(trials(4), 60))
     assert own.status == here.status == "ok"
     assert (own.key, own.environment, own.workload) == (here.key, here.environment, here.workload)
     for name in ("answered", "failed", "prompt_tokens", "visual_tokens", "new_tokens"):
@@ -103,38 +104,38 @@ def test_a_process_measures_what_this_one_measures(jobs):
         (exits_at_batch_2, "exit code 7"),
     ],
 )
-def test_a_worker_that_dies_is_an_error_row_and_the_next_goes_on(jobs, monkeypatch, child, words):
+def test_a_worker_that_dies_is_an_error_row_and_the_next_goes_on(trials, monkeypatch, child, words):
     monkeypatch.setattr(executors, "_child", child)
-    asked = jobs(1, 2, 4)
+    asked = trials(1, 2, 4)
     runs = run_all(asked)
     assert [run.status for run in runs] == ["ok", "error", "ok"]
-    assert [run.key for run in runs] == [job.key for job in asked]
+    assert [run.key for run in runs] == [trial.key for trial in asked]
     assert runs[1].reason == f"the worker process died with {words}"
 
 
-def test_a_worker_that_takes_too_long_is_given_up_and_ended(jobs, monkeypatch):
+def test_a_worker_that_takes_too_long_is_given_up_and_ended(trials, monkeypatch):
     monkeypatch.setattr(executors, "_child", hangs_at_batch_2)
     started = time.monotonic()
-    runs = run_all(jobs(1, 2, 4), timeout_s=2)
+    runs = run_all(trials(1, 2, 4), timeout_s=2)
     assert [run.status for run in runs] == ["ok", "error", "ok"]
     assert runs[1].reason == "given up after 2 s; raise timeout_s"
     assert time.monotonic() - started < 30
     assert multiprocessing.active_children() == []
 
 
-def test_ctrl_c_in_the_group_does_not_end_a_worker(jobs, monkeypatch):
+def test_ctrl_c_in_the_group_does_not_end_a_worker(trials, monkeypatch):
     monkeypatch.setattr(executors, "_child", gets_ctrl_c)
-    assert [run.status for run in run_all(jobs(1))] == ["ok"]
+    assert [run.status for run in run_all(trials(1))] == ["ok"]
 
 
-def test_stopping_early_ends_the_worker_at_hand(jobs):
-    results = executors.in_own_process(jobs(1, 2), 60)
+def test_stopping_early_ends_the_worker_at_hand(trials):
+    results = executors.measure_per_process(trials(1, 2), 60)
     next(results)
     results.close()
     assert multiprocessing.active_children() == []
 
 
-def test_in_one_process_a_model_is_loaded_once_for_all_of_its_settings(jobs, monkeypatch):
+def test_in_one_process_a_model_is_loaded_once_for_all_of_its_settings(trials, monkeypatch):
     from qvl_lab.bench import measure
 
     loaded: list[int] = []
@@ -145,14 +146,14 @@ def test_in_one_process_a_model_is_loaded_once_for_all_of_its_settings(jobs, mon
         return real(spec)
 
     monkeypatch.setattr(measure, "load", load)
-    asked = [*jobs(1, 2), *jobs(1, 2, seed=1)]
-    runs = list(executors.in_process(asked))
+    asked = [*trials(1, 2), *trials(1, 2, seed=1)]
+    runs = list(measure_in_process(asked, 60))
     assert [run.status for run in runs] == ["ok"] * 4
     assert loaded == [0, 1]
 
 
-def test_a_failing_setting_leaves_the_process_fit_for_the_next(jobs):
-    asked = [*jobs(1, model="/no/such/model"), *jobs(1)]
-    runs = list(executors.in_process(asked))
+def test_a_failing_setting_leaves_the_process_fit_for_the_next(trials):
+    asked = [*trials(1, model="/no/such/model"), *trials(1)]
+    runs = list(measure_in_process(asked, 60))
     assert [run.status for run in runs] == ["error", "ok"]
     assert "/no/such/model does not exist" in runs[0].reason
