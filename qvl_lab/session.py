@@ -243,7 +243,7 @@ class Lab:
             **vars(backend.stats()),
         )
 
-    def forget(self) -> None:
+    def clear_caches(self) -> None:
         """Empty the fast engine's caches in memory; a folder of features keeps its files."""
         with self._lock:
             self.fast.clear_caches()

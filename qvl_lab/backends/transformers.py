@@ -108,7 +108,7 @@ class TransformersBackend:
     ) -> None:
         """Decode, preprocess, generate and detokenize one batch; answers are added to ``done``."""
         started = time.perf_counter()
-        requests, pictures = [], []
+        requests, resized = [], []
         for request in batch:  # one full-size image in memory at a time
             try:
                 with stage("decode_image", bytes=request.encoded_bytes):
@@ -117,12 +117,12 @@ class TransformersBackend:
                 done.append((request, Answer(id=request.item.id, error=str(e))))
                 continue
             with stage("preprocess"):
-                pictures.append(resize(picture, request.size))
+                resized.append(resize(picture, request.size))
             requests.append(request)
         if not requests:
             return
         with stage("preprocess") as preprocess:
-            inputs = self.inputs(pictures, requests)
+            inputs = self.inputs(resized, requests)
             preprocess.amounts["bytes"] = inputs["pixel_values"].nbytes
         prompt_tokens = inputs["attention_mask"].sum(1).tolist()
         patches = inputs["image_grid_thw"].prod(1).tolist()
@@ -150,7 +150,7 @@ class TransformersBackend:
             done.append((request, answer))
 
     def inputs(
-        self, pictures: list[Image.Image], requests: list[Request]
+        self, resized: list[Image.Image], requests: list[Request]
     ) -> dict[str, torch.Tensor]:
         """Tensors on the CPU: ``input_ids`` (batch, length), ``pixel_values`` (patches, 1536)."""
         loaded = self.loaded
@@ -159,7 +159,7 @@ class TransformersBackend:
         encoded = loaded.tokenizer(
             texts, padding=True, return_tensors="pt", add_special_tokens=False
         )
-        pixels = loaded.image_processor(images=pictures, do_resize=False, return_tensors="pt")
+        pixels = loaded.image_processor(images=resized, do_resize=False, return_tensors="pt")
         ids = encoded["input_ids"]
         return {
             "input_ids": ids,

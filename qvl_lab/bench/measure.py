@@ -91,7 +91,7 @@ def _measure(trial: Trial, lab: Lab, builder: RunBuilder) -> None:
     reset_peak(device)
     with Sampler(gpu_index(device)) as sampler:
         for _ in range(trial.plan.repeats):
-            lab.forget()  # hits are those that the items themselves bring
+            lab.clear_caches()  # hits are those that the items themselves bring
             generation = once()
             builder.repeated(generation)
     builder.sampled(peak_bytes(device), sampler.summary())

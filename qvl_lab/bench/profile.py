@@ -169,7 +169,7 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
 
     def _run_plain(self) -> None:
         """Repeat the calls from empty caches; what they took counts if the caches hit as before."""
-        self._lab.forget()
+        self._lab.clear_caches()
         plain = [self._lab.run(**call) for call, _ in self._calls]
         profiled = [done for _, done in self._calls]
         if [_hits(done) for done in plain] == [_hits(done) for done in profiled]:
@@ -177,7 +177,8 @@ class profile:  # noqa: N801 - reads as a statement: with profile(lab) as p: ...
         else:
             self.notes.append(
                 "the repeated calls found other entries in the caches than the profiled ones, so "
-                "they cannot be compared; call lab.forget() before the block, or turn caches off"
+                "they cannot be compared; call lab.clear_caches() before the block, or turn caches "
+                "off"
             )
 
     @property

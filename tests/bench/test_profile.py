@@ -222,7 +222,7 @@ FAST = CALL | {"engine": "fast", "kv_cache_gib": 0.05}
 def test_the_calls_are_repeated_on_caches_as_empty_as_the_first_time(lab, cache):
     items = list(load_workload("evaluation").distinct().items[:4])
     lab.generate_batch(items, **FAST | cache)
-    lab.forget()
+    lab.clear_caches()
     with profile(lab, kernels=False) as found:
         first = lab.generate_batch(items, **FAST | cache)
         second = lab.generate_batch(items, **FAST | cache)

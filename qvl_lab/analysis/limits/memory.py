@@ -101,11 +101,11 @@ class Peak:
     """The bytes of tensors alive at a moment of a ``stage``, by part (see ``PARTS``)."""
 
     stage: str
-    parts: dict[str, int]
+    components: dict[str, int]
 
     @property
     def total_bytes(self) -> int:
-        return sum(self.parts.values())
+        return sum(self.components.values())
 
 
 def predict_peak(arch: Architecture, load: BatchShape) -> Peak:
@@ -124,7 +124,7 @@ def predict_peak(arch: Architecture, load: BatchShape) -> Peak:
 def candidate_peaks(arch: Architecture, load: BatchShape) -> pd.DataFrame:
     """All three candidates: one row per stage, the bytes of each part, ``total_bytes``."""
     peaks = _candidates(arch, load)
-    table = pd.DataFrame([peak.parts for peak in peaks], [p.stage for p in peaks], list(PARTS))
+    table = pd.DataFrame([peak.components for peak in peaks], [p.stage for p in peaks], list(PARTS))
     table["total_bytes"] = table.sum(axis=1)
     return table.rename_axis("stage")
 
@@ -169,7 +169,7 @@ def batch_shape_of(run: Run) -> BatchShape:
 
 def reserved_bytes(peak: Peak, fragmentation: float = FRAGMENTATION) -> int:
     """What torch's allocator needs for a peak: weights lie tight, the rest leaves gaps."""
-    weights = peak.parts["weights"]
+    weights = peak.components["weights"]
     return round(weights + (peak.total_bytes - weights) * (1 + fragmentation))
 
 
@@ -227,7 +227,7 @@ def _candidates(arch: Architecture, load: BatchShape) -> list[Peak]:
     found = {"vision": _vision(arch, load), "prefill": _prefill(arch, load)}
     found["decode"] = _decode(arch, load)
     empty = dict.fromkeys(PARTS, 0)
-    return [Peak(stage=stage, parts=empty | held | parts) for stage, parts in found.items()]
+    return [Peak(stage=stage, components=empty | held | extra) for stage, extra in found.items()]
 
 
 def _width(load: BatchShape) -> int:

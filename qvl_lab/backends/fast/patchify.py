@@ -39,18 +39,18 @@ class Patchify:
         """Rows and columns of patches of an image of (width, height)."""
         return size[1] // self._side, size[0] // self._side
 
-    def __call__(self, pictures: Sequence[Tensor]) -> Tensor:
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Pixels of images to (patches, 3 * side * side), four of a token together.
 
         Each image is (height, width, 3 or 4) uint8. Neighbours of one size are cut together.
         """
-        runs = [list(run) for _, run in groupby(pictures, lambda pixels: pixels.shape)]
+        runs = [list(run) for _, run in groupby(images, lambda pixels: pixels.shape)]
         return torch.cat([self._cut(run) for run in runs])
 
-    def _cut(self, pictures: list[Tensor]) -> Tensor:
+    def _cut(self, images: list[Tensor]) -> Tensor:
         """Patches of images of one size."""
-        rows, columns = (n // self._side // self._merge for n in pictures[0].shape[:2])
-        here = [pixels.to(self._device, non_blocking=True) for pixels in pictures]
+        rows, columns = (n // self._side // self._merge for n in images[0].shape[:2])
+        here = [pixels.to(self._device, non_blocking=True) for pixels in images]
         x = torch.stack(here)[..., :3].float() * self._scale - self._shift
         x = x.view(-1, rows, self._merge, self._side, columns, self._merge, self._side, 3)
         # (image, token row, token column, row and column in the token, channel, y, x)

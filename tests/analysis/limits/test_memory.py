@@ -246,8 +246,8 @@ def test_the_measured_rows_are_all_there():
 def test_what_is_not_weights_is_right_too(run, large):
     """In these rows it is 1 to 26 GiB, so that weights cannot hide an error."""
     peak = predict_peak(large, batch_shape_of(run))
-    measured = run.memory["allocated"] - peak.parts["weights"]
-    assert peak.total_bytes - peak.parts["weights"] == pytest.approx(measured, rel=0.025)
+    measured = run.memory["allocated"] - peak.components["weights"]
+    assert peak.total_bytes - peak.components["weights"] == pytest.approx(measured, rel=0.025)
 
 
 def test_where_24_gib_run_out(large):
@@ -275,13 +275,13 @@ def test_the_peak_is_the_largest_candidate_and_its_parts_add_up(large, load):
     table, peak = candidate_peaks(large, load), predict_peak(large, load)
     assert list(table.index) == ["vision", "prefill", "decode"]
     assert peak.stage == table["total_bytes"].idxmax() == "prefill"
-    assert peak.total_bytes == table["total_bytes"].max() == sum(peak.parts.values())
-    assert tuple(peak.parts) == PARTS
-    assert dict(table.loc["prefill", list(PARTS)]) == peak.parts
+    assert peak.total_bytes == table["total_bytes"].max() == sum(peak.components.values())
+    assert tuple(peak.components) == PARTS
+    assert dict(table.loc["prefill", list(PARTS)]) == peak.components
 
 
 def test_cache_and_pixels_by_hand(large, load):
-    parts = predict_peak(large, load).parts
+    parts = predict_peak(large, load).components
     assert parts["kv_cache"] == 8 * 1041 * 147_456
     assert parts["pixels"] == 8 * 4096 * 1536 * 2
     long = candidate_peaks(large, replace(load, new_tokens=4000)).loc["decode"]

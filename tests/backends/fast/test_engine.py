@@ -550,16 +550,16 @@ def test_answers_are_the_same_with_a_cache_cold_and_warm(lab, ids_of, requests, 
 @pytest.mark.parametrize("settings", CACHES.values(), ids=CACHES.keys())
 def test_what_is_forgotten_is_not_found(lab, ids_of, requests, settings):
     ids_of(lab)
-    lab.forget()  # with nothing to forget
+    lab.clear_caches()  # with nothing to clear
     options = {"resolution": 160, "max_new_tokens": 7, "batch_size": 4, "overlap": False} | settings
     first = lab.generate_batch(requests, engine="fast", **options)
     engine = lab.fast.engine
-    lab.forget()
+    lab.clear_caches()
     again = lab.generate_batch(requests, engine="fast", **options)
     assert lab.fast.engine is engine
     assert again.texts == first.texts
     assert again.work.images == first.work.images > 0
-    lab.forget()
+    lab.clear_caches()
     assert lab.fast.engine.scheduler.blocks.num_free == lab.fast.engine.scheduler.blocks.num_blocks
     assert lab.fast.engine.cache_counts().get("encoder_bytes", 0) == 0
 
