@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from qvl_lab.backends.fast.model.qwen3_vl import MODEL_TYPES
-from qvl_lab.config import Fast
+from qvl_lab.config import AUTO, Fast
 from qvl_lab.errors import ConfigError, ModelError
 from qvl_lab.models.load import LoadedModel, read_architecture
 
@@ -42,8 +42,10 @@ def size_cache(lengths: Iterable[int], spec: Fast, budget: int) -> CacheSize:
     ----------
     spec : Fast
         ``batch_size="auto"`` takes as many slots as the longest sequences fill the budget with, at
-        most ``Fast.AUTO_BATCH_SIZE`` and one for each sequence. With ``kv_cache_gib`` all of the
-        budget is used; otherwise what the longest sequences need, twice that if prefixes are kept.
+        most ``Fast.AUTO_BATCH_SIZE`` and one for each sequence. With ``kv_cache_gib`` neither size
+        depends on the sequences, so that an engine and its prefixes are kept: all of the budget is
+        used, and ``"auto"`` is ``Fast.AUTO_BATCH_SIZE``. Otherwise the cache has what the longest
+        sequences need, twice that if prefixes are kept.
     budget : int
         Most tokens of the cache.
     """
@@ -51,8 +53,8 @@ def size_cache(lengths: Iterable[int], spec: Fast, budget: int) -> CacheSize:
     whole = sorted((-(-n // block) * block for n in lengths), reverse=True)
     copies = 2 if spec.prefix_cache else 1
     needed = [copies * tokens for tokens in accumulate(whole)]
-    slots: int | str = spec.batch_size
-    if isinstance(slots, str):
+    slots = spec.most_at_once
+    if spec.batch_size == AUTO and spec.kv_cache_gib is None:
         slots = max(1, sum(tokens <= budget for tokens in needed[: spec.most_at_once]))
     wanted = needed[min(slots, len(needed)) - 1]
     num_tokens = budget if spec.kv_cache_gib is not None else min(wanted, budget)

@@ -83,6 +83,12 @@ def test_the_cache_holds_the_longest_sequences_within_the_budget():
     assert size_cache([11, 35, 8], prefixes, budget=1000) == CacheSize(2, 120, 40)
 
 
+def test_a_cache_of_a_given_size_has_as_many_slots_whatever_is_asked():
+    spec = auto(kv_cache_gib=1.0)
+    sizes = [size_cache(lengths, spec, budget=1000) for lengths in ([10], [10] * 3, [10] * 500)]
+    assert sizes == [CacheSize(96, 1000, 10)] * 3
+
+
 def test_a_cache_of_a_given_size_has_all_of_it():
     spec = Fast(batch_size=2, block_size=10, kv_cache_gib=1.0)
     assert size_cache([11, 35], spec, budget=1000) == CacheSize(2, 1000, 40)

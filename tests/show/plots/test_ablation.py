@@ -121,7 +121,7 @@ def test_words_end_within_the_axes(ablated, scale):
 
 
 def test_what_was_not_measured_keeps_its_place_and_says_why(runs, on_cpu):
-    nothing = next(run for run in runs if run.config["packing"] is False)
+    nothing = next(run for run in runs if run.config.get("packing") is False)
     everything = runs[-1]
     oom = on_cpu(4, status="oom", reason="full", engine="fast")
     assert oom.key == everything.key
