@@ -156,7 +156,7 @@ def test_a_price_gives_a_cost(qvl, photos):
         ("sweep --workload evaluation --metric colour=anl", "Did you mean 'anls'"),
         ("sweep none.toml", "cannot read none.toml"),
         ("ablate --levers pakcing", "Did you mean 'packing'"),
-        ("ablate --set cache_implementation=static", "the fast engine has its own cache"),
+        ("ablate --set cache_implementation=static", "cache_implementation is the stock engine's"),
         ("ablate --batch-size 1 --levers batch_size", "lever batch_size is off"),
         ("hit-rates --rates 0,half", "--rates takes a number, not 'half'"),
         ("hit-rates --rates 1", "a hit rate must be from 0 to under 1"),
