@@ -214,10 +214,12 @@ def test_the_price_of_memory_can_be_said():
     """0.02 a second is 72 an hour; 600 MB at 7.2 an hour and GiB are a tenth of that."""
     table = synthetic({"off": (2.0, 0.0), "features": (2.0, 0.5)})
     table["s_per_100_images"] = 50 * table[COLUMN]
+    table.attrs["cost_per_hour"] = 72.0
     row = one(break_even(table, per_gib_hour=7.2))
     assert row["memory_share"] == pytest.approx(0.1 * 6e8 / 2**30)
     with pytest.raises(ConfigError, match="needs a priced frame"):
         table = table.assign(s_per_100_images_low=None, s_per_100_images_high=None)
+        table.attrs.clear()
         break_even(table, column="s_per_100_images", per_gib_hour=7.2)
 
 
