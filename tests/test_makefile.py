@@ -76,7 +76,13 @@ def test_lab_may_run_as_root_where_the_user_is_root(
 
 
 def test_help_lists_every_target(make: Make):
-    said = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
+    said = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     makefile = (ROOT / "Makefile").read_text("utf-8")
     (targets,) = [line.split()[1:] for line in makefile.splitlines() if line.startswith(".PHONY")]
     assert [line.split()[1] for line in said.stdout.splitlines()] == targets

@@ -28,8 +28,9 @@ def ask(trained: Lab, ids_of, monkeypatch) -> Ask:
         items: Any, engine: str, batch_size: int = 4, gib: float | None = None, **fields: Any
     ) -> list[str]:
         params = SamplingParams(max_new_tokens=TOKENS, min_new_tokens=TOKENS, **fields)
-        monkeypatch.setattr(SamplingParams, "of", classmethod(lambda *_: params))
-        settings = {"engine": engine, "batch_size": batch_size, "kv_cache_gib": gib}
+        monkeypatch.setattr(SamplingParams, "resolved", lambda *_, **__: params)
+        settings: dict[str, Any] = {"engine": engine, "batch_size": batch_size}
+        settings |= {} if gib is None else {"kv_cache_gib": gib}
         texts = trained.generate_batch(
             items, resolution=128, max_new_tokens=TOKENS, **settings
         ).texts

@@ -435,7 +435,7 @@ def test_images_in_hand_are_told_apart_whatever_their_items_are_called(trained, 
     real = trained.run
 
     class Lab:
-        loaded, spec, forget = trained.loaded, trained.spec, trained.forget
+        loaded, spec, clear_caches = trained.loaded, trained.spec, trained.clear_caches
         fast = trained.fast
 
         def run(self, items, *arguments, **options):
