@@ -104,7 +104,7 @@ def test_the_report_notebook_reviews_a_run_file(execute, tmp_path, on_cpu):
     with Store(tmp_path / "r.jsonl") as store:
         for run in (on_cpu(1, 10.0), on_cpu(4, 4.0)):
             store.append(run)
-    notebook = execute("02_cost_report.ipynb", runs="r.jsonl", per_hour=36.0)
+    notebook = execute("02_cost_report.ipynb", runs="r.jsonl", options={"per_hour": 36.0})
     (headline, *_) = outputs(notebook, "text/markdown")
     assert "¥1.00 per 100 images today, ¥0.40 with" in headline
     assert len(outputs(notebook, "image/png")) >= 5
