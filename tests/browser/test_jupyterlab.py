@@ -22,8 +22,6 @@ from typing import Any
 import nbformat
 import pytest
 
-from qvl_lab.show.report.render import _own_kernel
-
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is missing: pip install playwright"
 )
@@ -78,7 +76,9 @@ def server(tmp_path: Path) -> Iterator[str]:
     (config / "labconfig").mkdir(parents=True)
     overrides = config / "labconfig" / "default_setting_overrides.json"
     overrides.write_text(json.dumps(LAB_SETTINGS), "utf-8")
+    # without a user's kernels the server has the one of this interpreter
     folders = ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_RUNTIME_DIR")
+    folders += ("JUPYTER_DATA_DIR",)
     options = {
         "IdentityProvider.token": TOKEN,
         "ServerApp.root_dir": str(tmp_path),
@@ -89,7 +89,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    with _own_kernel(), (tmp_path / "server.log").open("w") as log:
+    with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(
             [*command, *(f"--{name}={value}" for name, value in options.items())],
             env=os.environ

@@ -166,6 +166,10 @@ def _own_kernel() -> dict[str, Any]:
     from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
 
-    here = KernelSpecManager(kernel_dirs=[])  # without folders to look in, the native one is left
-    manager = AsyncKernelManager(kernel_name=NATIVE_KERNEL_NAME, kernel_spec_manager=here)
-    return {"kernel_name": NATIVE_KERNEL_NAME, "km": manager}
+    class OwnKernelManager(AsyncKernelManager):
+        """Finds the native kernel alone; the client that makes it cleans up after it."""
+
+        def _kernel_spec_manager_default(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])  # without folders the native one is left
+
+    return {"kernel_name": NATIVE_KERNEL_NAME, "kernel_manager_class": OwnKernelManager}
