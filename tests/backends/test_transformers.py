@@ -70,8 +70,12 @@ def reference(lab, mixed, as_ids):
 
 
 @pytest.fixture
-def oom_above(monkeypatch) -> Callable[..., list[int]]:
-    """Let batches of more rows, or more prompt tokens, than stated run out of memory."""
+def oom_above(lab, monkeypatch) -> Callable[..., list[int]]:
+    """Let batches of more rows, or more prompt tokens, than stated run out of memory.
+
+    No fast engine is kept whose memory could be taken first.
+    """
+    lab.fast.close()
 
     def limit(rows: int = 10**6, tokens: int = 10**6) -> list[int]:
         sizes: list[int] = []
