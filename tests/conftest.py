@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from qvl_lab.session import Lab
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests may take half an hour each; the others have the limit of pyproject.toml."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 def repeat(wall_s: float = 10.0, answered: int = 10, **parts: Any) -> Repeat:
     """One pass over ``answered`` items; by default a second, 20 visual and 5 new tokens each."""
     known: dict[str, Any] = {
