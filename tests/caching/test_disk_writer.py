@@ -24,8 +24,10 @@ class SlowTier(DiskTier):
     def __init__(self, folder, slow_s=None):
         super().__init__(folder, ROOM)
         self.go_on, self.slow_s, self.written, self.tidied = threading.Event(), slow_s, [], []
+        self.begun = threading.Event()
 
     def save(self, key, tensors, cost_s, *, tidy=True):
+        self.begun.set()
         if self.slow_s is None:
             assert self.go_on.wait(30)
         else:
@@ -63,11 +65,13 @@ def test_putting_does_not_wait_for_a_slow_disk(tmp_path):
 
 def test_the_folder_is_listed_once_a_burst(tier):
     writer = DiskWriter(tier)
+    writer.save("first", entry(), 1.0)
+    assert tier.begun.wait(30)  # alone, before the burst
     for key in "abc":
         writer.save(key, entry(), 1.0)
     tier.go_on.set()
     writer.flush()
-    assert tier.tidied == [False, False, True]
+    assert tier.tidied == [True, False, False, True]
 
 
 def test_a_burst_keeps_the_bound_on_the_folder(tmp_path):
