@@ -4,8 +4,9 @@
     python benchmarks/compare_checkouts.py ../before . --work cpu
     python benchmarks/compare_checkouts.py ../before . --work w1   # a GPU of 40 GB or more
 
-A round starts a fresh process for each checkout and runs a few passes in it; the last one counts.
-Rounds alternate the order (ABBA…), so that a drift of the machine meets both alike.
+A round starts a fresh process for each checkout and runs a few passes in it; what counts is the
+median from the third pass on, since the first two compile and warm up. Rounds alternate the order
+(ABBA…), so that a drift of the machine meets both alike.
 
 ``w1`` is 96 unique JPEGs of 1024 x 1024 pixels, one prompt, 128 new tokens each, 8B shapes with
 random weights, bf16, all 96 at once with the fast engine. ``cpu`` is 32 images of the packaged set
@@ -42,6 +43,9 @@ WORKS: dict[str, dict[str, dict[str, Any]]] = {
         for engine in ("stock", "fast")
     },
 }
+
+#: Passes that compile and warm up, and do not count.
+WARM_UP = 2
 
 
 def pictures(count: int, side: int) -> list[bytes]:
@@ -96,13 +100,15 @@ def main() -> None:
     parser.add_argument("checkouts", nargs="*", help="the checkout before and the one after")
     parser.add_argument("--work", choices=sorted(WORKS), default="cpu")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=WARM_UP + 5)
     parser.add_argument("--out", type=Path, help="write all passes as JSON")
     parser.add_argument("--child", choices=sorted(WORKS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(measure(options.child, options.passes)))
         return
+    if options.passes <= WARM_UP:
+        parser.error(f"--passes is at least {WARM_UP + 1}: the first {WARM_UP} warm up")
     if len(options.checkouts) != 2:
         parser.error("name two checkouts: the one before and the one after")
     before, after = options.checkouts
@@ -114,14 +120,18 @@ def main() -> None:
             rounds.append({"round": number, "checkout": name, "seconds": seconds})
             print(f"round {number}, {name}: {json.dumps(seconds)}", flush=True)
     for setting in WORKS[options.work]:
-        last = {
-            name: [r["seconds"][setting][-1] for r in rounds if r["checkout"] == name]
+        warm = {
+            name: [
+                statistics.median(r["seconds"][setting][WARM_UP:])
+                for r in rounds
+                if r["checkout"] == name
+            ]
             for name in ("before", "after")
         }
-        pairs = zip(last["after"], last["before"], strict=True)
+        pairs = zip(warm["after"], warm["before"], strict=True)
         ratios = [math.log(a / b) for a, b in pairs]
         change = math.expm1(statistics.fmean(ratios))
-        medians = {name: statistics.median(values) for name, values in last.items()}
+        medians = {name: statistics.median(values) for name, values in warm.items()}
         print(
             f"{setting}: before {medians['before']:.3f} s, after {medians['after']:.3f} s a pass, "
             f"{change:+.1%} over {len(ratios)} paired rounds"
