@@ -30,7 +30,7 @@ test-slow: $(VENV)/.installed  ## the tests that take more than about ten second
 test-gpu: $(VENV)/.installed  ## the tests that need a CUDA device
 	$(PYTEST) -m gpu $(ARGS)
 
-test-browser: $(VENV)/.installed  ## the tests that drive Chromium (playwright install chromium)
+test-browser: $(VENV)/.installed  ## the tests that drive Chromium (apt-get install chromium)
 	$(PYTEST) -m browser $(ARGS)
 
 test-all: $(VENV)/.installed  ## every test that this machine can run
@@ -57,7 +57,7 @@ lab: $(VENV)/.installed  ## JupyterLab on the notebooks
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "qvl_lab needs Python 3.11 or newer; say which: make PYTHON=python3.12 ..."; exit 1; }
+	  { echo "qvl_lab needs Python 3.11 to 3.13; say which: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv "$(VENV)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,int8]'
 	touch "$@"

@@ -40,6 +40,12 @@ def test_the_readme_shows_code_within_thirty_lines():
     assert lines.index("```python") < 30
 
 
+def test_every_page_of_docs_is_linked_from_its_index():
+    index = (ROOT / "docs/README.md").read_text("utf-8")
+    pages = {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
 def test_both_readmes_have_the_same_code_tables_and_links():
     english, chinese = ((ROOT / f"README{lang}.md").read_text("utf-8") for lang in ("", ".zh-CN"))
 

@@ -75,6 +75,27 @@ def test_lab_may_run_as_root_where_the_user_is_root(
     assert ("--allow-root" in call) is allowed
 
 
+def test_a_python_that_is_too_old_is_told_which_ones_are_supported(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(
+        ["make", "PYTHON=false", "lint"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    supported = "Python 3.11 to 3.13"
+    assert supported in done.stdout
+    assert supported in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_browser_that_help_names_is_the_one_that_the_tests_use():
+    (line,) = [x for x in (ROOT / "Makefile").read_text("utf-8").splitlines() if "Chromium" in x]
+    for path in (ROOT / "tests/browser").glob("test_*.py"):
+        source = path.read_text("utf-8")
+        assert 'shutil.which("chromium")' in source
+        assert "apt-get install" in source
+    assert "apt-get install chromium" in line
+
+
 def test_help_lists_every_target(make: Make):
     said = subprocess.run(
         ["make", "--no-print-directory", "help"],

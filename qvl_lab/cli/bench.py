@@ -202,7 +202,11 @@ def profile(
     config = setting.config()
     check_name(config.model.model)
     check_writable(out, folder=True)
-    items = load(source, question).sample(batches * config.engine.most_at_once).items
+    items = (
+        load(source, question, model=config.model.model)
+        .sample(batches * config.engine.most_at_once)
+        .items
+    )
     lab = load_lab(config.model, quiet=quiet)
 
     from qvl_lab.bench.profile import profile as profiled

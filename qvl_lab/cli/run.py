@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from qvl_lab.workloads.items import Workload
 
 
-@app.command(epilog="Example: qvl-lab run photos/ --question '描述这张图片' --batch-size 8")
+@app.command(
+    epilog="Examples: qvl-lab run evaluation --limit 12; "
+    "qvl-lab run receipts/ --question 'What is the total?' --batch-size 8"
+)
 @grouped(max_new_tokens=64)
 def run(
     source: Annotated[
@@ -64,7 +67,7 @@ def run(
     metrics = own_metrics(pairs("--metric", metric))
     config = setting.config()
     check_name(config.model.model)
-    workload = load(source, question, task)
+    workload = load(source, question, task, config.model.model)
     check_tasks(metrics, workload.items)
     workload = workload.sample(limit)
     price = find_price(gpu, provider) if gpu else None
@@ -104,7 +107,9 @@ def run(
         raise typer.Exit(SOME_FAILED)
 
 
-def load(source: str, question: str | None, task: str | None = None) -> Workload:
+def load(
+    source: str, question: str | None, task: str | None = None, model: str | None = None
+) -> Workload:
     """The workload; says which files were ignored, and which question is asked unasked for."""
     from qvl_lab.workloads.items import DEFAULT_QUESTION
     from qvl_lab.workloads.sources import load_workload
@@ -113,7 +118,9 @@ def load(source: str, question: str | None, task: str | None = None) -> Workload
     if workload.ignored:
         note(f"ignored {len(workload.ignored)} other files: {few(workload.ignored)}")
     if question is None and any(item.question == DEFAULT_QUESTION for item in workload.items):
-        note(f"the question is {DEFAULT_QUESTION!r}; --question asks another one")
+        able = ", as tiny cannot describe: it names colours, counts, locates and reads"
+        hint = able if model == "tiny" else ""
+        note(f"the question is {DEFAULT_QUESTION!r}; --question asks another one{hint}")
     return workload
 
 

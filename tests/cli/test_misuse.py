@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 from qvl_lab.cli.options import several, single
 from qvl_lab.errors import ConfigError
+from qvl_lab.workloads.sources import load_workload
 
 SMALL = "--device cpu --resolution 64 --max-new-tokens 2 --quiet"
 
@@ -109,6 +111,15 @@ def test_the_question_that_is_asked_unasked_for_is_said(qvl, photos):
     assert "the question is" not in qvl(f"run {photos}/red.png {SMALL} --question Why?").err
     words = " ".join(qvl("run --help").out.replace("│", " ").split())
     assert "without it: Describe this image" in words
+
+
+def test_tiny_is_said_not_to_describe_and_the_example_asks_what_it_can_answer(qvl, photos):
+    words = "as tiny cannot describe: it names colours, counts, locates and reads"
+    assert words in qvl(f"run {photos}/red.png {SMALL}").err
+    assert words not in qvl(f"run {photos}/red.png {SMALL} --model random:tiny").err
+    shown = " ".join(qvl("run --help").out.split())
+    known = {item.question for item in load_workload("evaluation").items}
+    assert set(re.findall("--question '(.+?)'", shown)) & known
 
 
 # ---- files that cannot be written
