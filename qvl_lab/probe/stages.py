@@ -61,7 +61,7 @@ def listening(listener: Listener, *, all_threads: bool = False) -> Iterator[None
         _listeners.set(tuple(other for other in _listeners.get() if other is not listener))
 
 
-def _hearing() -> tuple[Listener, ...]:
+def hearing() -> tuple[Listener, ...]:
     """All who hear a mark that is made here and now."""
     return _listeners.get() + _everywhere
 
@@ -72,13 +72,13 @@ def begin(name: str, *, gpu: bool = False, **amounts: int) -> None:
     ``gpu`` says that its work is queued on the current CUDA stream; ``amounts`` what goes through
     it, such as ``tokens`` or ``bytes``.
     """
-    for listener in _hearing():
+    for listener in hearing():
         listener.begin(name, gpu, **amounts)
 
 
 def end(name: str, *, gpu: bool = False, **amounts: int) -> None:
     """The stage that was begun last under this name ends here, and all that is open in it."""
-    for listener in _hearing():
+    for listener in hearing():
         listener.end(name, gpu, **amounts)
 
 
@@ -95,7 +95,7 @@ class stage:  # noqa: N801 - reads as a statement: with stage("decode"): ...
         self.name, self.gpu, self.amounts = name, gpu, amounts
 
     def __enter__(self) -> Self:
-        if _hearing():
+        if hearing():
             begin(self.name, gpu=self.gpu, **self.amounts)
         return self
 
@@ -105,7 +105,7 @@ class stage:  # noqa: N801 - reads as a statement: with stage("decode"): ...
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if _hearing():
+        if hearing():
             end(self.name, gpu=self.gpu, **self.amounts)
 
 

@@ -50,7 +50,7 @@ def answers(generation) -> list[tuple[str | None, int]]:
 
 def nothing_left_behind(lab: Lab) -> bool:
     tower = lab.loaded.model.model.visual
-    return not tower._forward_hooks and not tower._forward_pre_hooks and stages._hearing() == ()
+    return not tower._forward_hooks and not tower._forward_pre_hooks and stages.hearing() == ()
 
 
 @pytest.fixture

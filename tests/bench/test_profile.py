@@ -41,7 +41,7 @@ def profiled(lab, items):
 @pytest.fixture(autouse=True)
 def nothing_is_left(lab):
     yield
-    assert stages._hearing() == ()
+    assert stages.hearing() == ()
     assert lab.listeners == []
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lab.loaded.model.modules())
     assert "qvl-lab sampler" not in [thread.name for thread in threading.enumerate()]

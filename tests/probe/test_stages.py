@@ -24,9 +24,9 @@ from qvl_lab.probe.stages import (
 
 @pytest.fixture(autouse=True)
 def nobody_is_left_listening():
-    assert stages._hearing() == ()
+    assert stages.hearing() == ()
     yield
-    assert stages._hearing() == ()
+    assert stages.hearing() == ()
 
 
 class Marks:
@@ -111,7 +111,7 @@ def test_an_exception_ends_the_stage_and_passes(recorder, clock):
 def test_an_exception_removes_the_listener(recorder):
     with pytest.raises(KeyError), listening(recorder):
         raise KeyError
-    assert stages._hearing() == ()
+    assert stages.hearing() == ()
 
 
 def test_nothing_is_kept_when_nobody_listens(recorder, clock):

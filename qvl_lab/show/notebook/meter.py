@@ -17,7 +17,7 @@ import pandas as pd
 
 from qvl_lab.analysis.money.cost import Price
 from qvl_lab.probe.power import Sampler
-from qvl_lab.probe.stages import Recorder, Total, listening, stage_table, totals
+from qvl_lab.probe.stages import Recorder, Total, hearing, listening, stage_table, totals
 from qvl_lab.show.quantities import money, number
 
 #: How the values of a stage table's column are written; unknown ones are "".
@@ -153,6 +153,11 @@ class Tally(Recorder):
     def add_up(self) -> None:
         """Add all closed stages to the sums. Call when the device is idle."""
         totals(self.spans(), into=self.sums)
+
+
+def is_metered() -> bool:
+    """Whether a meter hears what is done here and now."""
+    return any(isinstance(listener, Tally) for listener in hearing())
 
 
 class _Gauge(Sampler):

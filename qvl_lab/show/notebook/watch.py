@@ -11,14 +11,15 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from IPython import get_ipython
-from IPython.display import display
+from IPython.display import Pretty, display
 
 from qvl_lab.probe.stages import outermost
-from qvl_lab.show.notebook.meter import Meter, Summary
+from qvl_lab.show.notebook.meter import Meter, Summary, is_metered
 
 if TYPE_CHECKING:
     from qvl_lab.session import Lab
@@ -33,8 +34,14 @@ log = logging.getLogger(__name__)
 class watch:  # noqa: N801 - reads as a statement: with watch(lab): ...
     """Show what goes on while a block runs, and leave its stage table.
 
-    What runs in other processes is not seen: ``sweep(isolation="none")``. On a GPU torch's peak
-    statistics start anew. An error of the display is logged and ends the display, never the run.
+    It sees only work in this process. A sweep measures each setting in a process of its own by
+    default, of which nothing is seen: pass ``isolation="none"`` to ``ql.sweep`` to watch its
+    stages, or do without the watch and follow the sweep's own progress bar, which names the
+    setting that is measured.
+
+    Within a ``%%qvl`` cell or another watch, whose table has its stages too, it leaves its last
+    line instead of a table of its own; ``summary`` has both. On a GPU torch's peak statistics
+    start anew. An error of the display is logged and ends the display, never the run.
 
     Parameters
     ----------
@@ -59,6 +66,7 @@ class watch:  # noqa: N801 - reads as a statement: with watch(lab): ...
         self._thread = threading.Thread(target=self._loop, name="qvl-lab watch", daemon=True)
 
     def __enter__(self) -> Self:
+        self._within_another = is_metered()
         in_notebook = getattr(get_ipython(), "kernel", None) is not None
         self._view = _Widgets() if in_notebook else _Lines()
         self._meter.start()
@@ -75,7 +83,9 @@ class watch:  # noqa: N801 - reads as a statement: with watch(lab): ...
         self._meter.stop()
         self._thread.join()
         self.summary = self._meter.summary()
-        self._tell(self._view.finish)
+        self._tell(
+            partial(self._view.finish, table=False) if self._within_another else self._view.finish
+        )
 
     def _loop(self) -> None:
         while self._tell(self._view.show) and not self._stop.wait(self._view.pause_s):
@@ -115,9 +125,9 @@ class _Widgets:
         self._line.value = summary.line
         self._box.children = (*(self._bars[path] for path in outer), self._line)
 
-    def finish(self, summary: Summary) -> None:
-        """Put the table in the widgets' place, and close them with all that belongs to them."""
-        self._handle.update(summary)
+    def finish(self, summary: Summary, *, table: bool = True) -> None:
+        """Put the table, or its line alone, in the place of the widgets, and close them all."""
+        self._handle.update(summary if table else Pretty(summary.line))
         for widget in (*self._bars.values(), self._line, self._box):
             for part in (widget, *widget.trait_values().values()):
                 if isinstance(part, self._make.Widget):
@@ -138,5 +148,5 @@ class _Lines:
         end = "" if self._clear else "\n"
         print(f"{self._clear}{line}", end=end, file=sys.stderr, flush=True)
 
-    def finish(self, summary: Summary) -> None:
-        print(f"{self._clear}{summary!r}", file=sys.stderr)
+    def finish(self, summary: Summary, *, table: bool = True) -> None:
+        print(f"{self._clear}{summary if table else summary.line}", file=sys.stderr)

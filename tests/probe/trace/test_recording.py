@@ -18,7 +18,7 @@ from qvl_lab.probe.trace import Ranges, Recording, kernels, operators, overlap, 
 @pytest.fixture(autouse=True)
 def nothing_is_left_running():
     yield
-    assert marks._hearing() == ()
+    assert marks.hearing() == ()
     assert not torch.autograd._profiler_enabled()
 
 

@@ -34,7 +34,7 @@ def shell(monkeypatch):
 def nothing_is_left_behind(shell):
     def left():
         threads = [t.name for t in threading.enumerate() if t.name.startswith("qvl-lab")]
-        return stages._hearing(), threads, {e: list(f) for e, f in shell.events.callbacks.items()}
+        return stages.hearing(), threads, {e: list(f) for e, f in shell.events.callbacks.items()}
 
     before = left()
     assert before[:2] == ((), [])

@@ -20,9 +20,9 @@ GIB = 2**30
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind():
-    assert stages._hearing() == ()
+    assert stages.hearing() == ()
     yield
-    assert stages._hearing() == ()
+    assert stages.hearing() == ()
     assert [t.name for t in threading.enumerate() if t.name.startswith("qvl-lab")] == []
 
 

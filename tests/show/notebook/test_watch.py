@@ -15,6 +15,7 @@ import pytest
 from nbconvert import HTMLExporter
 
 import qvl_lab as ql
+from qvl_lab.config import SweepSpec
 from qvl_lab.probe import stages
 from qvl_lab.probe.stages import begin, stage, stage_table
 from qvl_lab.show.notebook import watch as live
@@ -24,9 +25,9 @@ from qvl_lab.show.report.render import _own_kernel
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind():
-    assert stages._hearing() == ()
+    assert stages.hearing() == ()
     yield
-    assert stages._hearing() == ()
+    assert stages.hearing() == ()
     assert [t.name for t in threading.enumerate() if t.name.startswith("qvl-lab")] == []
 
 
@@ -231,6 +232,24 @@ def test_neither_torch_nor_widgets_are_imported_to_watch():
     assert "peak process memory" in done.stderr
 
 
+def test_a_watch_within_another_leaves_its_line_and_not_a_second_table(capsys):
+    with ql.watch() as outer:
+        with ql.watch() as inner, stage("vision"):
+            pass
+        shown = capsys.readouterr().err
+        assert shown.endswith(f"\n{inner.summary.line}\n")
+        assert "calls" not in shown
+    assert capsys.readouterr().err.endswith(f"{outer.summary!r}\n")
+    assert "vision" in set(inner.summary.frame["path"]) & set(outer.summary.frame["path"])
+
+
+def test_the_docstring_says_that_a_default_sweep_is_not_seen_and_what_to_do():
+    words = " ".join((ql.watch.__doc__ or "").split())
+    assert "sees only work in this process" in words
+    assert 'isolation="none"' in words
+    assert SweepSpec(axes={}, isolation="none")
+
+
 CELLS = (
     "%load_ext qvl_lab\nimport time, qvl_lab as ql\nfrom qvl_lab.probe.stages import stage",
     "with ql.watch():\n"
@@ -238,6 +257,7 @@ CELLS = (
     "    with stage('decode'): time.sleep(0.6)",
     "%%qvl --per-hour 5 --name took\nwith stage('vision', tokens=4): time.sleep(0.01)\n'a value'",
     "assert took.cost > 0",
+    "%%qvl\nwith ql.watch(), stage('decode'): time.sleep(0.1)",
 )
 
 
@@ -258,9 +278,13 @@ def test_a_notebook_that_papermill_runs_keeps_tables(tmp_path):
     value, measured = done.cells[2].outputs
     assert (value.output_type, value.data["text/plain"]) == ("execute_result", "'a value'")
     assert "vision" in measured.data["text/html"] and "¥" in measured.data["text/html"]
+    line, table = done.cells[4].outputs  # the watch's, and the magic's
+    assert "\n" not in line.data["text/plain"] and "process memory" in line.data["text/plain"]
+    assert "text/html" not in line.data
+    assert "decode" in table.data["text/html"]
     page, _ = HTMLExporter().from_notebook_node(done)
     assert '<script type="application/vnd.jupyter.widget-view+json"' not in page
-    assert page.count("<table") == 2
+    assert page.count("<table") == 3  # of the watch, and of two cells
 
 
 @pytest.mark.gpu
