@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := report
-.PHONY: help report test test-slow test-gpu test-browser test-all coverage lint types notebooks lab
+.PHONY: help report test test-slow test-full test-gpu test-browser test-all coverage lint types notebooks lab
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -22,10 +22,13 @@ report: $(VENV)/.installed  ## sweep the embedded model and leave a report to op
 	$(BIN)/python -m qvl_lab report --model tiny --lang "$(lang)" --out "$(OUT)"
 
 test: $(VENV)/.installed  ## the fast tests; ARGS="-k word" chooses, JOBS=4 takes four processes
-	$(PYTEST) -n $(JOBS) $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
 
-test-slow: $(VENV)/.installed  ## the tests that take more than about ten seconds each
-	$(PYTEST) -m 'slow and not gpu and not browser' $(ARGS)
+test-slow: $(VENV)/.installed  ## the tests that take more than about five seconds each
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'slow and not gpu and not browser' $(ARGS)
+
+test-full: $(VENV)/.installed  ## the long forms of tests: half an hour, nothing beside them
+	$(PYTEST) -m 'full and not gpu and not browser' $(ARGS)
 
 test-gpu: $(VENV)/.installed  ## the tests that need a CUDA device
 	$(PYTEST) -m gpu $(ARGS)
@@ -36,8 +39,8 @@ test-browser: $(VENV)/.installed  ## the tests that drive Chromium (apt-get inst
 test-all: $(VENV)/.installed  ## every test that this machine can run
 	$(PYTEST) -m '' $(ARGS)
 
-coverage: $(VENV)/.installed  ## the fast tests with branch coverage; pyproject.toml names what needs a GPU
-	$(PYTEST) -n $(JOBS) --cov --cov-report term --cov-report html $(ARGS)
+coverage: $(VENV)/.installed  ## the tests of the gate with branch coverage; pyproject.toml names what needs a GPU
+	$(PYTEST) -n $(JOBS) -m 'not full and not gpu and not browser' --cov --cov-report term --cov-report html $(ARGS)
 
 lint: $(VENV)/.installed  ## ruff: rules and format
 	$(BIN)/python -m ruff check .

@@ -71,6 +71,7 @@ def test_notebooks_start_with_a_question_and_have_one_cell_of_parameters(name):
     assert tagged[0].cell_type == "code"
 
 
+@pytest.mark.slow
 def test_the_quickstart_goes_from_pictures_to_a_price(execute, tmp_path):
     (tmp_path / "small").mkdir()
     for i in range(8):
@@ -83,7 +84,7 @@ def test_the_quickstart_goes_from_pictures_to_a_price(execute, tmp_path):
     assert any("cost_cny_per_100_images" in html for html in outputs(notebook, "text/html"))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_sweep_notebook_measures_its_grid_and_draws_it(execute, tmp_path):
     notebook = execute(
         "01_sweep.ipynb",
@@ -100,6 +101,7 @@ def test_the_sweep_notebook_measures_its_grid_and_draws_it(execute, tmp_path):
     assert len(outputs(notebook, "image/png")) == 5
 
 
+@pytest.mark.slow
 def test_the_report_notebook_reviews_a_run_file(execute, tmp_path, on_cpu):
     with Store(tmp_path / "r.jsonl") as store:
         for run in (on_cpu(1, 10.0), on_cpu(4, 4.0)):
@@ -110,7 +112,7 @@ def test_the_report_notebook_reviews_a_run_file(execute, tmp_path, on_cpu):
     assert len(outputs(notebook, "image/png")) >= 5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_report_notebook_by_hand_sweeps_the_embedded_model_first(execute, tmp_path):
     notebook = execute("02_cost_report.ipynb")
     assert {run.status for run in Runs.load(tmp_path / "report-runs.jsonl")} == {"ok"}
@@ -129,7 +131,7 @@ def test_a_figure_leaves_a_notebooks_backend_as_it_made_it():
         matplotlib.interactive(before)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_notebook_of_where_the_time_goes_runs_and_keeps_its_tables(execute, tmp_path):
     notebook = execute(
         "04_where_the_time_goes.ipynb", items=4, batch_size=4, resolution=128, max_new_tokens=4
@@ -141,7 +143,7 @@ def test_the_notebook_of_where_the_time_goes_runs_and_keeps_its_tables(execute, 
     assert any("2048 x 2048" in html for html in tables)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_notebook_of_batching_and_caching_runs_and_finds_what_it_says(execute, tmp_path):
     notebook = execute(
         "05_batching_and_caching.ipynb",

@@ -71,7 +71,10 @@ def asked_by_threads(lab, calls, threads=8):
         return dict(pair for answered in pool.map(ask, shares) for pair in answered)
 
 
-@pytest.mark.parametrize("requests", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "requests",
+    [pytest.param(40, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.full)],
+)
 def test_eight_threads_on_one_lab_get_the_answers_of_a_single_one(requests):
     lab = ql.load("random:tiny", precision="fp32", device="cpu")
     calls = mixed_calls(requests)
@@ -83,6 +86,7 @@ def test_eight_threads_on_one_lab_get_the_answers_of_a_single_one(requests):
     assert [set(together[i].totals) for i in range(len(calls))] == [set(a.totals) for a in alone]
 
 
+@pytest.mark.slow
 def test_a_profile_hears_the_calls_of_its_own_thread_alone(trained):
     calls = mixed_calls(32, seed=1)
     together = threading.Barrier(4)
@@ -190,6 +194,7 @@ def test_closing_waits_for_the_call_that_is_under_way_and_is_refused_within_it()
     assert lab.closed
 
 
+@pytest.mark.slow
 def test_labs_live_side_by_side_and_engines_alternate():
     with ql.load("tiny", device="cpu") as one, ql.load("random:tiny", device="cpu") as other:
         first = {}

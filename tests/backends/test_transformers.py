@@ -97,7 +97,7 @@ def oom_above(lab, monkeypatch) -> Callable[..., list[int]]:
 # ---- answers
 
 
-@pytest.mark.parametrize("resolution", [256, 352])
+@pytest.mark.parametrize("resolution", [256, pytest.param(352, marks=pytest.mark.slow)])
 def test_batches_of_eight_answer_like_single_requests(lab, mixed, as_ids, resolution):
     options = {"resolution": resolution, "max_new_tokens": 8}
     alone = lab.generate_batch(mixed[:24], batch_size=1, **options)
@@ -117,6 +117,7 @@ def asked(trained) -> dict[str, Any]:
     return {"items": items, "options": options, "alone": alone}
 
 
+@pytest.mark.slow
 def test_batches_of_the_trained_model_answer_like_single_requests(trained, asked):
     together = trained.generate_batch(asked["items"], batch_size=12, **asked["options"])
     assert together.texts == asked["alone"].texts
@@ -133,7 +134,7 @@ def test_the_trained_model_answers_most_questions_right(asked):
     assert scores["locate"].unparsed == 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_batches_of_eight_answer_like_single_requests_at_native_size(lab, mixed, as_ids):
     options = {"resolution": "native", "max_new_tokens": 8}
     alone = lab.generate_batch(mixed, batch_size=1, **options)

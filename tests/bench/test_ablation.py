@@ -180,6 +180,7 @@ def test_progress_names_what_the_fast_engine_does_without():
     assert in_words(base | {"overlap": False}).endswith(", fast without overlap")
 
 
+@pytest.mark.slow
 def test_a_real_ablation_answers_alike_and_is_read_back(ablate, tmp_path):
     runs = ablate(repeats=2, precision="fp32", device="cpu", resolution=96)
     assert {run.status for run in runs} == {"ok"}

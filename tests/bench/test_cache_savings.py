@@ -58,6 +58,7 @@ def measured(tmp_path_factory):
     return hit_rates(out=out, rates=[0, 0.5], workload=folder, **SMALL), folder
 
 
+@pytest.mark.slow
 def test_every_cache_is_measured_at_every_rate_as_rows_of_one_file(measured):
     runs, folder = measured
     frame = runs.frame()
@@ -69,6 +70,7 @@ def test_every_cache_is_measured_at_every_rate_as_rows_of_one_file(measured):
     assert set(frame["workload_items"]) == {6}
 
 
+@pytest.mark.slow
 def test_what_is_hit_in_every_pass_is_what_the_requests_repeat(measured):
     """Neither a warm-up nor the pass before may make a hit of what comes first."""
     runs, _ = measured
@@ -85,6 +87,7 @@ def test_what_is_hit_in_every_pass_is_what_the_requests_repeat(measured):
         assert run.cache_state == ("cold" if run.repeats[0].caches else "off")
 
 
+@pytest.mark.slow
 def test_answers_are_found_once_the_first_is_there(measured):
     runs, _ = measured
     points = hit_points(runs.frame(), "s_per_100_images")
@@ -93,12 +96,14 @@ def test_answers_are_found_once_the_first_is_there(measured):
     assert 0 < high <= 0.5  # fewer than repeat, as some come while the first is on its way
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_image_is_known_for_each_cache(measured):
     frame = measured[0].frame()
     for name in ("encoder", "prefix", "response"):
         assert frame[f"{name}_bytes_per_image"].max() > 0
 
 
+@pytest.mark.slow
 def test_the_same_call_goes_on_where_it_stopped(measured):
     runs, folder = measured
     before = (folder / "hits.jsonl").read_bytes()

@@ -78,6 +78,7 @@ def by_task(runs: Runs) -> list[dict[str, Any]]:
     return [json.loads(text) for text in tables]
 
 
+@pytest.mark.slow
 def test_the_default_sweep_measures_the_articles_table_and_the_one_it_proposes(
     tmp_path, made_up, table
 ):
@@ -91,6 +92,7 @@ def test_the_default_sweep_measures_the_articles_table_and_the_one_it_proposes(
     assert out.read_bytes() == before  # all of it is resumed
 
 
+@pytest.mark.slow
 def test_the_default_sweep_leaves_tasks_that_a_table_does_not_know_native(tmp_path, made_up, table):
     made_up()
     runs = default_sweep("tiny", table("invoice", "read"), tmp_path / "r.jsonl", progress=False)
@@ -99,6 +101,7 @@ def test_the_default_sweep_leaves_tasks_that_a_table_does_not_know_native(tmp_pa
     assert proposed == {"invoice": 128, "read": 256}
 
 
+@pytest.mark.slow
 def test_the_default_sweep_of_random_weights_has_no_table(tmp_path, made_up, table):
     made_up(random_weights=True)
     runs = default_sweep("tiny", table("read"), tmp_path / "r.jsonl", items=5, progress=False)

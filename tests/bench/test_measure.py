@@ -235,6 +235,7 @@ def test_memory_really_running_out_on_the_cpu_is_an_oom_row_and_the_next_row_is_
     assert free.status == "ok"
 
 
+@pytest.mark.slow
 def test_a_limit_between_loading_and_running_fails_the_large_batch_only(trial, tmp_path):
     from PIL import Image
 
@@ -316,6 +317,7 @@ def test_without_quality_nothing_is_scored(trained, trial, six, batches):
     assert batches == [2]
 
 
+@pytest.mark.slow
 def test_a_limit_on_batches_has_all_items_answered_once_more_untimed(trained, trial, six, batches):
     plan = {"repeats": 2, "warmup": 1, "batches": 1}
     run = measure(trial(six, plan=plan, **SIX | {"batch_size": 4}), lambda _: trained)

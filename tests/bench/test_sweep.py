@@ -269,6 +269,7 @@ def test_models_are_looked_up_only_for_what_is_still_to_measure(sweep, measured,
 # ---- scripts
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_measures_its_settings(pictures, out, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -644,6 +645,7 @@ def assert_complete(out: Path, kept: list[bytes]) -> None:
     assert {run.status for run in rows} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_again_and_again_loses_no_row_and_repeats_none(pictures, out):
     chance = random.Random(1)
     for more_rows in (0, 1, 1):
@@ -664,6 +666,7 @@ def test_a_sweep_killed_again_and_again_loses_no_row_and_repeats_none(pictures, 
     assert_complete(out, kept)
 
 
+@pytest.mark.slow
 def test_no_worker_of_a_killed_command_goes_on(start_command, out):
     process = start_command(repeats=1000)  # minutes for each setting
     watched = psutil.Process(process.pid)
@@ -685,7 +688,7 @@ def test_no_worker_of_a_killed_command_goes_on(start_command, out):
     wait_for(lambda: gone(workers), 5, "a worker goes on")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ctrl_c_on_the_command_exits_130_and_says_how_to_go_on(start_command, out):
     process = start_command()
     wait_for(lambda: complete_lines(out), 60, "no row in a minute")
@@ -698,7 +701,7 @@ def test_ctrl_c_on_the_command_exits_130_and_says_how_to_go_on(start_command, ou
     assert Runs.load(out).notes == []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_command_killed_twenty_times_at_random_ends_complete(start_command, out):
     chance = random.Random()

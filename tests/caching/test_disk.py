@@ -498,6 +498,7 @@ def _write_and_read(folder, writer):
     return counts
 
 
+@pytest.mark.slow
 def test_two_processes_write_read_and_evict_in_one_folder(tmp_path):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         counts = list(pool.map(_write_and_read, [str(tmp_path)] * 2, range(2)))

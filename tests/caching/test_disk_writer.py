@@ -184,6 +184,7 @@ if sys.argv[2] == "kill":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["exit", "kill"])
 def test_files_are_whole_after_the_process_ended(tmp_path, way):
     """An exit waits for all writes; a kill loses some and damages none."""

@@ -315,6 +315,7 @@ def text_model(tmp_path) -> Path:
     return tmp_path / "bert"
 
 
+@pytest.mark.slow
 def test_failed_settings_exit_3_and_are_named(qvl, photos, text_model):
     result = qvl(f"{SWEEP} --model tiny,{text_model}")
     assert result.code == 3
@@ -395,6 +396,7 @@ ABLATE = (
 )
 
 
+@pytest.mark.slow
 def test_an_ablation_writes_its_rows_and_the_report_shows_it(qvl, photos):
     result = qvl(f"{ABLATE} --levers packing,overlap")
     assert result.code == 1  # photos holds four files that cannot be used
@@ -437,6 +439,7 @@ def album(tmp_path) -> Path:
     return tmp_path / "album"
 
 
+@pytest.mark.slow
 def test_hit_rates_are_measured_and_shown_with_what_they_save(qvl, album):
     result = qvl(f"{HITS} --gpu A10G --provider article")
     assert result.code == 0

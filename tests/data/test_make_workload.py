@@ -77,6 +77,7 @@ def test_a_cell_appended_to_the_plan_changes_no_earlier_image(script, tmp_path, 
     assert all(long[name] == short[name] for name in short if name != "mixed.jsonl")
 
 
+@pytest.mark.slow
 def test_the_packaged_rows_are_those_of_seed_0(script, tmp_path, rows):
     """Three seconds: this draws all 56 images."""
     (tmp_path / "images").mkdir()

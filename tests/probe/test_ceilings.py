@@ -33,6 +33,7 @@ def test_a_call_is_timed_over_rounds_long_enough(monkeypatch):
     assert now["calls"] >= 5 * 25  # five rounds of a tenth of a second
 
 
+@pytest.mark.slow
 def test_ceilings_of_this_cpu_are_within_reason():
     found = measure_ceilings("cpu")
     assert set(found["flops_per_s"]) == {"fp32", "bf16"}

@@ -28,6 +28,7 @@ def banks() -> dict[str, Bank]:
     return banks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "side"), [("scene", 512), ("scene", 192), ("receipt", 256)])
 def test_a_turn_in_training_is_the_same_as_a_question_alone(banks, tmp_path, kind, side):
     """Logits of the answer in the packed sequence equal those of the plain model."""

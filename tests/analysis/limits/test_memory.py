@@ -159,6 +159,7 @@ LARGE = BatchShape(batch_size=4, visual_tokens=256, text_tokens=9, new_tokens=2)
 LONG = BatchShape(batch_size=8, visual_tokens=4, text_tokens=6, new_tokens=90)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 def test_vision_and_prefill_as_the_code_keeps_them(kind):
     found, predicted = traced(build(kind, torch.bfloat16), LARGE)
@@ -166,6 +167,7 @@ def test_vision_and_prefill_as_the_code_keeps_them(kind):
     assert predicted["prefill"] == pytest.approx(found["prefill"], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_mask_counts(kind):
     found, predicted = traced(build(kind, torch.bfloat16), replace(LARGE, padded=True))
@@ -203,6 +205,7 @@ def test_int8_needs_a_matrix_to_multiply_with(load, phase):
     assert predicted[phase] == pytest.approx(found[phase], rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("forced", [False, True])
 def test_decoding_as_the_code_keeps_it(kind, forced):

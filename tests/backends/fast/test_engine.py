@@ -147,7 +147,7 @@ def test_answers_of_the_trained_model_end_where_the_stock_engines_do(trained):
     assert len({a.new_tokens for a in fast}) > 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("which", ["lab", "experts"])
 def test_tokens_of_200_requests_in_any_order_are_those_of_single_requests(
     which, request, ids_of, mixed
@@ -302,6 +302,7 @@ def test_a_closed_engine_takes_no_requests_and_says_so(lab):
 # ---- on the way
 
 
+@pytest.mark.slow
 def test_a_cancelled_request_ends_once_wherever_it_is(lab, requests):
     policy = ImagePolicy(resolution=128)
     for steps in range(8):
@@ -346,6 +347,7 @@ def test_the_engine_is_kept_while_it_fits_also_when_stock_is_asked_in_between(la
     assert lab.fast.engine is not first
 
 
+@pytest.mark.slow
 def test_stock_takes_the_fast_engines_memory_before_it_halves_a_batch(lab, monkeypatch):
     lab.generate_batch([png("red")], engine="fast", **SMALL)
     real, sizes = type(lab.stock)._generate, []
@@ -384,6 +386,7 @@ def out_of_memory_at(monkeypatch, method: str, when: Any) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["decode", "prefill", "encode_images"])
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_running_out_of_memory_loses_nothing(
@@ -411,6 +414,7 @@ def test_what_does_not_fit_even_alone_fails_with_its_size(lab, monkeypatch, meth
     assert nothing_held(lab.fast.engine)
 
 
+@pytest.mark.slow
 def test_after_one_shortage_prompts_are_read_many_at_a_time_again(lab, monkeypatch, requests):
     sizes = out_of_memory_at(monkeypatch, "prefill", lambda count, size: count == 1)
     engine = engine_of(lab, overlap=False, prefill_chunk=512)
@@ -526,6 +530,7 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", CACHES.values(), ids=CACHES.keys())
 def test_answers_are_the_same_with_a_cache_cold_and_warm(lab, ids_of, requests, settings):
     ids_of(lab)
@@ -547,6 +552,7 @@ def test_answers_are_the_same_with_a_cache_cold_and_warm(lab, ids_of, requests, 
     assert nothing_held(lab.fast.engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", CACHES.values(), ids=CACHES.keys())
 def test_what_is_forgotten_is_not_found(lab, ids_of, requests, settings):
     ids_of(lab)

@@ -105,7 +105,7 @@ def check(lab, sequences: list[Sequence]) -> None:
         assert f"{alone[key]} ".startswith(f"{answer.text} "), (item, answer.text)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ten_thousand_requests_under_faults_end_once_each_and_hold_nothing(
     lab, mixed, tmp_path, monkeypatch, ids_of
 ):
@@ -129,6 +129,7 @@ def test_ten_thousand_requests_under_faults_end_once_each_and_hold_nothing(
     assert psutil.Process().memory_info().rss - before < 64 * 2**20
 
 
+@pytest.mark.slow
 def test_three_hundred_requests_under_faults(lab, mixed, tmp_path, monkeypatch, ids_of):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -80,6 +80,7 @@ def gets_ctrl_c(sender, trial, child=executors._child) -> None:
     child(sender, trial)
 
 
+@pytest.mark.slow
 def test_each_configuration_is_measured_in_a_process_of_its_own(trials, monkeypatch):
     monkeypatch.setattr(executors, "_child", says_its_process)
     pids = {run.reason for run in run_all(trials(1, 2, 4))}
@@ -135,6 +136,7 @@ def test_stopping_early_ends_the_worker_at_hand(trials):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_in_one_process_a_model_is_loaded_once_for_all_of_its_settings(trials, monkeypatch):
     from qvl_lab.bench import measure
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 # torch as on a machine with a GPU that CUDA_VISIBLE_DEVICES can hide; touching it raises
 PROGRAM = """
 import os, torch
@@ -27,12 +29,14 @@ def imported(module: str, visible: str | None) -> subprocess.CompletedProcess[st
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_import_touches_no_gpu_and_restores_what_is_visible():
     result = imported("qvl_lab.bench.executors.preload", "3,1")
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.split() == ["3,1"]
 
 
+@pytest.mark.slow
 def test_without_the_variable_it_stays_unset():
     result = imported("qvl_lab.bench.executors.preload", None)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -261,6 +261,7 @@ CELLS = (
 )
 
 
+@pytest.mark.slow
 def test_a_notebook_that_papermill_runs_keeps_tables(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
     nbformat.write(notebook, tmp_path / "in.ipynb")

@@ -223,6 +223,7 @@ def test_a_notebook_that_stops_names_the_cell_and_keeps_what_it_had(
     assert (out / "settings.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_kernel_is_this_interpreter_whatever_kernels_the_user_has(
     runs_file, on_cpu, tmp_path, monkeypatch
 ):
