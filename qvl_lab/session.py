@@ -21,7 +21,7 @@ from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.config import EngineSpec, Fast, ImagePolicy, ModelSpec, SamplingParams, Transformers
 from qvl_lab.config.signatures import check_settings, names_settings
 from qvl_lab.errors import ConfigError
-from qvl_lab.models.load import LoadedModel, load_model
+from qvl_lab.models.load import LoadedModel, load_model, warn_of_emulation
 from qvl_lab.models.memory import free
 from qvl_lab.probe.stages import Recorder, listening
 from qvl_lab.workloads.in_hand import Images, Prompts, items_in_hand
@@ -285,7 +285,9 @@ def load(model: str | ModelSpec = "tiny", **settings: Any) -> Lab:
     """
     check_settings(load, settings)
     spec = replace(model, **settings) if isinstance(model, ModelSpec) else None
-    return Lab(load_model(spec or ModelSpec(model=str(model), **settings)))
+    spec = spec or ModelSpec(model=str(model), **settings)
+    warn_of_emulation(spec)
+    return Lab(load_model(spec))
 
 
 @contextmanager

@@ -15,14 +15,19 @@ from qvl_lab.bench.trial import Trial
 from qvl_lab.config import ImagePolicy, ModelSpec
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import gpu_index
-from qvl_lab.models.load import resolve
+from qvl_lab.models.load import load_model, resolve
 from qvl_lab.models.memory import first_line, free, memory_limit, out_of_memory
 from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.vram import peak_bytes, reset_peak
 from qvl_lab.runs.records import Run
-from qvl_lab.session import Lab, load
+from qvl_lab.session import Lab
 from qvl_lab.workloads.decode import read_bytes
 from qvl_lab.workloads.items import Item, Workload
+
+
+def load(spec: ModelSpec) -> Lab:
+    """Load a model without the warnings that a sweep has given once for all of its settings."""
+    return Lab(load_model(spec))
 
 
 def measure(trial: Trial, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:

@@ -138,12 +138,17 @@ def _check_metrics(configs: Sequence[Config], spec: SweepSpec, workload: Workloa
 def check_models(trials: Iterable[Trial]) -> None:
     """Look up each model that is not loaded yet, once, rather than in every worker.
 
+    It is said once, too, if fp8 is to be emulated.
+
     Raises
     ------
     UnknownNameError, ModelError
         If a model's files are not there, or its hub cannot be reached.
     """
-    from qvl_lab.models.load import check_model
+    from qvl_lab.models.load import check_model, warn_of_emulation
 
-    for model in dict.fromkeys(trial.config.model for trial in trials):
+    models = list(dict.fromkeys(trial.config.model for trial in trials))
+    for model in models:
         check_model(model)
+    if emulated := [model for model in models if model.precision == "fp8"]:
+        warn_of_emulation(emulated[0])

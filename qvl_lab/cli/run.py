@@ -132,10 +132,7 @@ def load_lab(spec: Any, *, quiet: bool) -> Lab:
 
     if quiet:
         disable_progress_bar()
-    lab = load(spec)
-    if (lab.spec.precision, lab.spec.device) == ("fp8", "cpu"):
-        note("fp8 on a CPU is emulated: answers are those of fp8, speed and memory are not")
-    return lab
+    return load(spec)
 
 
 def _quality(

@@ -5,6 +5,7 @@ Importing this module imports torch and transformers.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from qvl_lab.models.shapes import (
     random_generation_config,
 )
 from qvl_lab.workloads.resize import PixelLimits
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -156,6 +159,16 @@ def resolve(spec: ModelSpec) -> ModelSpec:
             "precision='int8' or 'bf16'"
         )
     return replace(spec, device=device, precision=precision)
+
+
+def warn_of_emulation(spec: ModelSpec) -> None:
+    """Say that a CPU has no 8-bit floats, if ``spec`` wants to compute with them on one."""
+    on_cpu = spec.device == "cpu" or (spec.device == "auto" and not torch.cuda.is_available())
+    if spec.precision == "fp8" and on_cpu:
+        log.warning(
+            "fp8 on a CPU is emulated: answers are those of fp8, speed and memory are not; "
+            "measure them on a GPU of compute capability 8.9 or later"
+        )
 
 
 def check_model(spec: ModelSpec) -> None:

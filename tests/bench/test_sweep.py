@@ -745,3 +745,9 @@ def test_a_skipped_row_has_the_precision_of_the_row_that_closed_it_off(monkeypat
     assert runs.frame()[["device", "precision"]].drop_duplicates().to_numpy().tolist() == [
         ["cuda", "bf16"]
     ]
+
+
+def test_a_sweep_of_fp8_on_a_cpu_says_once_that_it_is_emulated(sweep, caplog):
+    runs = sweep(device="cpu", precision=["fp32", "fp8"], batch_size=[1, 2], repeats=1)
+    assert [run.status for run in runs] == ["ok"] * len(runs)
+    assert caplog.text.count("fp8 on a CPU is emulated") == 1

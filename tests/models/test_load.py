@@ -217,6 +217,13 @@ def test_bytes_of_a_token_are_those_of_a_real_cache(precision):
     assert loaded.kv_bytes_per_token == (cache.keys.nbytes + cache.values.nbytes) / 48
 
 
+@pytest.mark.parametrize(("precision", "words"), [("fp8", 1), ("fp32", 0)])
+def test_fp8_on_a_cpu_is_said_to_be_emulated(caplog, precision, words):
+    ql.load("random:tiny", device="cpu", precision=precision)
+    said = "fp8 on a CPU is emulated: answers are those of fp8, speed and memory are not"
+    assert caplog.text.count(said) == words
+
+
 # ---- folders
 
 
