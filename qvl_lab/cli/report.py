@@ -90,12 +90,12 @@ def report(
 
 def _own_currency(price: PriceOptions) -> str | None:
     """The currency of the user's own price, which is not converted unasked; None for others."""
-    from qvl_lab.analysis.money.cost import find_price, prices
+    from qvl_lab.analysis.money.cost import find_price, price_list
 
     if not (price.prices_file and price.gpu) or price.per_hour is not None:
         return None
     found = find_price(price.gpu, price.provider, price.kind, file=price.prices_file)
-    return None if found in prices() else found.currency
+    return None if found in price_list() else found.currency
 
 
 def _measured(model: str, workload: str, items: int, out: Path, *, quiet: bool) -> Path:
@@ -110,9 +110,10 @@ def _measured(model: str, workload: str, items: int, out: Path, *, quiet: bool) 
 @app.command(epilog="Example: qvl-lab prices --gpu A10G")
 def prices(gpu: Gpu = None, prices_file: PricesFile = None, as_json: AsJson = False) -> None:
     """List the known GPU prices and exchange rates with their dates and sources."""
-    from qvl_lab.analysis.money.cost import find_price, price_table, rates
+    from qvl_lab.analysis.money.cost import find_price, rates
+    from qvl_lab.analysis.money.cost import prices as known_prices
 
-    table, known = price_table(prices_file), rates(prices_file)
+    table, known = known_prices(prices_file), rates(prices_file)
     if gpu:
         name = find_price(gpu, file=prices_file).gpu
         table = table[table["gpu"] == name]

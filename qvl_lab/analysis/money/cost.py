@@ -91,7 +91,7 @@ class Rate:
             raise ConfigError(f"an exchange rate must be a number above 0, not {self.rate!r}")
 
 
-def prices(file: str | Path | None = None) -> list[Price]:
+def price_list(file: str | Path | None = None) -> list[Price]:
     """The packaged prices, after those of ``file`` if one is given.
 
     Raises
@@ -105,13 +105,27 @@ def prices(file: str | Path | None = None) -> list[Price]:
 
 
 def rates(file: str | Path | None = None) -> list[Rate]:
-    """The packaged exchange rates, after those of ``file`` if one is given; errors as prices."""
+    """The packaged exchange rates, after those of ``file`` if one is given.
+
+    Errors are as of :func:`price_list`.
+    """
     return [*(_entries(file, "rate", Rate) if file else []), *_packaged("rate", Rate)]
 
 
-def price_table(file: str | Path | None = None) -> pd.DataFrame:
-    """All known prices as a table."""
-    return pd.DataFrame([asdict(p) for p in prices(file)])
+def prices(file: str | Path | None = None) -> pd.DataFrame:
+    """The packaged prices, after those of ``file`` if one is given.
+
+    Returns
+    -------
+    DataFrame
+        One row per price, with the fields of :class:`Price`.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`price_list`.
+    """
+    return pd.DataFrame([asdict(p) for p in price_list(file)])
 
 
 def find_price(
@@ -130,7 +144,7 @@ def find_price(
     UnknownNameError
         If no entry has this GPU, or none of its entries has this provider or kind.
     """
-    found = prices(file)
+    found = price_list(file)
     for field, wanted in (("gpu", gpu), ("provider", provider), ("kind", kind)):
         if wanted is None:
             continue
@@ -313,7 +327,7 @@ __all__: Sequence[str] = (
     "cost_column",
     "find_price",
     "price",
-    "price_table",
+    "price_list",
     "prices",
     "rates",
     "symbol",

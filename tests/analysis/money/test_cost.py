@@ -17,7 +17,7 @@ from qvl_lab.analysis.money.cost import (
     cost_column,
     find_price,
     price,
-    price_table,
+    price_list,
     prices,
     rates,
     symbol,
@@ -66,7 +66,7 @@ def seconds():
 # ---- the packaged table ----
 
 
-@pytest.mark.parametrize("entry", prices(), ids=lambda p: f"{p.gpu} {p.provider} {p.kind}")
+@pytest.mark.parametrize("entry", price_list(), ids=lambda p: f"{p.gpu} {p.provider} {p.kind}")
 def test_every_packaged_price_is_dated_sourced_and_of_a_known_gpu(entry):
     assert re.fullmatch(r"undated|\d{4}(-\d\d){0,2}", entry.date)
     if len(entry.date) == 10:
@@ -90,9 +90,9 @@ def test_the_article_price_is_eight_tenths_of_a_yuan_a_minute():
     assert found.label == "A10G article on demand, 48 CNY/h (undated)"
 
 
-def test_price_table_has_a_row_per_price(own):
-    table = price_table(own)
-    assert len(table) == len(prices()) + 2
+def test_prices_are_a_table_with_a_row_per_price(own):
+    table = prices(own)
+    assert len(table) == len(price_list()) + 2
     assert table.iloc[0]["provider"] == "own"
     assert set(table["kind"]) <= set(KINDS)
 
@@ -105,7 +105,7 @@ def test_case_does_not_matter():
 
 
 def test_on_demand_is_preferred_and_spot_found_by_name():
-    kinds = {p.kind for p in prices() if (p.gpu, p.provider) == ("H200", "runpod")}
+    kinds = {p.kind for p in price_list() if (p.gpu, p.provider) == ("H200", "runpod")}
     assert kinds == {"on_demand", "spot"}
     assert find_price("H200", "runpod").kind == "on_demand"
     assert find_price("H200", "runpod", "spot").per_hour < find_price("H200", "runpod").per_hour
