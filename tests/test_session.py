@@ -48,12 +48,16 @@ def mixed_calls(requests, seed=0):
 
 
 def belongs_to(call, generation):
-    """Whether a stage table counts the tokens of its own answers and images, and no others."""
+    """Whether a stage table counts the tokens of its own answers and images, and no others.
+
+    An image whose prefix is known from a call before is not computed again.
+    """
     totals = generation.totals
+    known = generation.caches.get("prefix_hits", 0)
     return (
         [answer.id for answer in generation] == [item.id for item in call.items]
         and totals["detokenize"].amounts["tokens"] >= sum(a.new_tokens for a in generation)
-        and generation.work.images == len(call.items)
+        and generation.work.images == len(call.items) - known
         and sum(generation.stages_s.values()) == pytest.approx(generation.wall_s)
     )
 
@@ -83,7 +87,9 @@ def test_eight_threads_on_one_lab_get_the_answers_of_a_single_one(requests):
     assert [together[i].texts for i in range(len(calls))] == [one.texts for one in alone]
     assert len({text for one in alone for text in one.texts}) > 5  # they do not all say the same
     assert all(belongs_to(call, together[i]) for i, call in enumerate(calls))
-    assert [set(together[i].totals) for i in range(len(calls))] == [set(a.totals) for a in alone]
+    for index, one in enumerate(alone):
+        stages, own = set(together[index].totals), set(one.totals)
+        assert stages == own if together[index].work.images else stages < own
 
 
 @pytest.mark.slow
