@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
 from qvl_lab.bench.sweep import sweep
@@ -43,18 +46,27 @@ def default_sweep(
     fixed |= {"max_new_tokens": 40, "progress": progress, "timed_items": batches[-1]}
     grid: dict[str, Any] = {"resolution": [128, 256, 512], "precision": precisions}
     other = _fresh_if_other(out)
+    _say("the grid: batch sizes, resolutions and precisions with the stock engine", progress)
     runs = sweep(**fixed, **grid, batch_size=batches, on_other_environment=other)
     engines = ["stock"]
     if runs_fast(model):
         engines.append("fast")
+        _say("the largest batch again, with the fast engine", progress)
         runs = sweep(**fixed, **grid, batch_size=batches[-1:], engine="fast")
     tasks = {item.task for item in loaded.items}
     tables = [_for_all(tasks, table) for table in (article_resolutions(), *_proposed(runs))]
     if len(tables) > 1:
         fixed |= {"resolution": BY_TASK, "task_resolutions": tables}
+        _say("resolutions by task: the article's, and the lowest that keep quality", progress)
         sweep(**fixed, batch_size=batches[-1:], precision=precisions, engine=engines)
     device_ceilings(Path(out))  # last: on a GPU it leaves a context behind
     return Runs.load(out)
+
+
+def _say(what: str, progress: bool) -> None:
+    """Name what the next progress bar measures."""
+    if progress:
+        tqdm.write(f"measuring {what}", file=sys.stderr)
 
 
 def device_ceilings(runs: Path) -> None:

@@ -107,3 +107,19 @@ def test_the_default_sweep_of_random_weights_has_no_table(tmp_path, made_up, tab
     runs = default_sweep("tiny", table("read"), tmp_path / "r.jsonl", items=5, progress=False)
     assert {run.config["resolution"] for run in runs} == {128, 256, 512}
     assert {run.config["batch_size"] for run in runs} == {1, 4}
+
+
+def test_each_part_of_the_default_sweep_says_what_it_measures(
+    tmp_path, made_up, table, capsys, monkeypatch
+):
+    monkeypatch.setattr(module, "device_ceilings", lambda runs: None)
+    made_up()
+    default_sweep("tiny", table("read", "locate"), tmp_path / "r.jsonl", items=1)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("measuring")]
+    assert said == [
+        "measuring the grid: batch sizes, resolutions and precisions with the stock engine",
+        "measuring the largest batch again, with the fast engine",
+        "measuring resolutions by task: the article's, and the lowest that keep quality",
+    ]
+    default_sweep("tiny", table("read", "locate"), tmp_path / "r.jsonl", items=1, progress=False)
+    assert capsys.readouterr().err == ""
