@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,14 @@ def test_notebooks_do_not_repeat_or_misquote_the_articles_split(name):
     source = asset(f"notebooks/{name}.ipynb").read_text("utf-8")
     assert not re.search(r"(60-70|20-30|10-20) ?%", source)
     assert "fusion 20" not in source
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "docs/findings.md"])
+def test_no_page_gives_fusion_or_decoding_the_shares_of_others(name):
+    """They once stood a place too far on: fusion had the text encoder's, decoding fusion's."""
+    page = (Path(__file__).parents[1] / name).read_text("utf-8")
+    assert not re.search(r"(fusion|融合)[^0-9.。;；]{0,12}20[-–]30", page)
+    assert not re.search(r"(decod\w+|解码)[^0-9.。;；]{0,12}10[-–]20", page)
 
 
 def test_an_unknown_claim_names_the_nearest():

@@ -273,6 +273,7 @@ def test_a_price_of_your_own(seconds):
     priced = price(seconds, per_hour=6, utilisation=0.5)
     assert priced.loc[0, "cost_cny_per_100_images"] == pytest.approx(6 * 62 / 60 / 0.5)
     assert priced.attrs["price"]["provider"] == "own price"
+    assert price(seconds, gpu="MI300X", per_hour=6).attrs["price"]["gpu"] == "MI300X"
     assert priced.attrs["utilisation"] == 0.5
     euros = price(seconds, per_hour=6, currency="EUR")
     assert euros.loc[0, "cost_eur_per_100_images"] == pytest.approx(6.2)
