@@ -176,6 +176,9 @@ def test_what_cannot_be_measured_is_refused_before_the_work(
 def test_progress_names_what_the_fast_engine_does_without():
     base = Config().replace(engine="fast", batch_size=8).flat()
     assert in_words(Config().replace(batch_size=8).flat()) == "auto, native, batch 8"
+    assert in_words(Config().replace(resolution="by_task", batch_size=1).flat()) == (
+        "auto, by task, batch 1"
+    )
     assert in_words(base).endswith(", fast")
     assert in_words(base | {"overlap": False}).endswith(", fast without overlap")
 
