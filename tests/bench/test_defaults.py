@@ -109,6 +109,7 @@ def test_the_default_sweep_of_random_weights_has_no_table(tmp_path, made_up, tab
     assert {run.config["batch_size"] for run in runs} == {1, 4}
 
 
+@pytest.mark.slow
 def test_each_part_of_the_default_sweep_says_what_it_measures(
     tmp_path, made_up, table, capsys, monkeypatch
 ):
