@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qvl_lab.config import FIELDS, Config
+from qvl_lab.cli.options import PlanOptions
+from qvl_lab.config import FIELDS, Config, SweepSpec
 from qvl_lab.runs.records import Repeat, Run, run_key
 from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.sources import load_workload
@@ -60,6 +61,25 @@ def run(repeats: list[Repeat] | None = None, status: str = "ok", **parts: Any) -
         "environment": {"gpu": "NVIDIA A10G", "torch": "2.11"},
     }
     return Run(status=status, repeats=repeats or [], **(known | parts))
+
+
+@pytest.fixture(autouse=True)
+def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test says otherwise, a sweep measures each setting as often as it is told, in short
+    passes, and does not look who else uses the machine: other tests do.
+    """
+    quick = {"min_pass_s": 0.0, "on_busy": "ignore", "max_repeats": 1}
+    defaults = SweepSpec.__init__.__kwdefaults__
+    assert defaults is not None
+    for name, value in quick.items():
+        monkeypatch.setitem(defaults, name, value)
+    settings = PlanOptions.settings
+
+    def told(options: PlanOptions) -> dict[str, object]:
+        own = {n: v for n, v in quick.items() if getattr(options, n) == getattr(PlanOptions, n)}
+        return settings(options) | own
+
+    monkeypatch.setattr(PlanOptions, "settings", told)
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""How a number is measured so that it holds: quiet passes, rounds over settings, and a confirmation.
+"""How a number is measured so that it holds: quiet passes, rounds, and a confirmation.
 
 Passes one after another in one process agree with each other and with nothing else: what differs
 between processes, minutes and neighbours moves them all alike, so their interval is too narrow.
@@ -306,4 +306,3 @@ def pooled_noise(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
         return None
     squares = sum(stdev(group) ** 2 * (len(group) - 1) for group in known)
     return math.sqrt(squares / freedom), freedom
-

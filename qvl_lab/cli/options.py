@@ -126,8 +126,23 @@ class ScoringOptions:
 class PlanOptions:
     """How each setting is measured."""
 
-    repeats: Annotated[int, typer.Option(help="Timed passes.")] = 3
-    warmup: Annotated[int, typer.Option(help="Untimed batches before them.")] = 1
+    repeats: Annotated[
+        int, typer.Option(help="Timed passes of a setting at least, taken in turns.")
+    ] = 3
+    max_repeats: Annotated[
+        int, typer.Option(help="Passes at most; rounds go on until --half-width is reached.")
+    ] = 10
+    half_width: Annotated[
+        float, typer.Option(help="Wanted half-width of a 95% interval, as a share.")
+    ] = 0.05
+    budget_s: Annotated[
+        float | None, typer.Option(help="Begin no further round after so many seconds.")
+    ] = None
+    min_pass_s: Annotated[float, typer.Option(help="Least length of a pass in seconds.")] = 2.0
+    on_busy: Annotated[
+        str, typer.Option(help="A pass beside other programs: wait, keep (and mark it), ignore.")
+    ] = "wait"
+    warmup: Annotated[int, typer.Option(help="Whether to warm up before a pass; 0 is not.")] = 1
     timeout_s: Annotated[float, typer.Option(help="Give a setting up after so long.")] = 3600.0
     isolation: Annotated[
         str, typer.Option(help="process: each setting in its own; none: all in this one.")

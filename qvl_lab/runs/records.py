@@ -7,8 +7,8 @@ medians, no money. :mod:`qvl_lab.analysis.frame` turns runs into a table.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from qvl_lab.config import ENGINES, RENAMED, default_of, digest, engines_with
@@ -18,7 +18,8 @@ from qvl_lab.errors import StoreError
 SCHEMA_VERSION = 1
 #: ok: measured. oom: out of memory. error: the model or process failed.
 #: skipped: not tried, because a smaller neighbour ran out of memory.
-STATUSES = ("ok", "oom", "error", "skipped")
+#: busy: not measurable here, because others used the machine whenever it was tried.
+STATUSES = ("ok", "oom", "error", "skipped", "busy")
 #: The parts of a batch's time, in order. What they leave over is "other".
 STAGES = (
     "decode_image",
@@ -100,8 +101,12 @@ class Repeat:
     ``stages_s`` sums seconds per stage over all batches, ``parts_s`` those of stages within a
     stage by their path ("vision/merger"). ``ttft_s`` has one value per answered item: from the
     start of its batch to its first token. ``batch_s`` has one value per batch. ``work`` holds the
-    fields of :class:`Work`; ``caches`` hits, misses and bytes of the caches that were on. Older
-    files lack ``parts_s``, ``work`` and ``caches``.
+    fields of :class:`Work`; ``caches`` hits, misses and bytes of the caches that were on.
+    ``calls`` says how often the items were answered in one pass, so that it lasts long enough;
+    all other fields are sums over them. ``round`` is the turn of the setting in which the pass
+    was measured, each turn in a process of its own. ``disturbed`` says in words who else used the
+    machine, "" if nobody did, None if nobody looked. Older files lack ``parts_s``, ``work``,
+    ``caches``, ``round`` and ``disturbed``.
     """
 
     wall_s: float
@@ -116,6 +121,9 @@ class Repeat:
     parts_s: dict[str, float] = field(default_factory=dict)
     work: dict[str, int] = field(default_factory=dict)
     caches: dict[str, int] = field(default_factory=dict)
+    calls: int = 1
+    round: int | None = None
+    disturbed: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +149,13 @@ class Run:
         Peak bytes: ``allocated``, ``reserved``, ``process``, ``device``; None where unknown.
     power : dict
         Means over the timed passes: ``gpu_utilisation`` (0-1), ``power_w``; ``energy_j`` in all.
+    contention : dict
+        ``thrown_away``, how many passes were not kept since others used the machine, with the
+        latest ``reason`` in words, and ``canary_s``, the best time of a fixed computation. Empty
+        where nobody looked.
+    round : int or None
+        The turn that this run is, in a file where each turn is a line; None in a joined run and
+        in older files.
     cache_state : str
         "off", "cold", "warm": whether image features were reused.
     architecture : dict
@@ -170,6 +185,8 @@ class Run:
     cold: dict[str, float | None] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
     power: dict[str, float | None] = field(default_factory=dict)
+    contention: dict[str, Any] = field(default_factory=dict)
+    round: int | None = None
     cache_state: str = "off"
     random_weights: bool | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -205,7 +222,15 @@ class Run:
                 f"schema version {values['schema']}, this qvl_lab reads {SCHEMA_VERSION}: "
                 "read it with the version that wrote it, or measure again"
             )
-        for name in ("config", "resolved", "workload", "plan", "environment", "scores"):
+        for name in (
+            "config",
+            "resolved",
+            "workload",
+            "plan",
+            "environment",
+            "scores",
+            "contention",
+        ):
             if not isinstance(values.get(name, {}), dict):
                 raise StoreError(f"not a run: {name} is no object")
         if not all(isinstance(found, dict) for found in values.get("scores", {}).values()):
@@ -243,6 +268,72 @@ def _upgrade(values: dict[str, Any]) -> None:
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in values.items()}
+
+
+def joined(turns: Sequence[Run]) -> Run:
+    """One run of all turns of a setting.
+
+    Passes are kept in the order of their rounds; of a round that was measured twice, the later.
+    Peaks are the highest, energy is summed. If any turn was measured, so was the setting; how it
+    ended otherwise is told by the last turn, and a turn that failed by ``reason``.
+
+    Parameters
+    ----------
+    turns : sequence of Run
+        Of one key and environment, in the order in which they were written.
+    """
+    by_round = {run.round: run for run in turns}
+    if None in by_round:  # an older file, or joined before: a line is a whole run
+        return turns[-1]
+    visits = [by_round[number] for number in sorted(by_round)]
+    measured = [run for run in visits if run.status == "ok"]
+    if not measured:
+        return replace(visits[-1], round=None, contention=_contention(visits))
+    scored = next((run for run in measured if run.scores or run.answers), measured[0])
+    failed = [run for run in visits if run.status in ("oom", "error")]
+    of = f"{len(failed)} of {len(visits)} rounds failed: " if failed else ""
+    return replace(
+        scored,
+        reason=of + str(failed[-1].reason) if failed else None,
+        repeats=[repeat for run in measured for repeat in run.repeats],
+        memory=_highest([run.memory for run in measured]),
+        power=_power(measured),
+        contention=_contention(visits),
+        round=None,
+    )
+
+
+def _highest(peaks: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
+    known = {name: [peak.get(name) for peak in peaks] for name in peaks[0]}
+    return {
+        name: max((v for v in values if v is not None), default=None)
+        for name, values in known.items()
+    }
+
+
+def _power(measured: Sequence[Run]) -> dict[str, float | None]:
+    """Energy in all; utilisation and power as means over the turns."""
+    merged: dict[str, float | None] = {}
+    for name in measured[0].power:
+        values = [run.power.get(name) for run in measured]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            merged[name] = None
+        else:
+            merged[name] = sum(known) / (1 if name == "energy_j" else len(known))
+    return merged
+
+
+def _contention(visits: Sequence[Run]) -> dict[str, Any]:
+    seen = [run.contention for run in visits if run.contention]
+    if not seen:
+        return {}
+    canaries = [c["canary_s"] for c in seen if c.get("canary_s") is not None]
+    return {
+        "thrown_away": sum(c.get("thrown_away", 0) for c in seen),
+        "reason": next((c["reason"] for c in reversed(seen) if c.get("reason")), None),
+        "canary_s": min(canaries, default=None),
+    }
 
 
 def environment_key(environment: Mapping[str, Any]) -> str:

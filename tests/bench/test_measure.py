@@ -111,7 +111,7 @@ def test_a_run_says_what_was_run_and_on_what(lab, trial):
     assert run.workload["items"] == run.workload["measured_items"] == 8
     assert run.plan == {
         **{"repeats": 2, "warmup": 1, "timed_items": None, "batches": None, "seed": 0},
-        **{"quality": True, "metrics": {}},
+        **{"quality": True, "metrics": {}, "min_pass_s": 0.0, "phase": "sweep"},
     }
     assert run.cold["load_s"] == lab.loaded.load_s
     assert run.cold["warmup_s"] > 0

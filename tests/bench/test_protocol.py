@@ -8,8 +8,6 @@ import math
 from bisect import bisect_right
 from random import Random
 
-import pytest
-
 from qvl_lab.analysis.stats.estimates import paired_ratio
 from qvl_lab.bench.protocol import (
     Gate,
@@ -17,7 +15,6 @@ from qvl_lab.bench.protocol import (
     Visit,
     head_to_head,
     in_rounds,
-    pooled_noise,
     quiet_pass,
 )
 from qvl_lab.probe.contention import Contention
