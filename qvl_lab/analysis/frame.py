@@ -59,7 +59,9 @@ SETTINGS = (
 )
 
 #: Fields of a plan that say how often something was timed, not what.
-_HOW_OFTEN = ("repeats", "warmup")
+_HOW_OFTEN = ("repeats", "warmup", "min_pass_s", "phase")
+#: A setting whose slowest pass took this many times its fastest is unstable.
+UNSTABLE = 1.5
 
 
 def frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -76,9 +78,52 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         ``warmup_s``; ``encoder_hit_rate``, ``prefix_hit_rate``, ``response_hit_rate`` (0-1) of the
         caches that were on, and the columns of ``cache_columns``;
         workload and environment columns; ``environment`` names the environment as a whole; the
-        columns of :func:`quality_columns`. Unknown is NaN or None.
+        columns of :func:`quality_columns`. ``round_s`` maps the rounds of a sweep to the seconds
+        per 100 images that the setting took in them, and ``confirmed_s`` those of a confirmation,
+        which gives no row of its own. ``passes_thrown_away`` counts passes beside which others
+        used the machine, ``disturbed`` says that such passes are among the numbers, ``unstable``
+        that the slowest pass took more than 1.5 times the fastest. Unknown is NaN or None.
     """
-    return pd.DataFrame([_row(run) for run in runs])
+    every = list(runs)
+    confirmed = {_setting(run): _rounds(run) for run in every if _confirms(run)}
+    return pd.DataFrame(
+        [
+            _row(run) | {"confirmed_s": confirmed.get(_setting(run))}
+            for run in every
+            if not _confirms(run)
+        ]
+    )
+
+
+def _confirms(run: Run) -> bool:
+    """Whether it was measured to confirm what another run showed."""
+    return bool(run.plan.get("phase") == "confirmation")
+
+
+def _setting(run: Run) -> tuple[str, str, str]:
+    """Equal for a run and the one that confirms it."""
+    workload = str(run.workload.get("fingerprint"))
+    return digest(run.config), workload, environment_key(run.environment)
+
+
+def _rounds(run: Run) -> dict[int, float] | None:
+    """Seconds per 100 images by round; None where nothing was measured in rounds."""
+    rounds = {
+        r.round: 100 * r.wall_s / r.answered
+        for r in run.repeats
+        if r.round is not None and r.answered
+    }
+    return rounds or None
+
+
+def _how_measured(run: Run) -> dict[str, Any]:
+    rates = [r.answered / r.wall_s for r in run.repeats if r.answered]
+    return {
+        "round_s": _rounds(run),
+        "passes_thrown_away": run.contention.get("thrown_away"),
+        "disturbed": any(r.disturbed for r in run.repeats),
+        "unstable": bool(rates) and max(rates) > UNSTABLE * min(rates),
+    }
 
 
 _TAKEN = ("low", "high", "kind", "items", "missing", "unparsed")
@@ -145,6 +190,7 @@ def _row(run: Run) -> dict[str, Any]:
     row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}
     row["energy_j_per_100_images"] = _energy(run)
     row |= {"load_s": run.cold.get("load_s"), "warmup_s": run.cold.get("warmup_s")}
+    row |= _how_measured(run)
     row |= _hit_rates(run) | cache_columns(run)
     row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
     row["started_at"] = run.started_at

@@ -101,8 +101,10 @@ def _measure(trial: Trial, lab: Lab, builder: RunBuilder) -> None:
     calls = _warm_up(trial, once)
     builder.warmed_up(perf_counter() - started)
     reset_peak(device)
+    passed: list[Generation] = []
     for _ in range(trial.passes):
-        if not (passed := _pass(trial, once, calls, device, builder)):
+        passed = _pass(trial, once, calls, device, builder)
+        if not passed:
             return
     builder.peaked(peak_bytes(device))
     if trial.plan.quality and not trial.round and not lab.loaded.random_weights:
@@ -133,8 +135,8 @@ def _warm_up(trial: Trial, once: Callable[..., Generation]) -> int:
 
 def _pass(
     trial: Trial, once: Callable[[], Generation], calls: int, device: str, builder: RunBuilder
-) -> list[Generation] | None:
-    """One timed pass that nobody disturbed; None if the machine stayed busy."""
+) -> list[Generation]:
+    """One timed pass that nobody disturbed, call by call; empty if the machine stayed busy."""
 
     def timed() -> tuple[Reading, Contention]:
         monitor = Monitor(device) if trial.gate else None
@@ -145,7 +147,7 @@ def _pass(
     quiet = quiet_pass(timed, trial.gate or Gate(), trial.best_canary_s)
     builder.disturbed(quiet)
     if quiet.value is None and not trial.insist:
-        return None
+        return []
     generations, readings = quiet.last
     note = None
     if trial.gate:

@@ -232,7 +232,7 @@ class Turns:
         return self._seen(Visit(seconds=seconds, again=busy or seconds is not None))
 
     def _seen(self, visit: Visit) -> Visit:
-        self._bar.total = max(self._bar.total, self._bar.n + 1)
+        self._bar.total = max(self._bar.total or 0, self._bar.n + 1)
         self._bar.update()
         return visit
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from qvl_lab.analysis.frame import SETTINGS, with_defaults
 from qvl_lab.analysis.money.cost import cost_column
-from qvl_lab.analysis.stats.estimates import Estimate
+from qvl_lab.analysis.stats.estimates import Estimate, paired_ratio
 from qvl_lab.analysis.stats.intervals import Comparison, compare
 from qvl_lab.config import check_name
 from qvl_lab.errors import ConfigError, LimitError
@@ -56,8 +56,10 @@ class Recommendation:
     current, best : Series
         Rows of the frame.
     saving : Estimate
-        Share of the cost that goes away (0-1). Its interval combines the worst ends of both
-        costs' 95% intervals, so it is wider than 95%; None bounds mean a single repeat.
+        Share of the cost that goes away (0-1); see :func:`saving`. None bounds mean a single pass.
+    confirmed : bool
+        Whether both were measured head to head after they were chosen. The saving of a setting
+        that was chosen for being the cheapest is a little too large until it is.
     steps : list of Step
         Lever by lever from ``current`` to ``best``, as far as the settings between were measured.
     held : tuple of str
@@ -67,6 +69,8 @@ class Recommendation:
     cheaper : Series or None
         The cheapest setting if the held fields were free and quality did not matter, where that
         is another one.
+    runner_up : Series or None
+        The next cheapest setting within the same limits.
     quality : Comparison or None
         How much better ``best`` answers the same items than ``current``; None if quality was not
         measured.
@@ -77,10 +81,12 @@ class Recommendation:
     current: pd.Series
     best: pd.Series
     saving: Estimate
+    confirmed: bool = False
     steps: list[Step] = field(default_factory=list)
     held: tuple[str, ...] = ()
     excluded: dict[str, int] = field(default_factory=dict)
     cheaper: pd.Series | None = None
+    runner_up: pd.Series | None = None
     quality: Comparison | None = None
     min_quality: float | None = None
 
@@ -164,15 +170,18 @@ def recommend(
     if kept.empty:
         raise LimitError(_nothing_passes(rows, excluded, () if passing.empty else hold))
     best = _cheapest(kept)
+    others = kept[~kept["key"].isin([best["key"], today["key"]])]
     cheaper = _cheapest(_within(rows, limits | {"min_quality": None})[0])
     return Recommendation(
         current=today,
         best=best,
         saving=saving(today, best),
+        confirmed=is_confirmed(today, best),
         steps=steps(rows, today, best),
         held=tuple(hold),
         excluded=excluded,
         cheaper=None if cheaper["key"] == best["key"] else cheaper,
+        runner_up=None if others.empty else _cheapest(others),
         quality=quality_difference(today, best),
         min_quality=min_quality,
     )
@@ -271,14 +280,39 @@ def find_row(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
     return baseline(rows)
 
 
+def is_confirmed(current: pd.Series, best: pd.Series) -> bool:
+    """Whether the two were measured head to head after they were chosen."""
+    return len(_pairs(current, best, "confirmed_s")[0]) >= 3
+
+
+def _pairs(current: pd.Series, best: pd.Series, column: str) -> tuple[list[float], list[float]]:
+    """Seconds per 100 images of both in the rounds that both took part in."""
+    rounds = [row.get(column) for row in (current, best)]
+    first, second = ({} if not isinstance(found, Mapping) else found for found in rounds)
+    shared = sorted(first.keys() & second.keys())
+    return [first[n] for n in shared], [second[n] for n in shared]
+
+
 def saving(current: pd.Series, best: pd.Series) -> Estimate:
-    """The share saved, with the widest interval that both rows' intervals allow."""
+    """The share saved, with its 95% interval.
+
+    It comes from the rounds of a confirmation, if both rows have one, else from the rounds of
+    the sweep, in either case pair by pair, so that what slows a whole round cancels. Rows that
+    were not measured in rounds get the widest interval that both rows' intervals allow.
+    """
+    if current["key"] == best["key"]:
+        return Estimate(0.0, 0.0, 0.0)
+    for column in ("confirmed_s", "round_s"):
+        before, after = _pairs(current, best, column)
+        if len(before) >= 3:
+            ratio = paired_ratio(before, after)
+            assert ratio.low is not None
+            assert ratio.high is not None
+            return Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
     name = "s_per_100_images"
     bounds = [current[f"{name}_low"], current[f"{name}_high"], best[f"{name}_low"]]
     bounds.append(best[f"{name}_high"])
     value = 1 - best[name] / current[name]
-    if current["key"] == best["key"]:
-        return Estimate(0.0, 0.0, 0.0)
     if any(pd.isna(b) for b in bounds):
         return Estimate(value, None, None)
     low, high, best_low, best_high = bounds
