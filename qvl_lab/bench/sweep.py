@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from qvl_lab.analysis.quality.scoring import metric_names, score
 from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.bench.executors import EXECUTORS
 from qvl_lab.bench.planning import (
@@ -24,7 +25,7 @@ from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config, SweepSpec
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
-from qvl_lab.errors import StoreError, UnknownNameError
+from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run, environment_key
 from qvl_lab.runs.store import Runs, Store
@@ -102,8 +103,11 @@ def measure_each(
         raise UnknownNameError("choice", on_other_environment, ON_OTHER_ENVIRONMENT)
     workload = load_workload(spec.workload, question=spec.question).sample(spec.items, spec.seed)
     check(configs, spec, workload)
-    plan = Plan(**{f.name: getattr(spec, f.name) for f in fields(Plan)})
-    trials = [Trial(config=c, workload=workload, plan=plan) for c in smallest_first(configs)]
+    chosen = {f.name: getattr(spec, f.name) for f in fields(Plan)}
+    plan = Plan(**chosen | {"metrics": metric_names(spec.metrics)})
+    shared: dict[str, Any] = {"workload": workload, "plan": plan}
+    shared |= {"answers_only": _scores_here(spec)}
+    trials = [Trial(config=c, **shared) for c in smallest_first(configs)]
     keys = {trial.key for trial in trials}
     with Store(out) as store:
         for note in store.runs.notes:
@@ -133,6 +137,7 @@ def _run(
 ) -> None:
     """Measure what is pending and store each row; larger settings after an OOM are skipped."""
     oom = [run for run in known if run.status == "oom"]
+    answers_only = _scores_here(spec)
 
     def open_trials() -> Iterator[Trial]:
         for trial in pending:
@@ -144,12 +149,31 @@ def _run(
                 bar.set_postfix_str(f"measuring {in_words(trial.config.flat())}")
                 yield trial
 
-    for run in EXECUTORS[spec.isolation](open_trials(), spec.timeout_s):
+    for measured in EXECUTORS[spec.isolation](open_trials(), spec.timeout_s):
+        run = _scored(measured, spec) if answers_only else measured
         store.append(run)
         if run.status == "oom":
             oom.append(run)
         bar.set_postfix_str(f"{in_words(run.config)}: {run.status}")
         bar.update()
+
+
+def _scores_here(spec: SweepSpec) -> bool:
+    """Whether a metric is a function, which may not be found in a worker process."""
+    return any(callable(metric) for metric in spec.metrics.values())
+
+
+def _scored(run: Run, spec: SweepSpec) -> Run:
+    """The run with its answers scored here, where the metrics' functions are at hand.
+
+    One that cannot be scored becomes an error, and keeps its answers.
+    """
+    asked = ([row[name] for row in run.answers] for name in ("task", "answer", "expected"))
+    try:
+        scores = score(*asked, spec.metrics)
+    except ConfigError as e:
+        return replace(run, status="error", reason=str(e))
+    return replace(run, scores={task: found.to_dict() for task, found in scores.items()})
 
 
 def _tell_kept_errors(kept: Sequence[Run]) -> None:

@@ -30,11 +30,16 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """All that a worker needs to measure one configuration. It can be pickled."""
+    """All that a worker needs to measure one configuration. It can be pickled.
+
+    With ``answers_only`` answers are kept and not scored: the sweep does that itself, where a
+    metric is a function, of which the plan knows the name alone.
+    """
 
     config: Config
     workload: Workload
     plan: Plan
+    answers_only: bool = False
 
     @property
     def key(self) -> str:
