@@ -168,9 +168,11 @@ def _scored(run: Run, spec: SweepSpec) -> Run:
 
     One that cannot be scored becomes an error, and keeps its answers.
     """
-    asked = ([row[name] for row in run.answers] for name in ("task", "answer", "expected"))
+    tasks, answers, expected = (
+        [row[name] for row in run.answers] for name in ("task", "answer", "expected")
+    )
     try:
-        scores = score(*asked, spec.metrics)
+        scores = score(tasks, answers, expected, spec.metrics)
     except ConfigError as e:
         return replace(run, status="error", reason=str(e))
     return replace(run, scores={task: found.to_dict() for task, found in scores.items()})
