@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "BatchShape": "qvl_lab.analysis.limits.memory",
     "Config": "qvl_lab.config",
     "Fast": "qvl_lab.config",
     "ImagePolicy": "qvl_lab.config",
@@ -23,15 +24,24 @@ _HOME = {
     "Transformers": "qvl_lab.config",
     "ablate": "qvl_lab.bench.ablation",
     "advise": "qvl_lab.analysis.limits.advice",
+    "article_resolutions": "qvl_lab.tasks",
+    "batches_by_card": "qvl_lab.analysis.limits.memory",
+    "biggest_wins": "qvl_lab.analysis.limits.roofline",
     "break_even": "qvl_lab.analysis.levers.cache_savings",
+    "claim": "qvl_lab.claims",
+    "finding_sentences": "qvl_lab.show.report.finding_text",
+    "hit_points": "qvl_lab.analysis.levers.cache_savings",
     "hit_rates": "qvl_lab.bench.cache_savings",
     "load": "qvl_lab.session",
     "load_workload": "qvl_lab.workloads.sources",
-    "propose_resolutions": "qvl_lab.analysis.quality.tradeoffs",
+    "measure_ceilings": "qvl_lab.probe.ceilings",
+    "measured_ceilings": "qvl_lab.analysis.limits.roofline",
     "plots": "qvl_lab.show",
     "price": "qvl_lab.analysis.money.cost",
     "prices": "qvl_lab.analysis.money.cost",
     "profile": "qvl_lab.bench.profile",
+    "propose_resolutions": "qvl_lab.analysis.quality.tradeoffs",
+    "read_architecture": "qvl_lab.models.load",
     "recommend": "qvl_lab.analysis.money.recommend",
     "report": "qvl_lab.show.report.render",
     "roofline": "qvl_lab.analysis.limits.roofline",
@@ -41,6 +51,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BatchShape",
     "Config",
     "Fast",
     "ImagePolicy",
@@ -54,15 +65,24 @@ __all__ = [
     "__version__",
     "ablate",
     "advise",
+    "article_resolutions",
+    "batches_by_card",
+    "biggest_wins",
     "break_even",
+    "claim",
+    "finding_sentences",
+    "hit_points",
     "hit_rates",
     "load",
     "load_workload",
+    "measure_ceilings",
+    "measured_ceilings",
     "plots",
     "price",
     "prices",
     "profile",
     "propose_resolutions",
+    "read_architecture",
     "recommend",
     "report",
     "roofline",
@@ -72,9 +92,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from qvl_lab.analysis.levers.cache_savings import break_even
+    from qvl_lab.analysis.levers.cache_savings import break_even, hit_points
     from qvl_lab.analysis.limits.advice import advise
-    from qvl_lab.analysis.limits.roofline import roofline
+    from qvl_lab.analysis.limits.memory import BatchShape, batches_by_card
+    from qvl_lab.analysis.limits.roofline import biggest_wins, measured_ceilings, roofline
     from qvl_lab.analysis.money.cost import price, prices
     from qvl_lab.analysis.money.recommend import recommend
     from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
@@ -82,6 +103,7 @@ if TYPE_CHECKING:
     from qvl_lab.bench.cache_savings import hit_rates
     from qvl_lab.bench.profile import profile
     from qvl_lab.bench.sweep import sweep
+    from qvl_lab.claims import claim
     from qvl_lab.config import (
         Config,
         Fast,
@@ -92,12 +114,16 @@ if TYPE_CHECKING:
         Transformers,
     )
     from qvl_lab.errors import QvlError
+    from qvl_lab.models.load import read_architecture
+    from qvl_lab.probe.ceilings import measure_ceilings
     from qvl_lab.runs.records import Run
     from qvl_lab.runs.store import Runs
     from qvl_lab.session import load
     from qvl_lab.show import plots
     from qvl_lab.show.notebook.watch import watch
+    from qvl_lab.show.report.finding_text import finding_sentences
     from qvl_lab.show.report.render import report
+    from qvl_lab.tasks import article_resolutions
     from qvl_lab.workloads.resize import visual_tokens
     from qvl_lab.workloads.sources import load_workload
 

@@ -241,6 +241,12 @@ def test_toml_has_no_word_for_none():
         spec.to_toml()
 
 
+def test_toml_has_no_word_for_a_function():
+    spec = SweepSpec(axes={}, metrics={"invoice": lambda answer, expected: 1.0})
+    with pytest.raises(ConfigError, match="metric of task 'invoice' is a function"):
+        spec.to_toml()
+
+
 def test_toml_tables_are_read(tmp_path):
     text = '[sweep]\nitems = 4\n[axes]\nbatch_size = [1, 8]\n[fixed]\nprecision = "fp16"\n'
     spec = SweepSpec.from_toml(write(tmp_path, text))

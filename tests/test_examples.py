@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qvl_lab.runs.store import Store
+from qvl_lab.runs.store import Runs, Store
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -61,8 +61,23 @@ def test_a_run_file_is_priced(printed, tmp_path, on_cpu):
     assert "saves 75%" in out
 
 
-def test_examples_are_short_and_all_have_a_test():
+@pytest.mark.slow
+def test_two_settings_are_compared(printed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = printed("compare_two_settings.py", "evaluation", 8).splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [
+        ["engine", "batch_size"],
+        ["stock", "1"],
+        ["fast", "8"],
+    ]
+    assert lines[3].endswith("times as fast")
+    assert len(Runs.load("two-runs.jsonl")) == 2
+
+
+def test_examples_are_short_and_all_have_a_test_and_a_line_in_the_readme():
     source = Path(__file__).read_text("utf-8")
+    readme = (FOLDER / "README.md").read_text("utf-8")
     for example in FOLDER.glob("*.py"):
         assert f'"{example.name}"' in source
+        assert f"({example.name})" in readme
         assert len(example.read_text("utf-8").splitlines()) <= 25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def test_notebooks_start_with_a_question_and_have_one_cell_of_parameters(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "02_cost_report.ipynb"])
+def test_notebooks_to_learn_from_use_public_names_alone(name):
+    """The report's notebook is made of the report's own parts; the others are for readers."""
+    code = [c.source for c in nbformat.read(FOLDER / name, 4).cells if c.cell_type == "code"]
+    lines = [line.strip() for source in code for line in source.splitlines()]
+    ours = {line for line in lines if re.match(r"(from|import) qvl_lab", line)}
+    assert ours == {"import qvl_lab as ql"}
+
+
 def test_the_quickstart_goes_from_pictures_to_a_price(execute, tmp_path):
     (tmp_path / "small").mkdir()
     for i in range(8):

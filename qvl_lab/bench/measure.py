@@ -158,7 +158,7 @@ def _pass(
 
 
 def _score(trial: Trial, lab: Lab, generation: Generation, builder: RunBuilder) -> None:
-    """Score the answers to all items.
+    """Keep the answers to all items, and score them unless the sweep does that itself.
 
     A pass over the items that were not timed is paid for only if there is something to score.
     """
@@ -168,7 +168,9 @@ def _score(trial: Trial, lab: Lab, generation: Generation, builder: RunBuilder) 
             return
         everything = _in_memory(trial.workload, config.images)
         generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
-    builder.scored(generation, score_items(items, generation.texts, trial.plan.metrics))
+    metrics = trial.plan.metrics
+    scores = {} if trial.answers_only else score_items(items, generation.texts, metrics)
+    builder.scored(generation, scores)
 
 
 def _timed_items(trial: Trial) -> list[Item]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from tqdm.auto import tqdm
 
+from qvl_lab.analysis.quality.scoring import metric_names, score
 from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.bench.executors import EXECUTORS
 from qvl_lab.bench.planning import (
@@ -27,7 +28,7 @@ from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config, SweepSpec
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
-from qvl_lab.errors import StoreError, UnknownNameError
+from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run, environment_key
 from qvl_lab.runs.store import Runs, Store
@@ -134,13 +135,12 @@ def measure_each(
 
 def trials_of(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> list[Trial]:
     """What to measure, each the first turn of its setting."""
-    plan = Plan(**{f.name: getattr(spec, f.name) for f in fields(Plan) if f.name != "phase"})
-    gate = None if spec.on_busy == "ignore" else Gate()
-    insist = spec.on_busy == "keep"
-    return [
-        Trial(config=c, workload=workload, plan=plan, round=0, gate=gate, insist=insist)
-        for c in configs
-    ]
+    chosen = {f.name: getattr(spec, f.name) for f in fields(Plan) if f.name != "phase"}
+    shared: dict[str, Any] = {"workload": workload, "round": 0}
+    shared |= {"plan": Plan(**chosen | {"metrics": metric_names(spec.metrics)})}
+    shared |= {"gate": None if spec.on_busy == "ignore" else Gate()}
+    shared |= {"insist": spec.on_busy == "keep", "answers_only": _scores_here(spec)}
+    return [Trial(config=config, **shared) for config in configs]
 
 
 def rounds_of(spec: SweepSpec) -> Rounds:
@@ -179,7 +179,7 @@ class Turns:
         self._oom = [run for run in closing if run.status == "oom"]
         self._best_canary_s: float | None = None
         self._busy: Counter[str] = Counter()
-        self._give_up_after = spec.repeats
+        self._spec, self._scores_here = spec, _scores_here(spec)
         #: Seconds per item by round, of what an earlier call measured.
         self.known = {run.key: by_round(run) for run in _here(store.runs)}
         self._waiting: deque[Trial] = deque()
@@ -221,6 +221,8 @@ class Turns:
         self._bar.set_postfix_str(f"measuring {in_words(trial.config.flat())}")
         self._waiting.append(replace(trial, round=number, best_canary_s=self._best_canary_s))
         run = next(self._results)
+        if self._scores_here and run.answers:
+            run = _scored(run, self._spec)
         self._store.append(run)
         if run.status == "oom":
             self._oom.append(run)
@@ -228,7 +230,7 @@ class Turns:
         self._bar.set_postfix_str(f"{in_words(run.config)}: {run.status}")
         seconds = by_round(run).get(number)
         self._busy[key] += run.status == "busy"
-        busy = run.status == "busy" and self._busy[key] < self._give_up_after
+        busy = run.status == "busy" and self._busy[key] < self._spec.repeats
         return self._seen(Visit(seconds=seconds, again=busy or seconds is not None))
 
     def _seen(self, visit: Visit) -> Visit:
@@ -248,6 +250,26 @@ def by_round(run: Run) -> dict[int, float]:
         for repeat in run.repeats
         if repeat.round is not None and repeat.answered
     }
+
+
+def _scores_here(spec: SweepSpec) -> bool:
+    """Whether a metric is a function, which may not be found in a worker process."""
+    return any(callable(metric) for metric in spec.metrics.values())
+
+
+def _scored(run: Run, spec: SweepSpec) -> Run:
+    """The run with its answers scored here, where the metrics' functions are at hand.
+
+    One that cannot be scored becomes an error, and keeps its answers.
+    """
+    tasks, answers, expected = (
+        [row[name] for row in run.answers] for name in ("task", "answer", "expected")
+    )
+    try:
+        scores = score(tasks, answers, expected, spec.metrics)
+    except ConfigError as e:
+        return replace(run, status="error", reason=str(e))
+    return replace(run, scores={task: found.to_dict() for task, found in scores.items()})
 
 
 def _tell_kept_errors(kept: Sequence[Run]) -> None:

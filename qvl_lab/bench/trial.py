@@ -36,6 +36,9 @@ class Plan:
 class Trial:
     """All that a worker needs to measure one configuration. It can be pickled.
 
+    With ``answers_only`` answers are kept and not scored: the sweep does that itself, where a
+    metric is a function, of which the plan knows the name alone.
+
     Attributes
     ----------
     round : int or None
@@ -52,6 +55,7 @@ class Trial:
     config: Config
     workload: Workload
     plan: Plan
+    answers_only: bool = False
     round: int | None = None
     gate: Gate | None = None
     insist: bool = False

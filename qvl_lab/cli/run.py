@@ -25,6 +25,7 @@ from qvl_lab.cli.output import SOME_FAILED, few, note, note_failures, one_line
 from qvl_lab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qvl_lab.analysis.quality.metrics import Metric
     from qvl_lab.backends.base import Answer
     from qvl_lab.session import Lab
     from qvl_lab.workloads.items import Workload
@@ -136,7 +137,7 @@ def load_lab(spec: Any, *, quiet: bool) -> Lab:
 
 
 def _quality(
-    workload: Workload, texts: Sequence[str | None], metrics: Mapping[str, str]
+    workload: Workload, texts: Sequence[str | None], metrics: Mapping[str, str | Metric]
 ) -> dict[str, dict[str, Any]] | None:
     """Task to metric, mean score and counts; None where no answer is known or scored."""
     from qvl_lab.analysis.quality.scoring import score_items

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -67,8 +67,10 @@ class SweepSpec:
         A configuration that takes longer is given up (process isolation only).
     quality : bool
         Score the answers of items whose answer is known. Random weights are never scored.
-    metrics : mapping of str to str
-        Task to metric, for tasks of your own; see ``metric_for``.
+    metrics : mapping of str to str or callable
+        Task to metric, for tasks of your own; see ``metric_for``. A function is called with an
+        answer and the expected one, both texts, and gives a score from 0 to 1, as in
+        ``metrics={"invoice": my_function}``. It is called in this process, with either isolation.
     isolation : str
         ``"process"``: each configuration in a process of its own, so that a crash stays there and
         memory peaks start from nothing. ``"none"``: all in this process.
@@ -91,7 +93,7 @@ class SweepSpec:
     seed: int = 0
     timeout_s: float = 3600.0
     quality: bool = True
-    metrics: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str | Callable[[str, str], float]] = field(default_factory=dict)
     isolation: str = "process"
 
     def __post_init__(self) -> None:
@@ -115,6 +117,9 @@ class SweepSpec:
         member("quality", self.quality, (True, False))
         if not isinstance(self.metrics, Mapping):
             raise ConfigError(f"metrics must map tasks to metrics, not {self.metrics!r}")
+        for metric in self.metrics.values():
+            if not isinstance(metric, str) and not callable(metric):
+                raise ConfigError(f"a metric is a name or a function, not {metric!r}")
         member("isolation", self.isolation, ("process", "none"))
         self.configurations()
 
@@ -188,8 +193,8 @@ class SweepSpec:
         Raises
         ------
         ConfigError
-            If an axis holds None, which TOML cannot say, or the workload is not named by a path
-            or the name of a packaged set.
+            If an axis holds None or a metric is a function, which TOML cannot say, or the workload
+            is not named by a path or the name of a packaged set.
         """
         import tomli_w
 
@@ -199,6 +204,11 @@ class SweepSpec:
                 f"workload {name!r} is in memory, which TOML cannot say; save its images and name "
                 "the folder, a CSV or a JSONL file, or a packaged set"
             )
+        for task, metric in self.metrics.items():
+            if callable(metric):
+                raise ConfigError(
+                    f"the metric of task {task!r} is a function, which TOML cannot say; name one"
+                )
         for name, values in self.axes.items():
             if None in values:
                 raise ConfigError(f"axis {name} holds None, which TOML cannot say; name a value")

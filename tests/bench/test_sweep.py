@@ -522,6 +522,54 @@ def test_an_unknown_metric_is_refused_before_any_work(sweep, invoices, out, meas
     assert not out.exists()
 
 
+@pytest.mark.parametrize("isolation", ["none", "process"])
+def test_a_function_of_ones_own_scores_answers_wherever_they_are_measured(
+    sweep, invoices, isolation
+):
+    asked = []
+
+    def halves(answer: str, expected: str) -> float:
+        asked.append((answer, expected))
+        return 0.5
+
+    only = {"batch_size": 2, "resolution": 64, "repeats": 1, "warmup": 0, "precision": "fp32"}
+    options = only | {"workload": invoices, "model": "tiny", "isolation": isolation}
+    runs = sweep(**options, metrics={"Invoice": halves})
+    (row,) = runs.frame().to_dict("records")
+    assert (row["status"], row["quality"], row["quality_invoice"]) == ("ok", 0.5, 0.5)
+    answers = runs.answers()
+    assert asked[-8:] == list(zip(answers["answer"], answers["expected"], strict=True))
+    assert runs[0].scores["invoice"]["metric"] == "halves"
+    assert runs[0].plan["metrics"]["Invoice"].startswith("halves@")
+    before = len(asked)
+    assert sweep(**options, metrics={"Invoice": halves})[0].key == runs[0].key
+    assert len(asked) == before + 8  # the check of the true answers; nothing was measured again
+    other = sweep(**options, metrics={"Invoice": lambda answer, expected: 1.0})
+    assert (other[0].scores["invoice"]["values"], len(other)) == ([1.0] * 8, 1)
+
+
+def test_a_function_that_gives_nonsense_is_refused_before_any_work(sweep, invoices, measured):
+    calls = measured()
+    with pytest.raises(ConfigError, match=r"gave None; a score is a number from 0 to 1"):
+        sweep(workload=invoices, model="tiny", metrics={"invoice": lambda answer, expected: None})
+    with pytest.raises(ConfigError, match="a metric is a name or a function, not 5"):
+        sweep(workload=invoices, metrics={"invoice": 5})
+    assert calls == []
+
+
+def test_a_function_that_fails_on_a_real_answer_makes_an_error_and_keeps_the_answers(
+    sweep, invoices
+):
+    def strict(answer: str, expected: str) -> float:
+        return float(answer == expected) if answer == expected else 2.0
+
+    only = {"batch_size": 8, "resolution": 64, "repeats": 1, "warmup": 0, "precision": "fp32"}
+    runs = sweep(**only, workload=invoices, model="tiny", metrics={"invoice": strict})
+    assert runs[0].status == "error"
+    assert "gave 2.0; a score is a number from 0 to 1" in runs[0].reason
+    assert len(runs.answers()) == 8
+
+
 def test_an_expected_answer_without_a_box_is_refused_for_a_task_of_boxes(
     sweep, tmp_path, pictures, measured
 ):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from statistics import fmean
 from typing import Any, Protocol, Self
 
 from qvl_lab.analysis.quality.metrics import (
     BOX_METRICS,
     METRICS,
+    Metric,
     is_box_answer,
     no_box,
     parse_boxes,
@@ -35,7 +39,7 @@ class TaskScores:
     Attributes
     ----------
     metric : str
-        Its name, or several joined by "+" where the items need different ones.
+        Its name, of a function its own; several joined by "+" where the items need different ones.
     values : tuple of float or None
         One per item with an expected answer, in their order; None where the model gave no answer.
     unparsed : int
@@ -86,8 +90,10 @@ class TaskScores:
             raise ConfigError(f"task scores need {', '.join(allowed)}: {e!r}") from e
 
 
-def metric_for(task: str | None, expected: str, metrics: Mapping[str, str] | None = None) -> str:
-    """The name of the metric that scores an item.
+def metric_for(
+    task: str | None, expected: str, metrics: Mapping[str, str | Metric] | None = None
+) -> str | Metric:
+    """The metric that scores an item: a name of :data:`METRICS`, or a function of one's own.
 
     Parameters
     ----------
@@ -96,8 +102,9 @@ def metric_for(task: str | None, expected: str, metrics: Mapping[str, str] | Non
     expected : str
         The expected answer; if it is boxes, they are compared as boxes.
     metrics : mapping, optional
-        Task to metric; comes before everything else, except that a metric of boxes is not for
-        those items of a task that expect none. The key "none" stands for no task.
+        Task to metric, a name or a function from answer and expected answer to a score (0-1);
+        comes before everything else, except that a metric of boxes is not for those items of a
+        task that expect none. The key "none" stands for no task.
 
     Raises
     ------
@@ -109,7 +116,9 @@ def metric_for(task: str | None, expected: str, metrics: Mapping[str, str] | Non
     own = own_metrics(metrics)
     key = _key(task or NO_TASK)
     boxes = parse_boxes(expected) is not None
-    name = own.get(key) or ("box_accuracy" if is_box_answer(expected) else None)
+    name: str | Metric | None = own.get(key) or (
+        "box_accuracy" if is_box_answer(expected) else None
+    )
     if name is None or (name in BOX_METRICS and not boxes):
         known = find_task(key)
         name = known.metric if known else name
@@ -124,7 +133,7 @@ def score(
     tasks: Sequence[str | None],
     answers: Sequence[str | None],
     expected: Sequence[str | None],
-    metrics: Mapping[str, str] | None = None,
+    metrics: Mapping[str, str | Metric] | None = None,
 ) -> dict[str, TaskScores]:
     """Score answers, task by task.
 
@@ -150,7 +159,9 @@ def score(
 
 
 def score_items(
-    items: Sequence[Item], answers: Sequence[str | None], metrics: Mapping[str, str] | None = None
+    items: Sequence[Item],
+    answers: Sequence[str | None],
+    metrics: Mapping[str, str | Metric] | None = None,
 ) -> dict[str, TaskScores]:
     """:func:`score` of a workload's items, which know their tasks and true answers."""
     tasks, expected = [item.task for item in items], [item.reference for item in items]
@@ -189,17 +200,63 @@ def _score(
     tasks: Sequence[str | None],
     answers: Sequence[str | None],
     expected: Sequence[str | None],
-    names: Sequence[str | None],
+    metrics: Sequence[str | Metric | None],
 ) -> dict[str, TaskScores]:
     rows: dict[str, list[tuple[str, float | None, bool]]] = {}
     items = _together(tasks=tasks, answers=answers, expected=expected)
-    for (task, answer, wanted), name in zip(items, names, strict=True):
-        if wanted is None or name is None:
+    for (task, answer, wanted), metric in zip(items, metrics, strict=True):
+        if wanted is None or metric is None:
             continue
-        value = None if answer is None else round(METRICS[name](answer, wanted), 6)
-        unparsed = answer is not None and name in BOX_METRICS and parse_boxes(answer) is None
+        value = None if answer is None else round(_value(metric, answer, wanted), 6)
+        unparsed = answer is not None and metric in BOX_METRICS and parse_boxes(answer) is None
+        name = metric if isinstance(metric, str) else _name(metric)
         rows.setdefault(task or NO_TASK, []).append((name, value, unparsed))
     return {task: _task_scores(found) for task, found in rows.items()}
+
+
+def _value(metric: str | Metric, answer: str, expected: str) -> float:
+    """The score of one answer; of a function of the user's it is checked."""
+    if isinstance(metric, str):
+        return METRICS[metric](answer, expected)
+    asked = f"the metric {_name(metric)}({answer[:80]!r}, {expected[:80]!r})"
+    try:
+        found: Any = metric(answer, expected)
+    except Exception as e:
+        raise ConfigError(f"{asked} raised {type(e).__name__}: {e}") from e
+    try:
+        value = math.nan if isinstance(found, str) else float(found)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{asked} gave {found!r}; a score is a number from 0 to 1")
+    return value
+
+
+def _name(metric: Metric) -> str:
+    return getattr(metric, "__name__", type(metric).__name__)
+
+
+def metric_names(metrics: Mapping[str, str | Metric]) -> dict[str, str]:
+    """Task to the name that a record has of its metric.
+
+    That of a function ends in a digest of its source: a changed one is another metric. What the
+    function calls or closes over is not looked at.
+    """
+    return {
+        task: metric if isinstance(metric, str) else f"{_name(metric)}@{_source_digest(metric)}"
+        for task, metric in metrics.items()
+    }
+
+
+def _source_digest(metric: Metric) -> str:
+    """Eight hex digits; of the bytecode where the source is not known, as at a prompt."""
+    code = getattr(metric, "__code__", None)
+    try:
+        source = inspect.getsource(inspect.unwrap(metric))
+    except (OSError, TypeError):
+        constants = [c for c in getattr(code, "co_consts", ()) if not inspect.iscode(c)]
+        source = f"{getattr(code, 'co_code', type(metric))} {constants}"
+    return sha256(source.encode()).hexdigest()[:8]
 
 
 def _task_scores(rows: Sequence[tuple[str, float | None, bool]]) -> TaskScores:
@@ -214,7 +271,7 @@ def _together(**columns: Sequence[str | None]) -> list[tuple[str | None, ...]]:
     return list(zip(*columns.values(), strict=True))
 
 
-def own_metrics(metrics: Mapping[str, str] | None) -> dict[str, str]:
+def own_metrics(metrics: Mapping[str, str | Metric] | None) -> dict[str, str | Metric]:
     """Task to metric with the tasks' case taken away.
 
     Raises
@@ -222,13 +279,13 @@ def own_metrics(metrics: Mapping[str, str] | None) -> dict[str, str]:
     UnknownNameError
         If a metric does not exist.
     """
-    for name in (metrics or {}).values():
-        if name not in METRICS:
-            raise UnknownNameError("metric", name, METRICS)
-    return {_key(task): name for task, name in (metrics or {}).items()}
+    for metric in (metrics or {}).values():
+        if not callable(metric) and metric not in METRICS:
+            raise UnknownNameError("metric", metric, METRICS)
+    return {_key(task): metric for task, metric in (metrics or {}).items()}
 
 
-def check_tasks(metrics: Mapping[str, str] | None, items: Sequence[Item]) -> None:
+def check_tasks(metrics: Mapping[str, str | Metric] | None, items: Sequence[Item]) -> None:
     """Refuse a metric for a task that no item has, which would be ignored.
 
     Raises
@@ -246,10 +303,10 @@ def _key(task: str) -> str:
     return task.strip().casefold()
 
 
-def _unknown_task(task: str | None, own: Mapping[str, str]) -> str:
+def _unknown_task(task: str | None, own: Mapping[str, str | Metric]) -> str:
     similar = nearest(str(task), [*BY_NAME, *own])
     hint = f" Did you mean {similar!r}?" if similar else ""
     return (
         f"nothing says how answers of task {task!r} are scored.{hint} Give a metric, "
-        f'metrics={{"{task}": "anls"}}; there are: {", ".join(METRICS)}'
+        f'metrics={{"{task}": "anls"}}, or in Python a function; there are: {", ".join(METRICS)}'
     )

@@ -13,7 +13,7 @@ from qvl_lab.show.locale import label
 _SHARES = ("share", "stage_share", "mfu", "bandwidth_share", "padded", "busy")
 
 
-def sentences(findings: Sequence[Finding], lang: str = "en") -> list[str]:
+def finding_sentences(findings: Sequence[Finding], lang: str = "en") -> list[str]:
     """Each of :func:`qvl_lab.analysis.limits.advice.advise` as a sentence, English or Chinese.
 
     One sentence that says so if there are none.

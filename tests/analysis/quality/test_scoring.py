@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from qvl_lab.analysis.quality.metrics import METRICS, chrf
-from qvl_lab.analysis.quality.scoring import TaskScores, agreement, metric_for, score
+from qvl_lab.analysis.quality.scoring import TaskScores, agreement, metric_for, metric_names, score
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.tasks import BY_NAME, TASKS
 
@@ -73,6 +74,50 @@ def test_an_unknown_task_says_how_to_name_a_metric():
 def test_an_unknown_metric_is_named_even_if_no_item_needs_it():
     with pytest.raises(UnknownNameError, match=r"unknown metric 'f1'.*token_f1"):
         score(["count"], ["2"], ["2"], {"qa": "f1"})
+
+
+# ---- functions of one's own
+
+
+def same_number(answer: str, expected: str) -> bool:
+    return float(answer) == float(expected)
+
+
+def test_a_function_scores_the_answers_of_its_task():
+    metrics = {"Invoice": same_number, "qa": lambda answer, expected: len(answer) / 4}
+    found = score(["invoice", "invoice", "qa"], ["1.50", None, "a"], ["1.5", "2", BOX], metrics)
+    assert found["invoice"] == TaskScores("same_number", (1.0, None))
+    assert found["qa"] == TaskScores("<lambda>", (0.25,))
+
+
+@pytest.mark.parametrize("nonsense", [None, "0.5", 1.5, -0.1, float("nan"), [1], {}])
+def test_a_score_that_is_no_number_from_0_to_1_is_refused_with_the_answer(nonsense):
+    words = r"the metric odd\('4', '2'\) gave .*; a score is a number from 0 to 1"
+
+    def odd(answer: str, expected: str) -> object:
+        return nonsense
+
+    with pytest.raises(ConfigError, match=words):
+        score(["count"], ["4"], ["2"], {"count": odd})
+
+
+def test_a_function_that_raises_is_named_with_the_answer():
+    with pytest.raises(ConfigError, match=r"same_number\('two', '2'\) raised ValueError: could"):
+        score(["count"], ["two"], ["2"], {"count": same_number})
+
+
+def test_the_recorded_name_of_a_function_changes_with_its_source():
+    def one(source):
+        scope = {}
+        exec(source, scope)
+        return metric_names({"qa": scope["f"], "ocr": "anls"})
+
+    names = [one(f"def f(a, b): return {x}") for x in ("0.5", "0.5", "1.0")]
+    assert names[0] == names[1] != names[2]
+    assert names[0]["ocr"] == "anls"
+    assert re.fullmatch("f@[0-9a-f]{8}", names[0]["qa"])
+    same = metric_names({"qa": same_number})
+    assert same == metric_names({"qa": same_number})
 
 
 def test_a_location_that_is_expected_in_words_is_an_error():

@@ -8,7 +8,7 @@ import pytest
 
 from qvl_lab.analysis.limits.advice import Finding
 from qvl_lab.show.locale import texts
-from qvl_lab.show.report.finding_text import sentences
+from qvl_lab.show.report.finding_text import finding_sentences
 
 #: One of each, with the evidence that the rules give.
 FINDINGS = [
@@ -50,13 +50,13 @@ def test_every_sentence_is_tried_here():
 def test_a_sentence_uses_all_its_evidence(finding, lang):
     template = texts(lang)[f"finding_{finding.rule}"]
     assert set(re.findall(r"{(\w+)}", template)) == set(finding.evidence)
-    (said,) = sentences([finding], lang)
+    (said,) = finding_sentences([finding], lang)
     assert "{" not in said
     assert ("images per second" in said or "吞吐" in said) == (finding.gain is not None)
 
 
 def test_shares_are_percent_and_gains_too_until_they_double():
-    said = sentences(FINDINGS)
+    said = finding_sentences(FINDINGS)
     assert said[0].startswith("The GPU waits for 40% of the time")
     assert "preprocess (30%)" in said[0] and said[0].endswith(
         " (up to 67% more images per second)."
@@ -69,15 +69,17 @@ def test_shares_are_percent_and_gains_too_until_they_double():
 
 
 def test_chinese_findings_end_with_one_full_stop():
-    for said in sentences(FINDINGS, "zh"):
+    for said in finding_sentences(FINDINGS, "zh"):
         assert said.endswith("。") and "。（" not in said and " (" not in said
 
 
 def test_no_share_is_over_all_of_it():
-    (said,) = sentences([Finding("at_limit", {"stage": "prefill", "mfu": 1.03, "share": 0.5})])
+    (said,) = finding_sentences(
+        [Finding("at_limit", {"stage": "prefill", "mfu": 1.03, "share": 0.5})]
+    )
     assert "computes at 100% of the device's rate" in said
 
 
 def test_nothing_found_is_said():
-    assert "Nothing measured" in sentences([])[0]
-    assert sentences([], "zh") != sentences([], "en")
+    assert "Nothing measured" in finding_sentences([])[0]
+    assert finding_sentences([], "zh") != finding_sentences([], "en")

@@ -23,7 +23,7 @@ from qvl_lab.show import plots
 from qvl_lab.show.quantities import number
 from qvl_lab.show.report.components import named_rows, picture, plain, section, table
 from qvl_lab.show.report.context import ReportContext
-from qvl_lab.show.report.finding_text import sentences
+from qvl_lab.show.report.finding_text import finding_sentences
 from qvl_lab.show.report.selection import measured_gpu
 
 
@@ -73,7 +73,9 @@ def _one(context: ReportContext, run: Run) -> list[Any]:
         advice = advise(run, caps, others=context.runs)
     except ConfigError as e:
         return [Markdown(plain(context.say("limits_none", reason=e)))]
-    said = Markdown("\n".join(f"- {plain(words)}" for words in sentences(advice, context.lang)))
+    said = Markdown(
+        "\n".join(f"- {plain(words)}" for words in finding_sentences(advice, context.lang))
+    )
     seconds = context.say("limits_seconds", n=stages.attrs["images"])
     notes = context.say("sentence_pair", first=ceilings_said(context, run), second=seconds)
     return [
