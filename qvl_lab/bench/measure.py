@@ -18,7 +18,7 @@ from qvl_lab.bench.trial import Trial
 from qvl_lab.config import ImagePolicy, ModelSpec
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import gpu_index
-from qvl_lab.models.load import load_model, resolve
+from qvl_lab.models.load import load_model, quiet, resolve
 from qvl_lab.models.memory import first_line, free, memory_limit, out_of_memory
 from qvl_lab.probe.contention import Contention, Monitor
 from qvl_lab.probe.power import Sampler
@@ -34,8 +34,11 @@ AGREE, WARM_UP_S = 0.1, 10.0
 
 
 def load(spec: ModelSpec) -> Lab:
-    """Load a model without the warnings that a sweep has given once for all of its settings."""
-    return Lab(load_model(spec))
+    """Load a model without a progress bar, which would cut through the sweep's own, and without the
+    warnings that the sweep has given once for all of its settings.
+    """
+    with quiet():
+        return Lab(load_model(spec))
 
 
 def measure(trial: Trial, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:

@@ -246,7 +246,7 @@ def _pretrained(spec: ModelSpec, files: Path | str) -> Any:
             )
         if spec.attn_implementation:
             options["attn_implementation"] = spec.attn_implementation
-        with _quiet(spec.model == TINY):
+        with quiet(spec.model == TINY):
             model, info = AutoModelForImageTextToText.from_pretrained(
                 files,
                 dtype=base_dtype(spec),
@@ -275,8 +275,8 @@ def _cannot_load(model: str, error: Exception) -> ModelError:
 
 
 @contextmanager
-def _quiet(wanted: bool) -> Iterator[None]:
-    """Show no progress bar while the block runs, if that is wanted."""
+def quiet(wanted: bool = True) -> Iterator[None]:
+    """Show no progress bar of transformers while the block runs, if that is wanted."""
     change = wanted and is_progress_bar_enabled()
     if change:
         disable_progress_bar()

@@ -21,6 +21,7 @@ import pytest
 
 import qvl_lab as ql
 from qvl_lab.analysis.quality.metrics import METRICS
+from qvl_lab.assets import asset
 from qvl_lab.bench.executors import per_process as executors
 from qvl_lab.bench.planning import closed_by, smallest_first, spec_from
 from qvl_lab.config import Config
@@ -793,6 +794,14 @@ def test_a_skipped_row_has_the_precision_of_the_row_that_closed_it_off(monkeypat
     assert runs.frame()[["device", "precision"]].drop_duplicates().to_numpy().tolist() == [
         ["cuda", "bf16"]
     ]
+
+
+@pytest.mark.parametrize("isolation", ["none", "process"])
+def test_a_sweep_shows_no_bar_of_the_weights_being_loaded(sweep, capfd, isolation):
+    only = {"batch_size": 1, "resolution": 64, "repeats": 1, "isolation": isolation}
+    runs = sweep(**only, model=str(asset("tiny")), quality=False)
+    assert [run.status for run in runs] == ["ok"]
+    assert "Loading weights" not in capfd.readouterr().err
 
 
 def test_a_sweep_of_fp8_on_a_cpu_says_once_that_it_is_emulated(sweep, caplog):
