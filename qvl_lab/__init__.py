@@ -29,6 +29,7 @@ _HOME = {
     "biggest_wins": "qvl_lab.analysis.limits.roofline",
     "break_even": "qvl_lab.analysis.levers.cache_savings",
     "claim": "qvl_lab.claims",
+    "confirm": "qvl_lab.bench.confirm",
     "finding_sentences": "qvl_lab.show.report.finding_text",
     "hit_points": "qvl_lab.analysis.levers.cache_savings",
     "hit_rates": "qvl_lab.bench.cache_savings",
@@ -70,6 +71,7 @@ __all__ = [
     "biggest_wins",
     "break_even",
     "claim",
+    "confirm",
     "finding_sentences",
     "hit_points",
     "hit_rates",
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
     from qvl_lab.bench.ablation import ablate
     from qvl_lab.bench.cache_savings import hit_rates
+    from qvl_lab.bench.confirm import confirm
     from qvl_lab.bench.profile import profile
     from qvl_lab.bench.sweep import sweep
     from qvl_lab.claims import claim

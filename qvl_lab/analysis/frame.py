@@ -11,6 +11,7 @@ import pandas as pd
 
 from qvl_lab.analysis.levers.cache_savings import cache_columns
 from qvl_lab.analysis.quality.scoring import TaskScores
+from qvl_lab.analysis.quality.shared import SharedScores
 from qvl_lab.analysis.stats.estimates import Estimate, estimate
 from qvl_lab.analysis.stats.intervals import interval
 from qvl_lab.config import AUTO, BY_TASK, ENGINES, default_of, digest, engines_with
@@ -58,8 +59,8 @@ SETTINGS = (
     "seed",
 )
 
-#: Fields of a plan that say how often something was timed, not what.
-_HOW_OFTEN = ("repeats", "warmup", "min_pass_s", "phase")
+#: Fields of a plan that say how often something was timed, or scored, not what.
+_HOW_OFTEN = ("repeats", "warmup", "min_pass_s", "phase", "quality")
 #: A setting whose slowest pass took this many times its fastest is unstable.
 UNSTABLE = 1.5
 
@@ -82,13 +83,16 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         per 100 images that the setting took in them, and ``confirmed_s`` those of a confirmation,
         which gives no row of its own. ``passes_thrown_away`` counts passes beside which others
         used the machine, ``disturbed`` says that such passes are among the numbers, ``unstable``
-        that the slowest pass took more than 1.5 times the fastest. Unknown is NaN or None.
+        that the slowest pass took more than 1.5 times the fastest. ``quality_from`` names the keys
+        of the runs whose scores a row shares, see :mod:`qvl_lab.analysis.quality.shared`. Unknown
+        is NaN or None.
     """
     every = list(runs)
     confirmed = {_setting(run): _rounds(run) for run in every if _confirms(run)}
+    shared = SharedScores(every)
     return pd.DataFrame(
         [
-            _row(run) | {"confirmed_s": confirmed.get(_setting(run))}
+            _row(run, shared) | {"confirmed_s": confirmed.get(_setting(run))}
             for run in every
             if not _confirms(run)
         ]
@@ -175,7 +179,7 @@ def with_defaults(frame: pd.DataFrame) -> pd.DataFrame:
     return filled
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _row(run: Run, shared: SharedScores) -> dict[str, Any]:
     config = run.config | run.resolved
     row: dict[str, Any] = {"key": run.key, "status": run.status, "reason": run.reason}
     row |= {name: config.get(name) for name in SETTINGS}
@@ -194,8 +198,10 @@ def _row(run: Run) -> dict[str, Any]:
     row |= _hit_rates(run) | cache_columns(run)
     row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
     row["started_at"] = run.started_at
-    scores = {task: TaskScores.from_dict(values) for task, values in run.scores.items()}
+    found, sources = shared.of(run)
+    scores = {task: TaskScores.from_dict(values) for task, values in found.items()}
     row |= quality_columns(scores, "answers")
+    row["quality_from"] = None if sources in ([], [run.key]) else sources
     row |= {"workload": run.workload.get("name"), "workload_items": run.workload.get("items")}
     row["workload_fingerprint"] = run.workload.get("fingerprint")
     row |= {f"env_{name}": value for name, value in run.environment.items()}

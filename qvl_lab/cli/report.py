@@ -38,7 +38,12 @@ def report(
         str | None, typer.Option(help="Sweep this model over a small default grid first.")
     ] = None,
     workload: Annotated[str, typer.Option(help="Workload of that sweep.")] = "evaluation",
-    items: Annotated[int, typer.Option(help="Items of that sweep.")] = 36,
+    items: Annotated[
+        int | None, typer.Option(help="Questions of that sweep; 150 if not given.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="Sweep for two minutes instead of seven; the page says so.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("qvl-report"),
     current: Annotated[
         list[str] | None, typer.Option(help="Today's setting: batch_size=1 (repeatable).")
@@ -63,6 +68,7 @@ def report(
     Leaves report.html, report.ipynb and settings.csv in the folder. Exit code 4 if the report
     stopped; what it had is kept.
     """
+    from qvl_lab.bench.defaults import default_sweep
     from qvl_lab.show.report.render import report as make_report
 
     if runs and model:
@@ -71,7 +77,18 @@ def report(
     options = price.settings() | {"currency": price.currency or _own_currency(price)}
     today = {k: single(k, v) for k, v in pairs("--current", current).items()}
     if runs is None:
-        runs = _measured(model or "tiny", workload, items, out, quiet=quiet)
+        chosen = {"min_quality": min_quality, "max_vram_gib": max_vram_gib}
+        chosen |= {"max_ttft_s": max_ttft_s, "current": today or None}
+        runs = out / "runs.jsonl"
+        default_sweep(
+            model or "tiny",
+            workload,
+            runs,
+            items=items,
+            quick=quick,
+            progress=not quiet,
+            **chosen,
+        )
     files = make_report(
         runs,
         out=out,
@@ -96,15 +113,6 @@ def _own_currency(price: PriceOptions) -> str | None:
         return None
     found = find_price(price.gpu, price.provider, price.kind, file=price.prices_file)
     return None if found in price_list() else found.currency
-
-
-def _measured(model: str, workload: str, items: int, out: Path, *, quiet: bool) -> Path:
-    """Sweep a model over the default grid; returns the run file."""
-    from qvl_lab.bench.defaults import default_sweep
-
-    runs = out / "runs.jsonl"
-    default_sweep(model, workload, runs, items=items, progress=not quiet)
-    return runs
 
 
 @app.command(epilog="Example: qvl-lab prices --gpu A10G")

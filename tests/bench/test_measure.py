@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from qvl_lab.analysis.frame import frame
 from qvl_lab.analysis.quality.scoring import TaskScores, score
 from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.bench.executors import per_process as executors
 from qvl_lab.bench.measure import measure, remember
+from qvl_lab.bench.protocol import Gate
 from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config
 from qvl_lab.errors import ModelError
 from qvl_lab.models.architecture import Architecture
 from qvl_lab.models.load import parameter_count
+from qvl_lab.probe import contention
 from qvl_lab.runs.records import PARTS, STAGES, Run, Work
 from qvl_lab.workloads.items import Item, Workload
 from qvl_lab.workloads.sources import load_workload
@@ -447,3 +451,80 @@ def test_images_in_hand_are_told_apart_whatever_their_items_are_called(trained, 
     run = measure(trial(workload, plan={"repeats": 1, "warmup": 0}), lambda _: Lab())
     assert run.status == "ok", run.reason
     assert seen == [images]
+
+
+# ---- turns: quiet passes that last long enough
+
+
+@pytest.fixture
+def neighbours(monkeypatch) -> Callable[..., list[float]]:
+    """Make up who else uses the machine, pass by pass; returns how long was waited."""
+
+    def make(*cores: float) -> list[float]:
+        seen = iter(cores)
+        waited: list[float] = []
+
+        class Made(contention.Monitor):
+            def __exit__(self, *error):
+                self.seen = contention.Contention(others_cores=next(seen), canary_s=0.001)
+
+        monkeypatch.setattr("qvl_lab.bench.measure.Monitor", Made)
+        monkeypatch.setattr("qvl_lab.bench.protocol.time.sleep", waited.append)
+        return waited
+
+    return make
+
+
+def turn(trial: Trial, **parts: Any) -> Trial:
+    return replace(trial, **{"round": 1, "gate": Gate()} | parts)
+
+
+def test_a_turn_has_one_pass_and_its_round(lab, trial, neighbours):
+    neighbours(0.0)
+    run = measure(turn(trial()), lambda _: lab)
+    (repeat,) = run.repeats
+    assert (run.round, repeat.round, repeat.disturbed) == (1, 1, "")
+    assert run.contention["thrown_away"] == 0
+
+
+def test_a_disturbed_pass_is_thrown_away_and_counted(lab, trial, neighbours):
+    waited = neighbours(1.0, 0.0)
+    run = measure(turn(trial()), lambda _: lab)
+    assert (run.status, len(run.repeats)) == ("ok", 1)
+    assert run.contention["thrown_away"] == 1
+    assert run.contention["reason"] == "other programs used 1.0 cores"
+    assert len(waited) == 1
+
+
+def test_a_machine_that_stays_busy_gives_no_number_and_says_what_to_do(lab, trial, neighbours):
+    neighbours(*[1.0] * 4)
+    run = measure(turn(trial()), lambda _: lab)
+    assert (run.status, run.repeats) == ("busy", [])
+    assert "not measurable here: other programs used 1.0 cores" in run.reason
+    assert "--on-busy keep" in run.reason
+
+
+def test_who_insists_gets_a_number_that_says_that_it_was_disturbed(lab, trial, neighbours):
+    neighbours(*[1.0] * 4)
+    run = measure(turn(trial(), insist=True), lambda _: lab)
+    assert run.status == "ok"
+    assert run.repeats[0].disturbed == "other programs used 1.0 cores"
+    assert frame([run])["disturbed"].item()
+
+
+def test_a_pass_lasts_as_long_as_it_is_told(lab, trial):
+    run = measure(turn(trial(plan={"min_pass_s": 0.5}), gate=None), lambda _: lab)
+    (repeat,) = run.repeats
+    assert repeat.calls > 1
+    assert repeat.wall_s > 0.35  # calls are counted by the time of a warm-up pass
+    assert repeat.answered == 8 * repeat.calls
+    assert len(repeat.batch_s) == 2 * repeat.calls
+    assert repeat.disturbed is None
+
+
+def test_only_the_first_turn_is_scored(trained, trial, six):
+    plan = {"repeats": 1}
+    first = measure(turn(trial(six, plan=plan), round=0, gate=None), lambda _: trained)
+    second = measure(turn(trial(six, plan=plan), round=1, gate=None), lambda _: trained)
+    assert first.scores
+    assert not second.scores
