@@ -24,7 +24,7 @@ report: $(VENV)/.installed  ## sweep the embedded model and leave a report to op
 test: $(VENV)/.installed  ## the fast tests; ARGS="-k word" chooses, JOBS=4 takes four processes
 	$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
 
-test-slow: $(VENV)/.installed  ## the tests that take more than about five seconds each
+test-slow: $(VENV)/.installed  ## the tests that take more than about three seconds each
 	$(PYTEST) -n $(JOBS) --dist worksteal -m 'slow and not gpu and not browser' $(ARGS)
 
 test-full: $(VENV)/.installed  ## the long forms of tests: half an hour, nothing beside them

@@ -68,7 +68,7 @@ def test_conda_part_is_strict_match_specs():
 def test_make_targets_are_the_documented_ones():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
-    documented = "help report test test-slow test-gpu test-browser test-all coverage"
+    documented = "help report test test-slow test-full test-gpu test-browser test-all coverage"
     assert phony and phony[1] == f"{documented} lint types notebooks lab"
 
 

@@ -156,6 +156,7 @@ def test_an_image_that_is_no_file_says_so_and_a_url_is_not_fetched(trained):
     assert "is a URL, which is not read: download it" in url
 
 
+@pytest.mark.slow
 def test_a_lab_gives_its_model_back_when_it_is_closed():
     others = set(threading.enumerate())  # of labs that are still open
     with ql.load("random:tiny", device="cpu") as lab:

@@ -43,6 +43,7 @@ def ask(trained: Lab, ids_of, monkeypatch) -> Ask:
 # ---- repetition
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.7, 1.2, 3.0])
 def test_penalised_greedy_answers_are_those_of_transformers(ask, mixed, penalty):
     """Token for token; transformers one by one, since it penalises the padding of a batch too."""
@@ -77,6 +78,7 @@ def test_plain_greedy_steps_stay_those_that_are_recorded(ask, mixed, monkeypatch
 SAMPLED = {"do_sample": True, "temperature": 3.0}
 
 
+@pytest.mark.slow
 def test_a_seed_gives_a_request_the_same_answer_whatever_is_beside_it(ask, mixed):
     items = mixed[:6]
     expected = ask(items, "fast", seed=5, **SAMPLED)

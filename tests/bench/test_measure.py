@@ -374,6 +374,7 @@ def test_keys_name_settings_workload_and_plan(trial, pictures):
     assert len({j.key for j in [*same, *others]}) == 4
 
 
+@pytest.mark.slow
 def test_a_remembering_loader_keeps_the_last_model_only(trial):
     get_lab = remember()
     fp32, bf16 = (trial(precision=p).config.model for p in ("fp32", "bf16"))
@@ -419,6 +420,7 @@ def recoloured(pictures: Path, tmp_path: Path) -> Workload:
     return Workload("copies", tuple(items))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cache_key", "misses"), [("content", 4), ("path", 8)])
 def test_a_cache_by_path_knows_images_by_their_files(
     lab, trial, pictures, tmp_path, cache_key, misses

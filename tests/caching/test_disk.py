@@ -391,6 +391,7 @@ print(len(told), found is not None, tier.off, len(list(Path(sys.argv[1]).iterdir
 """
 
 
+@pytest.mark.slow
 def test_a_write_that_the_system_cuts_short_leaves_nothing_behind(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-c", FILE_SIZE_LIMIT, str(tmp_path)],

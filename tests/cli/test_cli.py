@@ -334,6 +334,7 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_measured(qvl, p
     assert not list(Path().glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_sweep_scores_unless_told_not_to(qvl, photos):
     for name in ("cut.jpg", "text.png", "empty.png", "bomb.png", "notes.txt"):
         (photos / name).unlink()
@@ -414,6 +415,7 @@ def test_an_ablation_writes_its_rows_and_the_report_shows_it(qvl, photos):
     assert len(Runs.load("ablation.jsonl")) == 7
 
 
+@pytest.mark.slow
 def test_failed_variants_are_named_by_what_they_do_without(qvl, photos, text_model):
     result = qvl(f"{ABLATE} --levers packing --model {text_model}")
     assert result.code == 3
@@ -453,6 +455,7 @@ def test_hit_rates_are_measured_and_shown_with_what_they_save(qvl, album):
     assert len(Path("hits.jsonl").read_text().splitlines()) == 6
 
 
+@pytest.mark.slow
 def test_hit_rates_without_uncached_rows_are_measured_and_not_compared(qvl, album):
     result = qvl(f"{HITS} --rates 0.5 --caches features")
     assert (result.code, result.out) == (0, "1 settings in hits.jsonl: 1 ok\n")

@@ -158,6 +158,7 @@ def test_flops_agree_with_torchs_counter(kind, grids, texts):
         assert ours[stage] == pytest.approx(count, rel=0.001), stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["2b", "8b", "30b-a3b"])
 def test_flops_of_published_shapes(size):
     config = random_config(f"random:{size}")

@@ -405,6 +405,7 @@ def test_running_out_of_memory_loses_nothing(
     assert nothing_held(lab.fast.engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["decode", "prefill", "encode_images"])
 def test_what_does_not_fit_even_alone_fails_with_its_size(lab, monkeypatch, method):
     out_of_memory_at(monkeypatch, method, lambda count, size: True)
@@ -570,6 +571,7 @@ def test_what_is_forgotten_is_not_found(lab, ids_of, requests, settings):
     assert lab.fast.engine.cache_counts().get("encoder_bytes", 0) == 0
 
 
+@pytest.mark.slow
 def test_features_on_disk_serve_the_next_run(lab, ids_of, requests, tmp_path):
     ids_of(lab)
     options = {"engine": "fast", "encoder_cache_gib": 0.1, "encoder_cache_dir": str(tmp_path)}
@@ -670,6 +672,7 @@ def test_sampled_requests_on_their_way_are_computed_each(lab):
     assert (engine.responses.hits, engine.responses.misses) == (0, 0)
 
 
+@pytest.mark.slow
 def test_when_one_of_equal_requests_is_cancelled_the_others_are_answered(lab):
     for gone in (0, 1, 2):
         for steps in (0, 1, 2):

@@ -97,6 +97,7 @@ def test_a_process_measures_what_this_one_measures(trials):
     assert own.memory["process"] > 100 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("child", "words"),
     [
@@ -114,6 +115,7 @@ def test_a_worker_that_dies_is_an_error_row_and_the_next_goes_on(trials, monkeyp
     assert runs[1].reason == f"the worker process died with {words}"
 
 
+@pytest.mark.slow
 def test_a_worker_that_takes_too_long_is_given_up_and_ended(trials, monkeypatch):
     monkeypatch.setattr(executors, "_child", hangs_at_batch_2)
     started = time.monotonic()

@@ -100,6 +100,7 @@ def test_the_page_has_the_numbers_worked_out_by_hand(english):
     assert "<title>Qwen3-VL cost review" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["english", "chinese"])
 def test_the_page_fetches_nothing(request, name):
     page = request.getfixturevalue(name).html.read_text("utf-8")
