@@ -133,8 +133,10 @@ def default_sweep(
     tables = [_for_all(tasks, table) for table in (article_resolutions(), *_proposed(runs))]
     if effort.by_task and len(tables) > 1:
         _say("resolutions by task: the article's, and the lowest that keep quality", progress)
-        by_task = {"resolution": BY_TASK, "task_resolutions": tables, "quality": False}
-        sweep(**fixed, **by_task, batch_size=largest, precision=list(exact), engine=engine)
+        by_task = {"resolution": BY_TASK, "batch_size": largest, "precision": list(exact)}
+        for table in tables:
+            known = all(table.get(task) in effort.resolutions for task in tasks if task)
+            sweep(**fixed, **by_task, task_resolutions=[table], engine=engine, quality=not known)
     _say("the best setting and today's once more, head to head", progress)
     _confirmed(out, loaded, effort.confirm_s, progress=progress, **choice)
     if not quick:

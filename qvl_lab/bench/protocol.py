@@ -98,7 +98,7 @@ def quiet_pass(
     once: Callable[[], tuple[Value, Contention]],
     gate: Gate,
     best_canary_s: float | None = None,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] | None = None,
 ) -> Quiet[Value]:
     """Measure until nobody disturbs it, at most ``gate.tries`` times.
 
@@ -108,6 +108,8 @@ def quiet_pass(
         One pass; returns what it gave and what others did meanwhile.
     best_canary_s : float, optional
         The best time of the canary on this machine so far.
+    sleep : callable, optional
+        Waits so many seconds; by default :func:`time.sleep`.
     """
     disturbed: list[str] = []
     while True:
@@ -120,7 +122,7 @@ def quiet_pass(
         disturbed.append(fault)
         if len(disturbed) >= gate.tries:
             return Quiet(value=None, disturbed=disturbed, best_canary_s=best_canary_s, last=value)
-        sleep(gate.wait_s)
+        (sleep or time.sleep)(gate.wait_s)
 
 
 @dataclass(frozen=True, kw_only=True)

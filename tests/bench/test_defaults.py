@@ -52,6 +52,7 @@ def made_up(monkeypatch, make_repeat) -> Callable[..., None]:
                 parts["scores"] = {
                     task: {
                         "metric": "exact_match",
+                        "unparsed": 0,
                         "values": [right.get(task, 1.0)] * tasks.count(task),
                     }
                     for task in dict.fromkeys(tasks)
@@ -88,7 +89,8 @@ def settings(runs: Runs) -> set[tuple[Any, ...]]:
 
 
 def tables(runs: Runs) -> list[dict[str, Any]]:
-    found = [run.config for run in runs if run.config["resolution"] == "by_task"]
+    swept = [run.config for run in runs if run.plan["phase"] == "sweep"]
+    found = [config for config in swept if config["resolution"] == "by_task"]
     assert {(c["engine"], c["batch_size"], c["precision"]) for c in found} == {("fast", 8, "fp32")}
     return [config["task_resolutions"] for config in found]
 
@@ -120,7 +122,8 @@ def test_settings_that_answer_alike_share_the_scores_of_one(tmp_path, made_up, t
     runs = default_sweep("tiny", table("read", "locate"), tmp_path / "r.jsonl", progress=False)
     frame = runs.frame()
     assert frame["quality"].notna().all()
-    assert len([run for run in runs if run.scores]) == 4  # two precisions, two resolutions
+    # two precisions, two resolutions; and the article's table, which has others
+    assert len([run for run in runs if run.scores]) == 5
     low = frame[frame["resolution"] == "256"]
     assert set(low["quality"]) == {0.5}
     proposed = frame[frame["task_resolutions"] == '{"read": 512, "locate": 256}']

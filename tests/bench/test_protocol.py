@@ -314,7 +314,10 @@ def test_what_gives_nothing_is_not_asked_again_and_what_was_disturbed_is():
 def test_readings_of_an_earlier_call_are_kept():
     asked = []
     known = {"a": {0: 1.0, 1: 1.0}, "b": {0: 2.0}}
-    in_rounds("ab", lambda s, n: asked.append((s, n)) or Visit(seconds=1.0), Rounds(), known=known)
+    seconds = {"a": 1.0, "b": 2.0}
+    in_rounds(
+        "ab", lambda s, n: asked.append((s, n)) or Visit(seconds=seconds[s]), Rounds(), known=known
+    )
     assert sorted(asked) == [("a", 2), ("b", 1), ("b", 2)]
 
 

@@ -17,7 +17,7 @@ from qvl_lab.runs.records import Run, environment_key
 #: What answers depend on, besides the resolution.
 _ANSWERS = (
     *("model", "revision", "max_new_tokens", "min_new_tokens", "do_sample", "temperature"),
-    *("top_k", "top_p", "repetition_penalty", "sampling_seed", "cache_key"),
+    *("top_k", "top_p", "repetition_penalty", "sampling_seed"),
 )
 Scores = Mapping[str, dict[str, Any]]
 

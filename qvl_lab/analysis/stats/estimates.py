@@ -50,8 +50,9 @@ def paired_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate:
     Both values of a pair were measured in the same round, so what slows the whole round cancels.
     From six pairs on, value and interval are those of Hodges and Lehmann (1963, Annals of
     Mathematical Statistics 34) for the logarithms of the ratios, with the exact distribution of
-    Wilcoxon's signed ranks: one disturbed round among them moves neither far. With fewer, which
-    are too few for ranks, they are the geometric mean and Student's t. One pair has no bounds.
+    Wilcoxon's signed ranks: one disturbed round among them hardly moves the value. With fewer,
+    which are too few for ranks, they are the geometric mean and Student's t. One pair has no
+    bounds.
 
     Raises
     ------
