@@ -71,12 +71,15 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
     -------
     DataFrame
         Settings; ``status`` and ``reason``; ``images_per_s``, ``s_per_100_images`` and
-        ``ttft_s`` (median, ``_low`` and ``_high`` of the 95% interval over repeats);
+        ``ttft_s`` (median, ``_low`` and ``_high`` of the 95% interval over repeats), which count
+        answers, so they hold for images where each is asked one question;
+        ``questions_per_image``, what tells the two apart in money (see :func:`qvl_lab.price`);
         ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``, and of each
         stage within a stage as :func:`part_column`; peak bytes as ``peak_NAME_bytes``;
         ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``; ``load_s``,
-        ``warmup_s``; ``encoder_hit_rate``, ``prefix_hit_rate``, ``response_hit_rate`` (0-1) of the
-        caches that were on, and the columns of ``cache_columns``;
+        ``warmup_s``, ``start_s`` (see :func:`start_s`); ``encoder_hit_rate``,
+        ``prefix_hit_rate``, ``response_hit_rate`` (0-1) of the caches that were on, and the
+        columns of ``cache_columns``;
         workload and environment columns; ``environment`` names the environment as a whole; the
         columns of :func:`quality_columns`. ``round_s`` maps the rounds of a sweep to the seconds
         per 100 images that the setting took in them, and ``confirmed_s`` those of a confirmation,
@@ -190,6 +193,7 @@ def _row(run: Run) -> dict[str, Any]:
     row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}
     row["energy_j_per_100_images"] = _energy(run)
     row |= {"load_s": run.cold.get("load_s"), "warmup_s": run.cold.get("warmup_s")}
+    row["start_s"] = start_s(run)
     row |= _how_measured(run)
     row |= _hit_rates(run) | cache_columns(run)
     row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
@@ -198,9 +202,32 @@ def _row(run: Run) -> dict[str, Any]:
     row |= quality_columns(scores, "answers")
     row |= {"workload": run.workload.get("name"), "workload_items": run.workload.get("items")}
     row["workload_fingerprint"] = run.workload.get("fingerprint")
+    items, images = run.workload.get("items"), run.workload.get("images")
+    row["questions_per_image"] = items / images if items and images else None
     row |= {f"env_{name}": value for name, value in run.environment.items()}
     row["environment"] = environment_key(run.environment)
     return row
+
+
+def start_s(run: Run) -> float | None:
+    """Seconds from nothing to the first answer at full speed, at most.
+
+    Loading and warming up, less the passes that warming up surely ran: their work is no start.
+    How many it ran is not on record, so this is an upper bound. None if it was not measured.
+    """
+    load_s, warmup_s = run.cold.get("load_s"), run.cold.get("warmup_s")
+    done = [r for r in run.repeats if r.answered]
+    if load_s is None or warmup_s is None or not done:
+        return None
+    call_s = median(r.wall_s / r.calls for r in done)
+    if run.plan.get("min_pass_s"):  # whole passes, two of them unless the first took ten seconds
+        worked_s = call_s * (2 if warmup_s < 10 else 1)
+    elif run.config.get("cache_implementation") == "static":
+        worked_s = call_s
+    else:  # a number of batches
+        batch_s = median(s for r in done for s in r.batch_s) if done[0].batch_s else 0.0
+        worked_s = min(call_s, batch_s * run.plan.get("warmup", 1))
+    return float(load_s + max(0.0, warmup_s - worked_s))
 
 
 def _hit_rates(run: Run) -> dict[str, float | None]:
