@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
@@ -81,7 +81,8 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         ``prefix_hit_rate``, ``response_hit_rate`` (0-1) of the caches that were on, and the
         columns of ``cache_columns``;
         workload and environment columns; ``environment`` names the environment as a whole; the
-        columns of :func:`quality_columns`. ``round_s`` maps the rounds of a sweep to the seconds
+        columns of :func:`quality_columns` and :func:`normalised_columns`.
+        ``round_s`` maps the rounds of a sweep to the seconds
         per 100 images that the setting took in them, and ``confirmed_s`` those of a confirmation,
         which gives no row of its own. ``passes_thrown_away`` counts passes beside which others
         used the machine, ``disturbed`` says that such passes are among the numbers, ``unstable``
@@ -129,7 +130,17 @@ def _how_measured(run: Run) -> dict[str, Any]:
     }
 
 
-_TAKEN = ("low", "high", "kind", "items", "missing", "unparsed")
+_TAKEN = (
+    "low",
+    "high",
+    "kind",
+    "items",
+    "missing",
+    "unparsed",
+    "normalised",
+    "fractions",
+    "pixels",
+)
 
 
 def task_column(task: str) -> str:
@@ -160,6 +171,27 @@ def quality_columns(scores: Mapping[str, TaskScores], kind: str) -> dict[str, An
     row["quality_items"] = sum(found.count for found in scores.values())
     row["quality_missing"] = sum(found.missing for found in scores.values())
     row["quality_unparsed"] = sum(found.unparsed for found in scores.values())
+    return row
+
+
+def normalised_columns(scores: Mapping[str, TaskScores]) -> dict[str, Any]:
+    """The quality of what the answers say, however they are written, beside the strict one.
+
+    ``quality_normalised`` with ``_low`` and ``_high``, as ``quality`` of :func:`quality_columns`;
+    ``quality_normalised_TASK``, the mean of a task's; ``quality_fractions`` and ``quality_pixels``,
+    how many answers had boxes in another form than 0-1000. None in older files, and where nothing
+    was answered.
+    """
+    names = ("normalised", "normalised_low", "normalised_high", "fractions", "pixels")
+    row: dict[str, Any] = {f"quality_{name}": None for name in names}
+    known = all(len(found.normalised) == len(found.values) for found in scores.values())
+    if not known or not any(found.count for found in scores.values()):
+        return row
+    values = {task: [v or 0.0 for v in found.normalised] for task, found in scores.items()}
+    row |= zip((f"quality_{n}" for n in names[:3]), interval(list(values.values())), strict=True)
+    row |= {f"quality_normalised_{task}": fmean(found) for task, found in values.items()}
+    for name in ("fractions", "pixels"):
+        row[f"quality_{name}"] = sum(getattr(found, name) for found in scores.values())
     return row
 
 
@@ -199,7 +231,7 @@ def _row(run: Run) -> dict[str, Any]:
     row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
     row["started_at"] = run.started_at
     scores = {task: TaskScores.from_dict(values) for task, values in run.scores.items()}
-    row |= quality_columns(scores, "answers")
+    row |= quality_columns(scores, "answers") | normalised_columns(scores)
     row |= {"workload": run.workload.get("name"), "workload_items": run.workload.get("items")}
     row["workload_fingerprint"] = run.workload.get("fingerprint")
     items, images = run.workload.get("items"), run.workload.get("images")

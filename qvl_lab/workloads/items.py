@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 class Item:
     """One request: an image and a question about it; the reference answer if it is known.
 
+    Several reference answers, any of which is right, are a JSON list of texts in ``reference``.
     ``path`` names the file that the bytes in ``image`` were read from, for caches that know images
     by their path.
     """
