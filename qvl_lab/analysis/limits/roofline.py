@@ -102,8 +102,9 @@ def raised(limits: Ceilings, runs: Iterable[Run]) -> Ceilings:
         for name, column in (("flops_per_s", "flops"), ("bytes_per_s", "bytes")):
             known, rates = getattr(limits, name), (timed[column] / timed["seconds"]).dropna()
             if known is not None and len(rates) and rates.max() > known:
-                by = {**limits.raised_by, name: str(rates.idxmax())}
-                limits = replace(limits, **{name: float(rates.max()), "raised_by": by})
+                found: dict[str, Any] = {name: float(rates.max())}
+                found["raised_by"] = {**limits.raised_by, name: str(rates.idxmax())}
+                limits = replace(limits, **found)
     return limits
 
 

@@ -279,8 +279,8 @@ def _with_normalised(
     scores: TaskScores, said: Sequence[tuple[float | None, str | None]]
 ) -> TaskScores:
     values, forms = zip(*said, strict=True)
-    counts = {"fractions": forms.count(FRACTIONS), "pixels": forms.count(PIXELS)}
-    return replace(scores, normalised=values, **counts)
+    fractions, pixels = forms.count(FRACTIONS), forms.count(PIXELS)
+    return replace(scores, normalised=values, fractions=fractions, pixels=pixels)
 
 
 def _value(metric: str | Metric, answer: str, expected: str) -> float:
