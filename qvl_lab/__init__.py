@@ -39,7 +39,7 @@ _HOME = {
     "measured_ceilings": "qvl_lab.analysis.limits.roofline",
     "plots": "qvl_lab.show",
     "price": "qvl_lab.analysis.money.cost",
-    "prices": "qvl_lab.analysis.money.cost",
+    "prices": "qvl_lab.analysis.money.prices",
     "profile": "qvl_lab.bench.profile",
     "propose_resolutions": "qvl_lab.analysis.quality.tradeoffs",
     "read_architecture": "qvl_lab.models.load",
@@ -98,7 +98,8 @@ if TYPE_CHECKING:
     from qvl_lab.analysis.limits.advice import advise
     from qvl_lab.analysis.limits.memory import BatchShape, batches_by_card
     from qvl_lab.analysis.limits.roofline import biggest_wins, measured_ceilings, roofline
-    from qvl_lab.analysis.money.cost import price, prices
+    from qvl_lab.analysis.money.cost import price
+    from qvl_lab.analysis.money.prices import prices
     from qvl_lab.analysis.money.recommend import recommend
     from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
     from qvl_lab.bench.ablation import ablate

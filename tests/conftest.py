@@ -51,7 +51,7 @@ def run(repeats: list[Repeat] | None = None, status: str = "ok", **parts: Any) -
     """A run; fields of a configuration may be given by name, the rest are fields of Run."""
     settings = {name: parts.pop(name) for name in set(parts) & set(FIELDS)}
     config = Config().replace(**{"batch_size": 8} | settings).flat()
-    workload = {"name": "hand", "fingerprint": "f" * 16, "items": 10}
+    workload = {"name": "hand", "fingerprint": "f" * 16, "items": 10, "images": 10}
     known: dict[str, Any] = {
         "key": run_key(config, workload, {}),
         "started_at": "2025-06-01T12:00:00+00:00",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
@@ -72,14 +72,18 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
     -------
     DataFrame
         Settings; ``status`` and ``reason``; ``images_per_s``, ``s_per_100_images`` and
-        ``ttft_s`` (median, ``_low`` and ``_high`` of the 95% interval over repeats);
+        ``ttft_s`` (median, ``_low`` and ``_high`` of the 95% interval over repeats), which count
+        answers, so they hold for images where each is asked one question;
+        ``questions_per_image``, what tells the two apart in money (see :func:`qvl_lab.price`);
         ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``, and of each
         stage within a stage as :func:`part_column`; peak bytes as ``peak_NAME_bytes``;
         ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``; ``load_s``,
-        ``warmup_s``; ``encoder_hit_rate``, ``prefix_hit_rate``, ``response_hit_rate`` (0-1) of the
-        caches that were on, and the columns of ``cache_columns``;
+        ``warmup_s``, ``start_s`` (see :func:`start_s`); ``encoder_hit_rate``,
+        ``prefix_hit_rate``, ``response_hit_rate`` (0-1) of the caches that were on, and the
+        columns of ``cache_columns``;
         workload and environment columns; ``environment`` names the environment as a whole; the
-        columns of :func:`quality_columns`. ``round_s`` maps the rounds of a sweep to the seconds
+        columns of :func:`quality_columns` and :func:`normalised_columns`.
+        ``round_s`` maps the rounds of a sweep to the seconds
         per 100 images that the setting took in them, and ``confirmed_s`` those of a confirmation,
         which gives no row of its own. ``passes_thrown_away`` counts passes beside which others
         used the machine, ``disturbed`` says that such passes are among the numbers, ``unstable``
@@ -130,7 +134,17 @@ def _how_measured(run: Run) -> dict[str, Any]:
     }
 
 
-_TAKEN = ("low", "high", "kind", "items", "missing", "unparsed")
+_TAKEN = (
+    "low",
+    "high",
+    "kind",
+    "items",
+    "missing",
+    "unparsed",
+    "normalised",
+    "fractions",
+    "pixels",
+)
 
 
 def task_column(task: str) -> str:
@@ -164,6 +178,27 @@ def quality_columns(scores: Mapping[str, TaskScores], kind: str) -> dict[str, An
     return row
 
 
+def normalised_columns(scores: Mapping[str, TaskScores]) -> dict[str, Any]:
+    """The quality of what the answers say, however they are written, beside the strict one.
+
+    ``quality_normalised`` with ``_low`` and ``_high``, as ``quality`` of :func:`quality_columns`;
+    ``quality_normalised_TASK``, the mean of a task's; ``quality_fractions`` and ``quality_pixels``,
+    how many answers had boxes in another form than 0-1000. None in older files, and where nothing
+    was answered.
+    """
+    names = ("normalised", "normalised_low", "normalised_high", "fractions", "pixels")
+    row: dict[str, Any] = {f"quality_{name}": None for name in names}
+    known = all(len(found.normalised) == len(found.values) for found in scores.values())
+    if not known or not any(found.count for found in scores.values()):
+        return row
+    values = {task: [v or 0.0 for v in found.normalised] for task, found in scores.items()}
+    row |= zip((f"quality_{n}" for n in names[:3]), interval(list(values.values())), strict=True)
+    row |= {f"quality_normalised_{task}": fmean(found) for task, found in values.items()}
+    for name in ("fractions", "pixels"):
+        row[f"quality_{name}"] = sum(getattr(found, name) for found in scores.values())
+    return row
+
+
 def with_defaults(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with defaults where a row's engine does not have a setting.
 
@@ -194,19 +229,43 @@ def _row(run: Run, shared: SharedScores) -> dict[str, Any]:
     row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}
     row["energy_j_per_100_images"] = _energy(run)
     row |= {"load_s": run.cold.get("load_s"), "warmup_s": run.cold.get("warmup_s")}
+    row["start_s"] = start_s(run)
     row |= _how_measured(run)
     row |= _hit_rates(run) | cache_columns(run)
     row |= {"cache_state": run.cache_state, "random_weights": run.random_weights}
     row["started_at"] = run.started_at
     found, sources = shared.of(run)
     scores = {task: TaskScores.from_dict(values) for task, values in found.items()}
-    row |= quality_columns(scores, "answers")
+    row |= quality_columns(scores, "answers") | normalised_columns(scores)
     row["quality_from"] = None if sources in ([], [run.key]) else sources
     row |= {"workload": run.workload.get("name"), "workload_items": run.workload.get("items")}
     row["workload_fingerprint"] = run.workload.get("fingerprint")
+    items, images = run.workload.get("items"), run.workload.get("images")
+    row["questions_per_image"] = items / images if items and images else None
     row |= {f"env_{name}": value for name, value in run.environment.items()}
     row["environment"] = environment_key(run.environment)
     return row
+
+
+def start_s(run: Run) -> float | None:
+    """Seconds from nothing to the first answer at full speed, at most.
+
+    Loading and warming up, less the passes that warming up surely ran: their work is no start.
+    How many it ran is not on record, so this is an upper bound. None if it was not measured.
+    """
+    load_s, warmup_s = run.cold.get("load_s"), run.cold.get("warmup_s")
+    done = [r for r in run.repeats if r.answered]
+    if load_s is None or warmup_s is None or not done:
+        return None
+    call_s = median(r.wall_s / r.calls for r in done)
+    if run.plan.get("min_pass_s"):  # whole passes, two of them unless the first took ten seconds
+        worked_s = call_s * (2 if warmup_s < 10 else 1)
+    elif run.config.get("cache_implementation") == "static":
+        worked_s = call_s
+    else:  # a number of batches
+        batch_s = median(s for r in done for s in r.batch_s) if done[0].batch_s else 0.0
+        worked_s = min(call_s, batch_s * run.plan.get("warmup", 1))
+    return float(load_s + max(0.0, warmup_s - worked_s))
 
 
 def _hit_rates(run: Run) -> dict[str, float | None]:

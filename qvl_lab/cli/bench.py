@@ -38,7 +38,7 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.models.names import check_name
 
 if TYPE_CHECKING:
-    from qvl_lab.analysis.money.cost import Price
+    from qvl_lab.analysis.money.prices import Price
     from qvl_lab.runs.store import Runs
 
 
@@ -205,7 +205,7 @@ def hit_rates(
     table says what it saved, and the hit rate from which each cache pays for its memory: a share
     of the priced GPU's, or else of the measured one's. Exit codes as of sweep.
     """
-    from qvl_lab.analysis.money.cost import find_price
+    from qvl_lab.analysis.money.prices import find_price
     from qvl_lab.bench.cache_savings import hit_rates as run_hit_rates
 
     chosen = setting.config("fast").flat()

@@ -25,6 +25,7 @@ from qvl_lab.cli.output import SOME_FAILED, few, note, note_failures, one_line
 from qvl_lab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qvl_lab.analysis.money.prices import Price
     from qvl_lab.analysis.quality.metrics import Metric
     from qvl_lab.backends.base import Answer
     from qvl_lab.session import Lab
@@ -61,7 +62,7 @@ def run(
     failed.
     """
     # all that can be refused is looked at before torch is imported, which takes seconds
-    from qvl_lab.analysis.money.cost import find_price
+    from qvl_lab.analysis.money.prices import find_price
     from qvl_lab.analysis.quality.scoring import check_tasks, own_metrics
     from qvl_lab.models.names import check_name
 
@@ -99,13 +100,36 @@ def run(
     }
     if price and answered:
         cost = price.of(result.wall_s) / answered * 100
-        summary[f"cost_{price.currency.lower()}_per_100_images"] = cost
+        images = len(set(workload.contents))
+        column = f"cost_{price.currency.lower()}_per_100"
+        summary[f"{column}_images"] = cost * len(workload.items) / images
+        summary[f"{column}_answers"] = cost
+        _note_price(price, provider, lab.spec.device)
     if as_json:
         print(json.dumps({"summary": summary}, ensure_ascii=False))
     else:
         _summarise(summary)
     if failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _note_price(price: Price, provider: str | None, device: str) -> None:
+    """What the price is, what else is known, and whether it is that of what ran."""
+    from qvl_lab.analysis.money.prices import age_said, alternatives, price_range
+
+    age = "" if price.date == "undated" else age_said(price.date)  # the label says undated itself
+    note(", ".join(filter(None, [f"price: {price.label}", age])))
+    known = alternatives(price)
+    if provider is None and len(known) > 1:
+        note(
+            f"no provider was named, so that of {price.provider} is taken; {len(known)} prices of "
+            f"{price.gpu} are known, {price_range(known)}: --provider names one"
+        )
+    if not device.startswith("cuda"):
+        note(
+            f"the seconds are this CPU's and the price is that of {price.gpu}: read the cost as "
+            "arithmetic, not as what that GPU would cost"
+        )
 
 
 def load(

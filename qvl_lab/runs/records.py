@@ -140,7 +140,8 @@ class Run:
     config, resolved : dict
         The settings as asked for, and what "auto" among them became.
     workload, plan : dict
-        Name, fingerprint and counts of the items; repeats, warm-up, batches per pass.
+        Name, fingerprint and counts of the items, with ``images`` that they ask about; repeats,
+        warm-up, batches per pass.
     repeats : list of Repeat
         The raw readings.
     cold : dict
@@ -261,9 +262,22 @@ def _upgrade(values: dict[str, Any]) -> None:
         config = {n: v for n, v in config.items() if engine in engines_with(n)}
         config = {**_GREEDY, **config}
     values["config"] = config
+    if (images := _images(values["workload"])) is not None:
+        values["workload"] = {**values["workload"], "images": images}
     for repeat in values.get("repeats", []):
         if isinstance(repeat, dict) and isinstance(repeat.get("caches"), dict):
             repeat["caches"] = _renamed(repeat["caches"], _RENAMED_COUNTS)
+
+
+def _images(workload: Mapping[str, Any]) -> int | None:
+    """How many images a workload asks about; None where its run does not say.
+
+    Older files count different pictures. Where requests repeat earlier ones on purpose, as the
+    workload's name says, each brings an image of its own.
+    """
+    repeats = str(workload.get("name", "")).endswith("% repeated")
+    images = workload.get("images", workload.get("items" if repeats else "unique_images"))
+    return images if type(images) is int and images > 0 else None
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -60,6 +60,23 @@ def cost_or_time(frame: pd.DataFrame) -> str:
         return "s_per_100_images"
 
 
+def counts_images(frame: pd.DataFrame) -> bool:
+    """Whether :func:`cost_or_time` counts images; where it counts answers, an image has several
+    questions, or it is not known how many.
+    """
+    column = cost_or_time(frame)
+    if column.startswith("cost_"):
+        return column.endswith("_per_100_images")
+    return one_question(frame)
+
+
+def one_question(frame: pd.DataFrame) -> bool:
+    """Whether every image is asked one question, so that speeds count images as well as answers."""
+    if "questions_per_image" not in frame:
+        return True
+    return bool(pd.to_numeric(frame["questions_per_image"]).eq(1).all())
+
+
 def money_sign(frame: pd.DataFrame) -> str:
     """The sign of the frame's money; "" if it has not been priced."""
     column = cost_or_time(frame)
@@ -67,4 +84,4 @@ def money_sign(frame: pd.DataFrame) -> str:
 
 
 def _currency(column: str) -> str:
-    return column.split("_")[1].upper()  # cost_CUR_per_100_images
+    return column.split("_")[1].upper()  # cost_CUR_per_100_...

@@ -13,7 +13,7 @@ from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.recommend import PRECISION_ORDER, peak_memory_bytes
 from qvl_lab.config import BY_TASK, ENGINES, FIELDS, default_of, engines_with
 from qvl_lab.show.locale import has_text, label
-from qvl_lab.show.quantities import money_sign
+from qvl_lab.show.quantities import counts_images, money_sign, one_question
 from qvl_lab.tasks import article_resolutions, find_task
 
 _DEFAULTS = {name: default_of(name) for name in FIELDS}
@@ -89,13 +89,22 @@ def _value(name: str, value: Any, lang: str) -> str:
 
 def title(frame: pd.DataFrame, metric: str, lang: str) -> str:
     """What a metric is called above a panel."""
-    return label(_memory(frame) if metric == "vram" else metric, lang)
+    return label(_metric(frame, metric), lang)
 
 
 def axis(frame: pd.DataFrame, metric: str, lang: str) -> str:
     """What a metric is called beside an axis, with its unit."""
-    key = _memory(frame) if metric == "vram" else metric
-    return label(f"{key}_axis", lang, unit=money_sign(frame).strip())
+    return label(f"{_metric(frame, metric)}_axis", lang, unit=money_sign(frame).strip())
+
+
+def _metric(frame: pd.DataFrame, metric: str) -> str:
+    """The text of a metric: which memory it is, and whether it counts images or answers."""
+    if metric == "vram":
+        return _memory(frame)
+    if metric == "cost":
+        return "cost" if counts_images(frame) else "cost_answers"
+    by_answer = {"images_per_s": "answers_per_s", "s_per_100_images": "s_per_100_answers"}
+    return metric if one_question(frame) else by_answer.get(metric, metric)
 
 
 def quality_axis(frame: pd.DataFrame, lang: str, *, loss: bool = False) -> str:

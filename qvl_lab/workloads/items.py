@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 class Item:
     """One request: an image and a question about it; the reference answer if it is known.
 
+    Several reference answers, any of which is right, are a JSON list of texts in ``reference``.
     ``path`` names the file that the bytes in ``image`` were read from, for caches that know images
     by their path.
     """
@@ -110,6 +111,15 @@ class Workload:
         """Names the content: ids, questions, references, tasks and the images' bytes."""
         pairs = zip(self.items, self.contents, strict=True)
         return digest([[i.id, i.question, i.reference, i.task, content] for i, content in pairs])
+
+    @property
+    def images(self) -> int:
+        """How many images the requests bring: different ones, about which several may ask.
+
+        Where requests repeat earlier ones on purpose, each of them brings its own.
+        """
+        repeats = re.search(f"{REPEATED.pattern}$", self.name)
+        return len(self.items) if repeats else len(set(self.contents))
 
     def sample(self, count: int | None, seed: int = 0) -> Self:
         """``count`` items drawn without replacement, in their old order; None keeps all.
@@ -202,6 +212,7 @@ class Workload:
             "fingerprint": self.fingerprint,
             "items": len(self.items),
             "unique_images": len(set(self.contents)),
+            "images": self.images,
             "with_reference": sum(i.reference is not None for i in self.items),
             "tasks": tasks,
         }

@@ -35,8 +35,9 @@ def load_workload(
     source : str, Path, Workload, image, iterable of images or DataFrame
         ``"mixed"`` or another packaged set; a folder (searched with its subfolders); an image; a
         table (.csv, .tsv, .jsonl, .json or a pandas DataFrame) with the columns id, image,
-        question, reference (or answer), task, of which only image is needed and whose paths are
-        relative to the file; or images in hand: paths, bytes, PIL images, arrays, items.
+        question, reference (or answer; one, or a list of which any is right), task, of which only
+        image is needed and whose paths are relative to the file; or images in hand: paths, bytes,
+        PIL images, arrays, items.
     question, task : str, optional
         For items that bring none of their own.
 

@@ -126,6 +126,22 @@ def test_a_price_gives_a_cost(qvl, photos):
     result = qvl(f"run {photos}/red.png {SMALL} --json --gpu A10G --provider article")
     summary = strict(result.out.splitlines()[-1])["summary"]
     assert summary["cost_cny_per_100_images"] == pytest.approx(summary["wall_s"] * 48 / 36)
+    assert summary["cost_cny_per_100_answers"] == summary["cost_cny_per_100_images"]
+    assert "the seconds are this CPU's and the price is that of A10G" in result.err
+    assert "price: A10G article on demand, 48 CNY/h (undated)\n" in result.err
+    assert "no provider was named" not in result.err
+
+
+def test_images_with_several_questions_cost_more_than_an_answer(qvl, photos):
+    rows = "".join(f"{photos}/red.png,What?{i}\n" for i in range(3))
+    Path("three.csv").write_text(f"image,question\n{rows}")
+    result = qvl(f"run three.csv {SMALL} --json --gpu H100")
+    summary = strict(result.out.splitlines()[-1])["summary"]
+    assert summary["cost_usd_per_100_answers"] == pytest.approx(summary["wall_s"] * 6.88 / 108)
+    by_image = 3 * summary["cost_usd_per_100_answers"]
+    assert summary["cost_usd_per_100_images"] == pytest.approx(by_image)
+    assert "no provider was named, so that of aws is taken; 4 prices of H100 are" in result.err
+    assert "known, 2.69 to 6.88 USD/h" in result.err
 
 
 @pytest.mark.parametrize(
@@ -472,20 +488,21 @@ def test_report_passes_its_options_on(qvl, monkeypatch):
 
     def report(runs, **options):
         asked.update(options, runs=runs)
-        return ReportFiles(Path("a.html"), Path("a.ipynb"), Path("a.csv"))
+        return ReportFiles(Path("a.html"), Path("a.ipynb"), Path("a.csv"), {"saving": 0.6})
 
     monkeypatch.setattr("qvl_lab.show.report.render.report", report)
     result = qvl(
         "report r.jsonl --gpu A10G --rate USD=7.1 --current batch_size=1 --current precision=fp32 "
-        "--monthly-images 5 --lang zh --out review --min-quality 0.9 --json"
+        "--monthly-images 5 --peak-hour-images 3 --lang zh --out review --min-quality 0.9 --json"
     )
     assert result.code == 0
-    assert strict(result.out) == {"html": "a.html", "notebook": "a.ipynb", "csv": "a.csv"}
+    files = {"html": "a.html", "notebook": "a.ipynb", "csv": "a.csv"}
+    assert strict(result.out) == files | {"headline": {"saving": 0.6}}
     assert asked["exchange_rates"] == {"USD": 7.1}
     assert asked["current"] == {"batch_size": 1, "precision": "fp32"}
     assert (asked["runs"], asked["out"]) == (Path("r.jsonl"), Path("review"))
     assert (asked["monthly_images"], asked["lang"], asked["gpu"]) == (5, "zh", "A10G")
-    assert asked["min_quality"] == 0.9
+    assert (asked["min_quality"], asked["peak_hour_images"]) == (0.9, 3)
 
 
 @pytest.fixture
@@ -575,6 +592,17 @@ def test_prices_name_date_and_source(qvl):
     table = strict(qvl("prices --json").out)
     assert {"gpu", "provider", "per_hour", "currency", "date", "source"} <= set(table["prices"][0])
     assert all(rate["date"] and rate["source"] for rate in table["rates"])
+    assert {"url", "region", "gpus_per_machine", "note", "age_days"} <= set(table["prices"][0])
+
+
+def test_prices_mark_what_is_old_undated_or_doubtful(qvl):
+    result = qvl("prices --gpu L4")
+    (aws,) = (line for line in result.out.splitlines() if re.match(r"\s*L4\s+aws\s", line))
+    assert re.search(r"2025-11-30\s+\d+ days old\s+us-east-1\s+4 GPUs", aws)
+    assert "https://deploybase.ai/articles/runpod-gpu-pricing" in result.out
+    assert "rented as a whole" in result.out
+    assert "undated 1;" in result.err
+    assert re.search(r"\(2026-01-08, \d+ days old, China", result.out)
 
 
 def test_prices_of_ones_own_come_first(qvl):

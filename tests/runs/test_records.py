@@ -168,6 +168,24 @@ def test_every_committed_run_file_is_compared():
     assert set(OLD) == {file.relative_to(REPORTS.parent).as_posix() for file in files}
 
 
+@pytest.mark.parametrize(
+    ("name", "questions"),
+    [("w1", {1.0}), ("w2", {5.0}), ("fp8-quality", {420 / 180}), ("hits", {1.0})],
+)
+def test_older_files_tell_images_from_answers(name, questions):
+    """Where requests repeat earlier ones on purpose, as in hits, each brings an image."""
+    frame = Runs.load(REPORTS / f"h200-fast/{name}.jsonl").frame()
+    assert set(frame["questions_per_image"]) == questions
+
+
+@pytest.mark.parametrize("counts", [{}, {"unique_images": 0}, {"unique_images": None}])
+def test_how_many_images_there_were_stays_unknown_where_a_file_does_not_say(make_run, counts):
+    workload = {"name": "old", "fingerprint": "f" * 16, "items": 10} | counts
+    read = Run.from_json(make_run(workload=workload).to_json())
+    assert "images" not in read.workload
+    assert Runs([read]).frame()["questions_per_image"].isna().all()
+
+
 def test_names_of_older_versions_are_read_as_those_of_today(make_run, make_repeat):
     values = json.loads(make_run([make_repeat()], engine="fast").to_json())
     old = {new: old for old, new in RENAMED.items()}

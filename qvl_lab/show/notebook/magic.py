@@ -15,7 +15,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic_arguments import MagicArgumentParser
 from IPython.display import display
 
-from qvl_lab.analysis.money.cost import Price, convert, find_price
+from qvl_lab.analysis.money.prices import Price, convert, find_price
 from qvl_lab.errors import ConfigError, QvlError
 from qvl_lab.show.notebook.meter import Meter
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from qvl_lab.analysis.money.recommend import Recommendation, measured, peak_memory_bytes
 from qvl_lab.show.locale import has_text
-from qvl_lab.show.quantities import amount, number, percent
+from qvl_lab.show.quantities import amount, number, one_question, percent
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.wording import resolution_order
 
@@ -65,14 +65,16 @@ def settings_table(
     columns = {"column_setting": [context.setting(row) for row in listed]}
     if context.frame["quality"].notna().any():
         columns["column_quality"] = [context.scored(row, "quality") for row in listed]
+    cost = "column_cost" if context.priced else "column_time"
+    speed = "column_speed" if one_question(context.frame) else "column_speed_answers"
     columns |= {
-        "column_cost": [context.cost_of(row) for row in listed],
+        context.say(cost, unit=context.unit): [context.cost_of(row) for row in listed],
         "column_interval": [context.cost_interval(row) for row in listed],
         "column_change": [
             "-" if row["key"] == today["key"] else percent(today[context.cost], row[context.cost])
             for row in listed
         ],
-        "column_speed": [number(row["images_per_s"]) for row in listed],
+        speed: [number(row["images_per_s"]) for row in listed],
         "column_ttft": [amount(row["ttft_s"], "ttft_s", context.lang) for row in listed],
         "column_memory": [
             "?" if pd.isna(size) else f"{size / 2**30:.2f} GiB" for size in peak_memory_bytes(rows)

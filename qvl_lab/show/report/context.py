@@ -7,14 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.money.cost import cost_column
 from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.config import BY_TASK
 from qvl_lab.probe.ceilings import MeasuredCeilings
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import CELL
-from qvl_lab.show.quantities import money, score
+from qvl_lab.show.quantities import amount, cost_or_time, counts_images, score
 from qvl_lab.show.report.options import ReviewOptions
 from qvl_lab.show.report.selection import environment, on_gpu
 from qvl_lab.show.wording import differing, setting, told
@@ -65,8 +64,18 @@ class ReportContext:
 
     @property
     def cost(self) -> str:
-        """The frame's cost column."""
-        return cost_column(self.frame)
+        """The frame's cost column, or its seconds where no price is known."""
+        return cost_or_time(self.frame)
+
+    @property
+    def unit(self) -> str:
+        """What costs are quoted for: "100 images", or "100 answers" where images are not known."""
+        return self.say("unit_images" if counts_images(self.frame) else "unit_answers")
+
+    @property
+    def priced(self) -> bool:
+        """Whether a price is known; otherwise costs are in seconds."""
+        return self.frame.attrs["price"] is not None
 
     @property
     def currency(self) -> str:
@@ -91,15 +100,15 @@ class ReportContext:
         return self.say("between").join(filter(None, [setting(row, self.lang), more]))
 
     def cost_of(self, row: pd.Series) -> str:
-        """What 100 images cost: "¥3.10"."""
-        return money(row[self.cost], self.currency)
+        """What 100 images cost: "¥3.10"; "12.3 s" where no price is known."""
+        return amount(row[self.cost], self.cost, self.lang)
 
     def cost_interval(self, row: pd.Series) -> str:
         """The cost's 95% interval: "¥3.00 – ¥3.20"; "?" after a single repeat."""
         bounds = row[f"{self.cost}_low"], row[f"{self.cost}_high"]
         if any(pd.isna(bound) for bound in bounds):
             return "?"
-        return " – ".join(money(float(bound), self.currency) for bound in bounds)
+        return " – ".join(amount(float(bound), self.cost, self.lang) for bound in bounds)
 
     @staticmethod
     def scored(row: pd.Series, column: str) -> str:

@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,16 @@ _CELL_TIMEOUT_S = 600
 
 @dataclass(frozen=True, repr=False)
 class ReportFiles:
-    """What a report leaves: the page to read, the executed notebook, the table."""
+    """What a report leaves: the page to read, the executed notebook, the table.
+
+    ``headline`` holds the first page's numbers, as
+    :func:`~qvl_lab.show.report.summary.headline_numbers` gives them.
+    """
 
     html: Path
     notebook: Path
     csv: Path
+    headline: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<ReportFiles {self.html}, {self.notebook.name}, {self.csv.name}>"
@@ -75,6 +80,7 @@ def report(
     """
     from qvl_lab.show.report.review import review, settings_csv
     from qvl_lab.show.report.sections.first_page import title
+    from qvl_lab.show.report.summary import headline_numbers
 
     path = runs.path if isinstance(runs, Runs) else Path(runs)
     if path is None:
@@ -82,7 +88,12 @@ def report(
     chosen = ReviewOptions.of(options | {"lang": lang})
     context = review(path, chosen)  # refuses what cannot be used before a kernel starts
     folder = Path(out)
-    files = ReportFiles(folder / "report.html", folder / "report.ipynb", folder / "settings.csv")
+    files = ReportFiles(
+        folder / "report.html",
+        folder / "report.ipynb",
+        folder / "settings.csv",
+        headline_numbers(context),
+    )
     with _writing_to(folder):
         settings_csv(context, files.csv)
         parameters = {"runs": str(path.resolve()), "options": chosen.given()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qvl_lab.analysis.money.cost import price
 from qvl_lab.runs.records import environment_key
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.locale import check_language
 from qvl_lab.show.report import selection
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.options import ReviewOptions
+from qvl_lab.show.report.pricing import priced
 from qvl_lab.show.report.sections.limits import known_ceilings
 
 
@@ -41,22 +41,7 @@ def review(
     loaded = runs if isinstance(runs, Runs) else Runs.load(runs)
     rows = loaded.frame()
     compared, notes = selection.comparable(rows, chosen.lang)
-    gpu, provider = chosen.gpu, chosen.provider
-    if gpu is None and chosen.per_hour is None:
-        gpu, provider = selection.priced_gpu(
-            rows[compared], provider, chosen.kind, chosen.prices_file
-        )
-    all_rows = price(
-        rows,
-        gpu,
-        provider,
-        chosen.kind,
-        per_hour=chosen.per_hour,
-        currency=chosen.currency,
-        exchange_rates=chosen.exchange_rates,
-        utilisation=chosen.utilisation,
-        file=chosen.prices_file,
-    )
+    all_rows = priced(rows, compared, chosen)
     frame = all_rows[compared].reset_index(drop=True)
     keys = set(zip(frame["key"], frame["environment"], strict=True))
     kept = [run for run in loaded if (run.key, environment_key(run.environment)) in keys]

@@ -1,20 +1,17 @@
-"""What a review rests on: rows that compare, whose price to take, what is recommended."""
+"""What a review rests on: rows that compare, and what is recommended."""
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
-from qvl_lab.analysis.money.cost import find_price
 from qvl_lab.analysis.money.recommend import Recommendation, find_row, measured, recommend
-from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
+from qvl_lab.errors import ConfigError, LimitError
 from qvl_lab.hardware import Gpu, cpu_label, find_gpu
 from qvl_lab.show.locale import label
 from qvl_lab.show.report.options import ReviewOptions
 
-ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
 #: Rows that differ in these answer different questions and are not compared.
 _COMPARABLE = (
     *("model", "revision", "workload_fingerprint", "plan"),
@@ -65,29 +62,6 @@ def environment(frame: pd.DataFrame, name: str) -> str | None:
 def measured_gpu(frame: pd.DataFrame) -> Gpu | None:
     """The GPU that the runs used; None if they used none, or one that the table does not know."""
     return find_gpu(environment(frame, "gpu")) if on_gpu(frame) else None
-
-
-def priced_gpu(
-    frame: pd.DataFrame, provider: str | None, kind: str | None, prices_file: str | Path | None
-) -> tuple[str, str | None]:
-    """GPU and provider to price if none is named: the measured GPU if it has a price, else the
-    article's.
-
-    Raises
-    ------
-    ConfigError
-        If a provider or kind is named that the measured GPU has no price of.
-    """
-    here = measured_gpu(frame)
-    try:
-        find_price(here.name if here else "", provider, kind, file=prices_file)
-    except UnknownNameError:
-        if provider or kind:
-            raise ConfigError(
-                "a provider or kind of price needs a GPU: --gpu NAME; see 'qvl-lab prices'"
-            ) from None
-        return ARTICLE_GPU, ARTICLE_PROVIDER
-    return here.name if here else ARTICLE_GPU, provider
 
 
 def recommended(frame: pd.DataFrame, options: ReviewOptions) -> Recommendation | None:

@@ -53,7 +53,7 @@ def make(batch, resolution, precision, status="ok", repeats=3, memory="reserved"
         status=status,
         started_at="2025-01-01T00:00:00Z",
         config={"engine": "stock", "seed": 0} | config,
-        workload={"name": "mixed", "items": 4, "fingerprint": "f"},
+        workload={"name": "mixed", "items": 4, "images": 4, "fingerprint": "f"},
         repeats=[repeat(batch, resolution, precision, i) for i in range(repeats if ok else 0)],
         memory={memory: size} if ok and memory else {},
     )

@@ -12,7 +12,7 @@ from qvl_lab.analysis.levers.ablation import ablation as by_lever
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
 from qvl_lab.show.locale import has_text
-from qvl_lab.show.quantities import money, number
+from qvl_lab.show.quantities import amount, number
 from qvl_lab.show.report.commands import ablate_command
 from qvl_lab.show.report.components import picture, plain, section, table, with_interval
 from qvl_lab.show.report.context import ReportContext
@@ -76,7 +76,9 @@ def _table(context: ReportContext, named: dict[str, str]) -> pd.DataFrame:
         for side, factor in zip(ONE_LEVER, ("gained", "lost"), strict=True):
             cost = row[f"{side}_{context.cost}"]
             cells[f"column_{side}_speed"] = with_interval(row, f"{side}_images_per_s", number)
-            cells[f"column_{side}_cost"] = "?" if pd.isna(cost) else money(cost, context.currency)
+            cells[f"column_{side}_cost"] = (
+                "?" if pd.isna(cost) else amount(cost, context.cost, context.lang)
+            )
             cells[f"column_{factor}"] = with_interval(row, factor, number)
         listed.append(cells)
     return pd.DataFrame(listed)

@@ -76,12 +76,18 @@ def _fitting(context: ReportContext) -> list[Any]:
             cards = batches_by_card(sizes, batch_shape_of(run))
         except ConfigError:  # an older file, or images that differ in size
             continue
-        fits = zip(cards["memory_gb"], cards["largest_batch"], strict=True)
         setting = {"column_setting": images_at(row, context.lang)}
-        listed.append(setting | {f"{card:g} GB": f"{size:,}" for card, size in fits})
+        fits = {f"{card['memory_gb']:g} GB": _batches(card) for _, card in cards.iterrows()}
+        listed.append(setting | fits)
     if not listed:
         return []
     return [Markdown(context.say("fitting_note")), table(context, pd.DataFrame(listed))]
+
+
+def _batches(card: pd.Series) -> str:
+    """The largest batch of a card with its interval: "140 (122–176)"."""
+    low, size, high = (int(card[f"largest_batch{end}"]) for end in ("_low", "", "_high"))
+    return f"{size:,}" if low == high else f"{size:,} ({low:,}–{high:,})"
 
 
 def stages(context: ReportContext) -> list[Any]:

@@ -8,12 +8,18 @@ import pandas as pd
 from IPython.display import Markdown
 
 from qvl_lab.analysis.money.recommend import Recommendation
-from qvl_lab.show.quantities import money, percent, score
+from qvl_lab.show.quantities import percent, score
 from qvl_lab.show.report.commands import run_command
 from qvl_lab.show.report.components import named_rows, plain, settings_table
 from qvl_lab.show.report.context import ReportContext
+from qvl_lab.show.report.pricing import is_machines_own
+from qvl_lab.show.report.sections.money import (
+    answers_sentences,
+    month_sentences,
+    price_sentences,
+    start_sentences,
+)
 from qvl_lab.show.report.sections.quality import quality_sentences
-from qvl_lab.show.report.selection import measured_gpu
 from qvl_lab.show.wording import resolution
 
 
@@ -50,12 +56,13 @@ def first_line(context: ReportContext) -> str:
 def change(context: ReportContext, advice: Recommendation) -> str:
     """From today's cost to the recommended one."""
     words = {
+        "unit": context.unit,
         "today": context.cost_of(advice.current),
         "best": context.cost_of(advice.best),
         "setting": context.setting(advice.best),
     }
     if advice.best["key"] == advice.current["key"]:
-        return context.say(_why_same(advice), today=words["today"])
+        return context.say(_why_same(advice), today=words["today"], unit=context.unit)
     value, low, high = advice.saving
     if low is None or high is None:
         return context.say("headline_one_repeat", percent=f"{100 * value:.0f}%", **words)
@@ -84,17 +91,11 @@ def _summary(context: ReportContext, advice: Recommendation) -> str:
 
 
 def _sentences(context: ReportContext, advice: Recommendation) -> list[str]:
-    """How today was chosen, the month's money, the cheapest setting, quality, how sure that is."""
-    today, best = (
-        money(row[context.cost] / 100 * context.options.monthly_images, context.currency)
-        for row in (advice.current, advice.best)
-    )
+    """How today was chosen, money and price, the cheapest setting, quality, how sure that is."""
     same = advice.best["key"] == advice.current["key"]
-    words = {"images": f"{context.options.monthly_images:,}", "today": today, "best": best}
-    said = [
-        context.say("today_named" if context.options.current else "today_chosen"),
-        context.say("monthly_same" if same else "monthly", **words),
-    ]
+    said = [context.say("today_named" if context.options.current else "today_chosen")]
+    said += month_sentences(context, advice) + start_sentences(context, advice)
+    said += answers_sentences(context, advice.current) + price_sentences(context)
     if advice.cheaper is not None:
         said.append(_cheaper(context, advice.current, advice.cheaper))
     said += quality_sentences(context, advice)
@@ -123,11 +124,7 @@ def _cheaper(context: ReportContext, today: pd.Series, cheaper: pd.Series) -> st
 
 def _warnings(context: ReportContext) -> list[str]:
     said = []
-    priced = context.frame.attrs["price"]["gpu"]
-    here = measured_gpu(context.frame)
-    own = (
-        context.options.per_hour is not None and context.options.gpu is None
-    )  # for this very machine
-    if not own and not (here and here.name.lower() == priced.lower()):
-        said.append(context.say("price_mismatch", device=context.device, gpu=priced))
+    if not is_machines_own(context.frame, context.options):
+        gpu = context.frame.attrs["price"]["gpu"]
+        said.append(context.say("price_mismatch", device=context.device, gpu=gpu))
     return said

@@ -12,8 +12,10 @@ from qvl_lab.show.report.commands import report_command
 from qvl_lab.show.report.components import section, table
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.sections.limits import ceilings_said
+from qvl_lab.show.report.sections.money import price_words
 
 _MACHINE = ("gpu", "driver", "cpu", "cpu_count", "platform")
+_SOURCE = ("source", "region", "url", "note")
 _SOFTWARE = ("qvl_lab", "commit", "torch", "transformers", "torchvision", "python")
 
 
@@ -41,15 +43,15 @@ def facts(context: ReportContext) -> dict[str, str]:
 
 def _prices(context: ReportContext) -> dict[str, str]:
     quoted, rate = context.frame.attrs["price"], context.frame.attrs["rate"]
-    kind = context.say(f"kind_{quoted['kind']}")
-    date = context.say("undated") if quoted["date"] == "undated" else quoted["date"]
-    place = context.say("listed").join([quoted["gpu"], quoted["provider"], kind, date])
+    if quoted is None:
+        return {"prov_price": context.say("price_none", device=context.device)}
     used = context.frame.attrs["utilisation"]
     share = f"{100 * used:.0f}%"
     full = context.say("prov_utilisation_full")
     return {
-        "prov_price": f"{quoted['per_hour']:g} {quoted['currency']}/h: {place}",
-        "prov_source": quoted["source"],
+        "prov_price": price_words(context, quoted),
+        "prov_source": "; ".join(filter(None, (quoted[name] for name in _SOURCE))),
+        "prov_machine_of": _together(context, quoted["gpus_per_machine"]),
         "prov_rate": ""
         if not rate
         else f"1 {rate['base']} = {rate['rate']:g} {rate['quote']} "
@@ -58,6 +60,11 @@ def _prices(context: ReportContext) -> dict[str, str]:
         if used == 1
         else context.say("prov_utilisation_value", percent=share),
     }
+
+
+def _together(context: ReportContext, gpus: int | None) -> str:
+    """How many GPUs are rented together, where they are several."""
+    return context.say("prov_machine_of_value", n=gpus) if gpus and gpus > 1 else ""
 
 
 def _measurement(context: ReportContext) -> dict[str, str]:
