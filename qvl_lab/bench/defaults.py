@@ -121,8 +121,8 @@ def default_sweep(
     fixed: dict[str, Any] = {"model": model, "workload": loaded, "out": out, "progress": progress}
     fixed |= {"max_new_tokens": 40, "timed_items": min(effort.timed_items, len(loaded))}
     fixed |= {name: getattr(effort, name) for name in ("repeats", "min_pass_s", "budget_s")}
-    sizes = {"resolution": list(effort.resolutions)}
-    scored = {"precision": list(effort.precisions), "batch_size": largest} | sizes
+    sizes: dict[str, Any] = {"resolution": list(effort.resolutions)}
+    scored: dict[str, Any] = {"precision": list(effort.precisions), "batch_size": largest} | sizes
     engine = "fast" if runs_fast(model) else "stock"
     other = _fresh_if_other(out)
     _say(f"every precision and resolution with the {engine} engine, and their quality", progress)
@@ -133,7 +133,11 @@ def default_sweep(
     tables = [_for_all(tasks, table) for table in (article_resolutions(), *_proposed(runs))]
     if effort.by_task and len(tables) > 1:
         _say("resolutions by task: the article's, and the lowest that keep quality", progress)
-        by_task = {"resolution": BY_TASK, "batch_size": largest, "precision": list(exact)}
+        by_task: dict[str, Any] = {
+            "resolution": BY_TASK,
+            "batch_size": largest,
+            "precision": list(exact),
+        }
         for table in tables:
             known = all(table.get(task) in effort.resolutions for task in tasks if task)
             sweep(**fixed, **by_task, task_resolutions=[table], engine=engine, quality=not known)

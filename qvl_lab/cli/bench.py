@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -120,7 +120,11 @@ def confirm(
     from qvl_lab.analysis.money.recommend import recommend
     from qvl_lab.bench.confirm import confirm as run_confirm
 
-    choice = {"min_quality": min_quality, "max_vram_gib": max_vram_gib, "max_ttft_s": max_ttft_s}
+    choice: dict[str, Any] = {
+        "min_quality": min_quality,
+        "max_vram_gib": max_vram_gib,
+        "max_ttft_s": max_ttft_s,
+    }
     today = {name: single(name, text) for name, text in pairs("--current", current).items()}
     measured = run_confirm(
         runs,

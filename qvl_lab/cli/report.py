@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -84,7 +84,7 @@ def report(
     options = price.settings() | {"currency": price.currency or _own_currency(price)}
     today = {k: single(k, v) for k, v in pairs("--current", current).items()}
     if runs is None:
-        chosen = {"min_quality": min_quality, "max_vram_gib": max_vram_gib}
+        chosen: dict[str, Any] = {"min_quality": min_quality, "max_vram_gib": max_vram_gib}
         chosen |= {"max_ttft_s": max_ttft_s, "current": today or None}
         runs = out / "runs.jsonl"
         default_sweep(

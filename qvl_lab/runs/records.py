@@ -296,9 +296,9 @@ def joined(turns: Sequence[Run]) -> Run:
     turns : sequence of Run
         Of one key and environment, in the order in which they were written.
     """
-    by_round = {run.round: run for run in turns}
-    if None in by_round:  # an older file, or joined before: a line is a whole run
+    if any(run.round is None for run in turns):  # an older file: a line is a whole run
         return turns[-1]
+    by_round = {run.round: run for run in turns if run.round is not None}
     visits = [by_round[number] for number in sorted(by_round)]
     measured = [run for run in visits if run.status == "ok"]
     if not measured:

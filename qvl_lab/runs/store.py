@@ -259,7 +259,7 @@ class Store:
             target.unlink(missing_ok=True)
             raise StoreError(f"cannot move the rows to {target}: {e.strerror}") from e
         self._file.truncate(0)
-        self._lines = []
+        self._lines.clear()
         self.runs = Runs(path=self.path)
         return target
 
@@ -275,7 +275,7 @@ class Store:
             raise StoreError(f"{self.path} cannot be continued: {foreign[0]}. Choose another file")
         if data and not data.endswith(b"\n"):
             self._mend_last_line(data)
-        self._lines = runs
+        self._lines: list[Run] = runs
         return Runs(_settings(runs), path=self.path, notes=notes)
 
     def _mend_last_line(self, data: bytes) -> None:
