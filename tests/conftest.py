@@ -12,11 +12,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qvl_lab.cli.options import PlanOptions
 from qvl_lab.config import FIELDS, Config, SweepSpec
 from qvl_lab.runs.records import Repeat, Run, run_key
 from qvl_lab.workloads.items import Item
@@ -73,6 +73,10 @@ def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert defaults is not None
     for name, value in quick.items():
         monkeypatch.setitem(defaults, name, value)
+    if find_spec("typer") is None:  # a machine without the command line's packages
+        return
+    from qvl_lab.cli.options import PlanOptions
+
     settings = PlanOptions.settings
 
     def told(options: PlanOptions) -> dict[str, object]:

@@ -130,3 +130,26 @@ def test_other_processes_on_the_gpu_are_counted(pids, others, monkeypatch):
     monkeypatch.setattr(contention, "nvml", lambda: lib)
     monkeypatch.setattr(contention, "nvml_handle", lambda lib, index: index)
     assert contention._gpu_state("cuda:1") == (others, "thermal, by hardware")
+
+
+@pytest.mark.gpu
+def test_another_process_on_the_gpu_is_seen_and_oneself_is_not():
+    import torch
+
+    torch.zeros(1, device="cuda")
+    with Monitor("cuda") as alone:
+        time.sleep(0.5)
+    program = "import torch, time; torch.zeros(1, device='cuda'); print(flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with Monitor("cuda") as beside:
+            time.sleep(0.5)
+    finally:
+        other.kill()
+        other.wait()
+    assert (alone.seen.gpu_processes, beside.seen.gpu_processes) == (0, 1)
+    assert alone.seen.slowdowns == ""
+    assert alone.seen.others_cores == 0.0
+    assert 0 < alone.seen.canary_s < 0.1
