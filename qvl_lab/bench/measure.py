@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -101,12 +100,12 @@ def _measure(trial: Trial, lab: Lab, builder: RunBuilder) -> None:
         )
 
     started = perf_counter()
-    calls = _warm_up(trial, once)
+    _warm_up(trial, once)
     builder.warmed_up(perf_counter() - started)
     reset_peak(device)
     passed: list[Generation] = []
     for _ in range(trial.passes):
-        passed = _pass(trial, once, calls, device, builder)
+        passed = _pass(trial, once, device, builder)
         if not passed:
             return
     builder.peaked(peak_bytes(device))
@@ -114,37 +113,37 @@ def _measure(trial: Trial, lab: Lab, builder: RunBuilder) -> None:
         _score(trial, lab, passed[-1], builder)
 
 
-def _warm_up(trial: Trial, once: Callable[..., Generation]) -> int:
-    """Run untimed passes; returns how many calls a pass needs to last long enough.
+def _warm_up(trial: Trial, once: Callable[..., Generation]) -> None:
+    """Run untimed passes.
 
     Without a least length of a pass, the plan's batches are run once. With one, whole passes are
     run, so that every shape occurs, until two in a row agree or :data:`WARM_UP_S` have gone by.
     """
-    least_s = trial.plan.min_pass_s
     if not trial.plan.warmup:
-        return 1
-    if not least_s:
+        return
+    if not trial.plan.min_pass_s:
         static = trial.config.flat().get("cache_implementation") == "static"
         once(None if static else trial.plan.warmup)
-        return 1
+        return
     started = perf_counter()
     last_s = once().wall_s
     while perf_counter() - started < WARM_UP_S:
         before_s, last_s = last_s, once().wall_s
         if abs(last_s / before_s - 1) < AGREE:
             break
-    return max(1, math.ceil(least_s / last_s))
 
 
 def _pass(
-    trial: Trial, once: Callable[[], Generation], calls: int, device: str, builder: RunBuilder
+    trial: Trial, once: Callable[[], Generation], device: str, builder: RunBuilder
 ) -> list[Generation]:
     """One timed pass that nobody disturbed, call by call; empty if the machine stayed busy."""
 
     def timed() -> tuple[Reading, Contention]:
         monitor = Monitor(device) if trial.gate else None
         with monitor or nullcontext(), Sampler(gpu_index(device)) as sampler:
-            generations = [once() for _ in range(calls)]
+            generations = [once()]
+            while sum(g.wall_s for g in generations) < trial.plan.min_pass_s:
+                generations.append(once())
         return (generations, sampler.summary()), monitor.seen if monitor else Contention()
 
     quiet = quiet_pass(timed, trial.gate or Gate(), trial.best_canary_s)

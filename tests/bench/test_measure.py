@@ -518,7 +518,7 @@ def test_a_pass_lasts_as_long_as_it_is_told(lab, trial):
     run = measure(turn(trial(plan={"min_pass_s": 4.0}), gate=None), lambda _: lab)
     (repeat,) = run.repeats
     assert repeat.calls > 1
-    assert repeat.wall_s > 1.0  # calls are counted by the time of a warm-up pass
+    assert 4.0 <= repeat.wall_s < 8.0
     assert repeat.answered == 8 * repeat.calls
     assert len(repeat.batch_s) == 2 * repeat.calls
     assert repeat.disturbed is None
