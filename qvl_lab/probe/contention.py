@@ -176,6 +176,7 @@ def canary_s(device: str, lasting_s: float = CANARY_S) -> float:
 
     side = 2048 if device.startswith("cuda") else 384
     a, b = (torch.ones(side, side, device=device) for _ in range(2))
+    torch.mm(a, b)  # loads the library
     took_s: list[float] = []
     end_s = time.perf_counter() + lasting_s
     while not took_s or time.perf_counter() < end_s:
