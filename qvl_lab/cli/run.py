@@ -42,7 +42,7 @@ def run(
         str,
         typer.Argument(
             help="A folder, a table (.csv, .jsonl, .json), an image, or a packaged set: "
-            "evaluation, mixed."
+            "evaluation, mixed, or evaluation+hints, mixed+hints, whose questions say how to answer."
         ),
     ],
     setting: SettingOptions,
