@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -193,7 +193,7 @@ def normalised_columns(scores: Mapping[str, TaskScores]) -> dict[str, Any]:
         return row
     values = {task: [v or 0.0 for v in found.normalised] for task, found in scores.items()}
     row |= zip((f"quality_{n}" for n in names[:3]), interval(list(values.values())), strict=True)
-    row |= {f"quality_normalised_{task}": fmean(found) for task, found in values.items()}
+    row |= {f"quality_normalised_{task}": found.normalised_mean for task, found in scores.items()}
     for name in ("fractions", "pixels"):
         row[f"quality_{name}"] = sum(getattr(found, name) for found in scores.values())
     return row

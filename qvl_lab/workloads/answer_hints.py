@@ -1,7 +1,8 @@
 """A sentence behind a question that says how to answer it.
 
-Models that follow instructions answer a bare question in a sentence, which strict metrics count as
-wrong. The hint depends on the form of the reference answer alone, and is in the question's language.
+Models that follow instructions answer a bare question in a sentence, which strict metrics count
+as wrong. The hint depends on the form of the reference answer alone, and is in the question's
+language.
 """
 
 from __future__ import annotations

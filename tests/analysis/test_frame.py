@@ -217,3 +217,22 @@ def test_every_setting_is_a_column(make_run):
     hidden = {"trust_remote_code"}  # no lever
     assert set(SETTINGS) == set(FIELDS) - hidden
     assert set(SETTINGS) <= set(frame([make_run()]).columns)
+
+
+def test_normalised_scores_have_columns_beside_the_strict_ones(make_run, make_repeat):
+    read = TaskScores("exact_match", (0.0, 1.0), normalised=(1.0, 1.0))
+    locate = TaskScores("iou", (0.0, None), 1, (0.5, None), fractions=2, pixels=1)
+    scores = {task: found.to_dict() for task, found in {"read": read, "locate": locate}.items()}
+    row = frame([make_run([make_repeat()], scores=scores)]).iloc[0]
+    assert row["quality_normalised"] == pytest.approx((1.0 + 0.25) / 2)
+    assert row["quality_normalised_low"] < 0.625 < row["quality_normalised_high"]
+    assert (row["quality_normalised_read"], row["quality_normalised_locate"]) == (1.0, 0.25)
+    assert (row["quality_fractions"], row["quality_pixels"]) == (2, 1)
+    assert row["quality_read"] == 0.5
+
+
+def test_an_older_file_has_no_normalised_scores(make_run, make_repeat):
+    old = {"read": {"metric": "exact_match", "values": [1.0], "unparsed": 0}}
+    row = frame([make_run([make_repeat()], scores=old)]).iloc[0]
+    assert row["quality"] == 1.0
+    assert pd.isna(row["quality_normalised"]) and pd.isna(row["quality_fractions"])
