@@ -41,7 +41,9 @@ def repeat(wall_s: float = 10.0, answered: int = 10, **parts: Any) -> Repeat:
         "visual_tokens": 20 * answered,
         "new_tokens": 5 * answered,
         "stages_s": {},
+        "queue_s": [0.25] * answered,
         "ttft_s": [0.5] * answered,
+        "e2e_s": [wall_s] * answered,
         "batch_s": [wall_s],
     }
     return Repeat(wall_s=wall_s, answered=answered, **(known | parts))

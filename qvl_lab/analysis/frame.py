@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from statistics import fmean, median
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,7 @@ from qvl_lab.analysis.quality.shared import SharedScores
 from qvl_lab.analysis.stats.estimates import Estimate, estimate
 from qvl_lab.analysis.stats.intervals import interval
 from qvl_lab.config import AUTO, BY_TASK, ENGINES, default_of, digest, engines_with
-from qvl_lab.runs.records import PARTS, STAGES, Run, environment_key
+from qvl_lab.runs.records import PARTS, STAGES, Repeat, Run, environment_key
 
 #: Columns that say what was run; a sweep's axes are those that vary.
 SETTINGS = (
@@ -71,10 +71,10 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Settings; ``status`` and ``reason``; ``images_per_s``, ``s_per_100_images`` and
-        ``ttft_s`` (median, ``_low`` and ``_high`` of the 95% interval over repeats), which count
-        answers, so they hold for images where each is asked one question;
-        ``questions_per_image``, what tells the two apart in money (see :func:`qvl_lab.price`);
+        Settings; ``status`` and ``reason``; ``images_per_s`` and ``s_per_100_images`` (median,
+        ``_low`` and ``_high`` of the 95% interval over repeats), which count answers, so they
+        hold for images where each is asked one question; ``questions_per_image``, what tells the
+        two apart in money (see :func:`qvl_lab.price`); the columns of :func:`time_columns`;
         ``new_tokens_per_s``; per-image seconds of each stage as ``stage_NAME_s``, and of each
         stage within a stage as :func:`part_column`; peak bytes as ``peak_NAME_bytes``;
         ``gpu_utilisation`` (0-1), ``power_w``, ``energy_j_per_100_images``; ``load_s``,
@@ -132,6 +132,42 @@ def _how_measured(run: Run) -> dict[str, Any]:
         "disturbed": any(r.disturbed for r in run.repeats),
         "unstable": bool(rates) and max(rates) > UNSTABLE * min(rates),
     }
+
+
+#: What is timed of each answer.
+TIMES = ("queue", "ttft", "e2e")
+#: Percentiles of all items, and how many items it takes for one of them to lie above.
+_TAILS = {95: 20, 99: 100}
+
+
+def time_columns(repeats: Sequence[Repeat]) -> dict[str, float | None]:
+    """How long answers took from the moment they were asked for, in seconds.
+
+    ``queue_s``, ``ttft_s`` and ``e2e_s`` are medians of the passes' medians, with ``_low`` and
+    ``_high`` of the 95% interval over passes. ``queue_p95_s``, ``queue_p99_s`` and so on are the
+    values that 95% and 99% of all items of all passes do not exceed. They are None with fewer than
+    20 or 100 items, where they would be the slowest one. A pass hands over all its items at once,
+    so the more items it has, the longer the last one waits.
+
+    Older files know only the time from the start of an item's batch, or of its prefill in the fast
+    engine, to its first token: that is ``batch_ttft_s``, and all other columns are None.
+    """
+    row: dict[str, float | None] = {}
+    of_today = [r for r in repeats if r.e2e_s]
+    for name in TIMES:
+        passes = [found for r in of_today if (found := getattr(r, f"{name}_s"))]
+        row |= _columns(f"{name}_s", [median(found) for found in passes])
+        values = sorted(value for found in passes for value in found)
+        for share, least in _TAILS.items():
+            known = len(values) >= least
+            row[f"{name}_p{share}_s"] = percentile(values, share) if known else None
+    older = [r.ttft_s for r in repeats if r.ttft_s and not r.e2e_s]
+    return row | _columns("batch_ttft_s", [median(found) for found in older])
+
+
+def percentile(values: Sequence[float], share: int) -> float:
+    """The least of sorted values that ``share`` percent of them do not exceed."""
+    return values[-(-share * len(values) // 100) - 1]
 
 
 _TAKEN = (
@@ -193,7 +229,7 @@ def normalised_columns(scores: Mapping[str, TaskScores]) -> dict[str, Any]:
         return row
     values = {task: [v or 0.0 for v in found.normalised] for task, found in scores.items()}
     row |= zip((f"quality_{n}" for n in names[:3]), interval(list(values.values())), strict=True)
-    row |= {f"quality_normalised_{task}": fmean(found) for task, found in values.items()}
+    row |= {f"quality_normalised_{task}": found.normalised_mean for task, found in scores.items()}
     for name in ("fractions", "pixels"):
         row[f"quality_{name}"] = sum(getattr(found, name) for found in scores.values())
     return row
@@ -290,7 +326,7 @@ def _speed(run: Run) -> dict[str, Any]:
     row["failed"] = median(r.failed for r in run.repeats) if run.repeats else None
     row |= _columns("s_per_100_images", [100 * r.wall_s / r.answered for r in done])
     row |= _columns("images_per_s", [r.answered / r.wall_s for r in done])
-    row |= _columns("ttft_s", [median(r.ttft_s) for r in done if r.ttft_s])
+    row |= time_columns(done)
     for name in ("prompt_tokens", "visual_tokens", "new_tokens"):
         values = [getattr(r, name) / r.answered for r in done]
         row[f"{name}_per_image"] = median(values) if values else None
@@ -322,5 +358,8 @@ def _energy(run: Run) -> float | None:
 
 
 def _columns(name: str, values: list[float]) -> dict[str, float | None]:
-    result = estimate(values) or Estimate(float("nan"), None, None)
+    result = (
+        estimate(values) if all(v > 0 for v in values) else Estimate(median(values), None, None)
+    )
+    result = result or Estimate(float("nan"), None, None)
     return {name: result.value, f"{name}_low": result.low, f"{name}_high": result.high}

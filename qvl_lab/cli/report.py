@@ -62,7 +62,10 @@ def report(
         float | None, typer.Option(help="Limit on quality, 0-1; today's less 0.02 if not given.")
     ] = None,
     max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
-    max_ttft_s: Annotated[float | None, typer.Option(help="Limit on time to first token.")] = None,
+    max_ttft_s: Annotated[
+        float | None,
+        typer.Option(help="Limit on the 95th percentile of time to first token, with waiting."),
+    ] = None,
     ceilings: Annotated[
         Path | None, typer.Option(help="What the device can do at most, of doctor --ceilings.")
     ] = None,

@@ -42,7 +42,7 @@ def run(
         str,
         typer.Argument(
             help="A folder, a table (.csv, .jsonl, .json), an image, or a packaged set: "
-            "evaluation, mixed."
+            "evaluation, mixed; evaluation+hints, mixed+hints say how to answer."
         ),
     ],
     setting: SettingOptions,
@@ -171,7 +171,7 @@ def _quality(
     except ConfigError as e:
         note(f"not scored: {e}")
         return None
-    counts = ("metric", "mean", "count", "missing", "unparsed")
+    counts = ("metric", "mean", "normalised_mean", "count", "missing", "unparsed")
     return {task: {n: getattr(found, n) for n in counts} for task, found in scores.items()} or None
 
 
@@ -189,6 +189,8 @@ def _summarise(summary: dict[str, Any]) -> None:
         mean = "no answer" if found["mean"] is None else f"{found['mean']:.3f}"
         left_out = ", ".join(f"{found[n]} {n}" for n in ("missing", "unparsed") if found[n])
         rest = f"; {left_out}" if left_out else ""
+        if (said := found["normalised_mean"]) is not None and f"{said:.3f}" != mean:
+            mean = f"{mean}, normalised {said:.3f}"
         note(f"quality: {one_line(task)} {mean} ({found['metric']}, {found['count']} items{rest})")
     for event in summary["events"]:
         size, smaller = event["batch_size"], event["continued_with"]

@@ -99,14 +99,16 @@ class Repeat:
     """One timed pass over the items, encoded bytes in, text out.
 
     ``stages_s`` sums seconds per stage over all batches, ``parts_s`` those of stages within a
-    stage by their path ("vision/merger"). ``ttft_s`` has one value per answered item: from the
-    start of its batch to its first token. ``batch_s`` has one value per batch. ``work`` holds the
-    fields of :class:`Work`; ``caches`` hits, misses and bytes of the caches that were on.
-    ``calls`` says how often the items were answered in one pass, so that it lasts long enough;
-    all other fields are sums over them. ``round`` is the turn of the setting in which the pass
-    was measured, each turn in a process of its own. ``disturbed`` says in words who else used the
-    machine, "" if nobody did, None if nobody looked. Older files lack ``parts_s``, ``work``,
-    ``caches``, ``round`` and ``disturbed``.
+    stage by their path ("vision/merger"). ``queue_s``, ``ttft_s`` and ``e2e_s`` have one value per
+    answered item: from the start of the call, which hands over all its items, until work on the
+    item starts, its first token is known, its answer is complete. In older files ``queue_s`` and
+    ``e2e_s`` are empty, and ``ttft_s`` runs from the start of the item's batch or prefill.
+    ``batch_s`` has one value per batch. ``work`` holds the fields of :class:`Work`; ``caches``
+    hits, misses and bytes of the caches that were on. ``calls`` says how often the items were
+    answered in one pass, so that it lasts long enough; all other fields are sums over them.
+    ``round`` is the turn of the setting in which the pass was measured, each turn in a process of
+    its own. ``disturbed`` says in words who else used the machine, "" if nobody did, None if
+    nobody looked. Older files lack ``parts_s``, ``work``, ``caches``, ``round`` and ``disturbed``.
     """
 
     wall_s: float
@@ -121,6 +123,8 @@ class Repeat:
     parts_s: dict[str, float] = field(default_factory=dict)
     work: dict[str, int] = field(default_factory=dict)
     caches: dict[str, int] = field(default_factory=dict)
+    queue_s: list[float] = field(default_factory=list)
+    e2e_s: list[float] = field(default_factory=list)
     calls: int = 1
     round: int | None = None
     disturbed: str | None = None

@@ -74,7 +74,8 @@ def one_question(frame: pd.DataFrame) -> bool:
     """Whether every image is asked one question, so that speeds count images as well as answers."""
     if "questions_per_image" not in frame:
         return True
-    return bool(pd.to_numeric(frame["questions_per_image"]).eq(1).all())
+    known = pd.to_numeric(frame["questions_per_image"]).dropna()  # not of what was not measured
+    return bool(len(known)) and bool(known.eq(1).all())
 
 
 def money_sign(frame: pd.DataFrame) -> str:

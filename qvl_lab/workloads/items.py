@@ -18,11 +18,15 @@ from PIL import Image
 
 from qvl_lab.config import digest
 from qvl_lab.errors import InputError, WorkloadError
+from qvl_lab.workloads.answer_hints import with_hint
 
 DEFAULT_QUESTION = "Describe this image."
 
 #: How the names of :meth:`Workload.repeating` end.
 REPEATED = re.compile(r", \d+% repeated")
+
+#: How the names of :meth:`Workload.with_answer_hints` end; packaged sets are loaded by them too.
+HINTED = "+hints"
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -180,6 +184,18 @@ class Workload:
             asked[i] += 1
         name = f"{self.name}, {100 * hit_rate:.0f}% repeated"
         return replace(self, name=name, items=tuple(items))
+
+    def with_answer_hints(self) -> Self:
+        """The same items with a sentence behind each question that says how to answer it.
+
+        For models that follow instructions, and answer bare questions in sentences. The embedded
+        model knows its questions by their wording and is lost with a hint. The name says it:
+        "evaluation+hints".
+        """
+        items = tuple(
+            replace(item, question=with_hint(item.question, item.reference)) for item in self.items
+        )
+        return replace(self, name=f"{self.name}{HINTED}", items=items)
 
     def _split(self, hit_rate: float) -> tuple[int, tuple[Item, ...]]:
         """How many requests repeat at a hit rate, and the items to draw the others from."""

@@ -50,6 +50,47 @@ def test_speed_is_the_median_over_repeats(row):
     assert (row["repeats"], row["answered"], row["failed"]) == (3, 10, 0)
 
 
+def test_times_of_answers_have_percentiles_over_the_items_of_all_passes(make_run, make_repeat):
+    first, second = [float(n) for n in range(1, 61)], [float(n) for n in range(61, 101)]
+    repeats = [
+        make_repeat(10.0, 60, queue_s=first, ttft_s=[0.5] * 60, e2e_s=first),
+        make_repeat(10.0, 40, queue_s=second, ttft_s=[0.5] * 40, e2e_s=second),
+    ]
+    row = frame([make_run(repeats)]).iloc[0]
+    for name in ("queue", "e2e"):
+        assert row[f"{name}_s"] == (30.5 + 80.5) / 2  # of the passes' medians
+        assert row[f"{name}_s_low"] < row[f"{name}_s"] < row[f"{name}_s_high"]
+        assert (row[f"{name}_p95_s"], row[f"{name}_p99_s"]) == (95.0, 99.0)
+    assert (row["ttft_p95_s"], row["ttft_p99_s"]) == (0.5, 0.5)
+
+
+def test_percentiles_are_unknown_where_they_would_be_the_slowest_item(make_run, make_repeat):
+    def row(answered):
+        times = [float(n) for n in range(answered)]
+        return frame([make_run([make_repeat(10.0, answered, e2e_s=times)])]).iloc[0]
+
+    assert row(19)["e2e_p95_s"] is None
+    assert (row(20)["e2e_p95_s"], row(20)["e2e_p99_s"]) == (18.0, None)
+    assert row(99)["e2e_p99_s"] is None
+    assert row(100)["e2e_p99_s"] == 98.0
+
+
+def test_no_wait_at_all_is_a_wait_of_zero_without_an_interval(make_run, make_repeat):
+    row = frame([make_run([make_repeat(queue_s=[0.0] * 10)] * 2)]).iloc[0]
+    assert (row["queue_s"], row["queue_s_low"]) == (0.0, None)
+
+
+def test_a_first_token_by_an_older_clock_stands_in_a_column_of_its_own(make_run, make_repeat):
+    older = make_repeat(10.0, 30, ttft_s=[0.2] * 30, queue_s=[], e2e_s=[])
+    row = frame([make_run([older, older])]).iloc[0]
+    assert (row["batch_ttft_s"], row["batch_ttft_s_low"]) == (0.2, pytest.approx(0.2))
+    for name in ("queue", "ttft", "e2e"):
+        columns = [f"{name}_s", f"{name}_s_low", f"{name}_p95_s", f"{name}_p99_s"]
+        assert row[columns].isna().all()
+    today = frame([make_run([make_repeat()])]).iloc[0]
+    assert pd.isna(today["batch_ttft_s"])
+
+
 def test_intervals_of_seconds_and_speed_mirror_each_other(row):
     assert row["s_per_100_images_low"] < 120 < row["s_per_100_images_high"]
     assert row["images_per_s_low"] == pytest.approx(100 / row["s_per_100_images_high"])
@@ -217,3 +258,22 @@ def test_every_setting_is_a_column(make_run):
     hidden = {"trust_remote_code"}  # no lever
     assert set(SETTINGS) == set(FIELDS) - hidden
     assert set(SETTINGS) <= set(frame([make_run()]).columns)
+
+
+def test_normalised_scores_have_columns_beside_the_strict_ones(make_run, make_repeat):
+    read = TaskScores("exact_match", (0.0, 1.0), normalised=(1.0, 1.0))
+    locate = TaskScores("iou", (0.0, None), 1, (0.5, None), fractions=2, pixels=1)
+    scores = {task: found.to_dict() for task, found in {"read": read, "locate": locate}.items()}
+    row = frame([make_run([make_repeat()], scores=scores)]).iloc[0]
+    assert row["quality_normalised"] == pytest.approx((1.0 + 0.25) / 2)
+    assert row["quality_normalised_low"] < 0.625 < row["quality_normalised_high"]
+    assert (row["quality_normalised_read"], row["quality_normalised_locate"]) == (1.0, 0.25)
+    assert (row["quality_fractions"], row["quality_pixels"]) == (2, 1)
+    assert row["quality_read"] == 0.5
+
+
+def test_an_older_file_has_no_normalised_scores(make_run, make_repeat):
+    old = {"read": {"metric": "exact_match", "values": [1.0], "unparsed": 0}}
+    row = frame([make_run([make_repeat()], scores=old)]).iloc[0]
+    assert row["quality"] == 1.0
+    assert pd.isna(row["quality_normalised"]) and pd.isna(row["quality_fractions"])

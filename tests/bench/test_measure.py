@@ -84,7 +84,10 @@ def test_a_run_keeps_every_repeat_and_its_counts(lab, trial):
         assert (repeat.answered, repeat.failed) == (8, 0)
         assert repeat.visual_tokens == 3 * 4 + 5 * 2  # 64 x 64 pixels, 64 x 32 for the wider
         assert repeat.new_tokens == 8 * 3
-        assert len(repeat.ttft_s) == 8
+        times = list(zip(repeat.queue_s, repeat.ttft_s, repeat.e2e_s, strict=True))
+        assert len(times) == 8
+        assert all(0 <= queue < ttft < e2e <= repeat.wall_s for queue, ttft, e2e in times)
+        assert sum(queue > repeat.wall_s / 4 for queue, *_ in times) == 4  # the second batch waits
         assert len(repeat.batch_s) == 2
         assert set(repeat.stages_s) == {*STAGES, "other"}
         assert sum(repeat.stages_s.values()) == pytest.approx(repeat.wall_s, rel=0.02)

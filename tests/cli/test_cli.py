@@ -221,7 +221,9 @@ def test_answers_are_scored_where_the_true_ones_are_known(qvl):
     scores = score([i.task for i in items], texts, [i.reference for i in items])
     lines = [line for line in result.err.splitlines() if line.startswith("quality: ")]
     assert lines == [
-        f"quality: {task} {found.mean:.3f} ({found.metric}, 1 items"
+        f"quality: {task} {found.mean:.3f}"
+        + (f", normalised {found.normalised_mean:.3f}" * (found.normalised != found.values))
+        + f" ({found.metric}, 1 items"
         + ("; 1 unparsed" if found.unparsed else "")
         + ")"
         for task, found in scores.items()
@@ -285,7 +287,7 @@ def test_each_task_may_have_its_resolution(qvl):
             assert f"unknown task '{item.task}'" in answer["error"]
     assert len(last["summary"]["failures"]) == 3
     total = {"metric": "exact_match", "mean": None, "count": 0, "missing": 1, "unparsed": 0}
-    assert last["summary"]["quality"]["total"] == total
+    assert last["summary"]["quality"]["total"] == total | {"normalised_mean": None}
 
 
 def test_ctrl_c_exits_130_and_promises_nothing_that_is_not_kept(qvl, photos, monkeypatch):

@@ -140,8 +140,9 @@ def recommend(
     min_quality : float, optional
         Limit on quality (0-1). By default today's less ``max_quality_loss``, where it is known.
     max_vram_gib, max_ttft_s : float, optional
-        Limits on peak memory (reserved by torch; process memory on a CPU) and on the median time
-        to first token. A setting whose value is unknown does not pass a limit.
+        Limits on peak memory (reserved by torch; process memory on a CPU) and on the time to first
+        token of 95% of the items, waiting included (``ttft_p95_s``). A setting whose value is
+        unknown does not pass a limit; in files of before version 0.1 the latter is.
 
     Raises
     ------
@@ -227,6 +228,12 @@ def _nothing_passes(rows: pd.DataFrame, excluded: Mapping[str, int], held: Seque
     counts = ", ".join(f"{name} rules out {n}" for name, n in excluded.items())
     kept = f"with today's {', '.join(held)} " if held else ""
     best = f" (best quality measured: {rows['quality'].max():.3f})" * ("min_quality" in excluded)
+    unknown = int(rows["ttft_p95_s"].isna().sum()) if "max_ttft_s" in excluded else 0
+    if unknown:
+        best += (
+            f" (the 95th percentile of the time to first token is not known of {unknown}: fewer "
+            "than 20 answers, or measured by an older version from the start of the batch)"
+        )
     return (
         f"no measured setting {kept}passes the limits: of {len(rows)}, {counts}{best}; "
         f"loosen {' or '.join(excluded)}, or measure other settings"
@@ -388,7 +395,7 @@ def _within(
     passes = {  # NaN passes none of them
         "min_quality": lambda limit: rows["quality"].astype(float) >= limit - 1e-9,
         "max_vram_gib": lambda limit: peak_memory_bytes(rows) / 2**30 <= limit,
-        "max_ttft_s": lambda limit: rows["ttft_s"].astype(float) <= limit,
+        "max_ttft_s": lambda limit: rows["ttft_p95_s"].astype(float) <= limit,
     }
     excluded: dict[str, int] = {}
     keep = pd.Series(True, index=rows.index)

@@ -71,6 +71,15 @@ class TaskScores:
         scored = [v for v in self.values if v is not None]
         return fmean(scored) if scored else None
 
+    @property
+    def normalised_mean(self) -> float | None:
+        """Mean of the normalised scores, no answer being a wrong one.
+
+        None in older files, and where nothing was answered.
+        """
+        answered = any(value is not None for value in self.normalised)
+        return fmean(value or 0.0 for value in self.normalised) if answered else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         lists = {"values": list(self.values), "normalised": list(self.normalised)}

@@ -75,11 +75,15 @@ def settings_table(
             for row in listed
         ],
         speed: [number(row["images_per_s"]) for row in listed],
-        "column_ttft": [amount(row["ttft_s"], "ttft_s", context.lang) for row in listed],
-        "column_memory": [
-            "?" if pd.isna(size) else f"{size / 2**30:.2f} GiB" for size in peak_memory_bytes(rows)
-        ],
     }
+    if context.frame["ttft_s"].notna().any():
+        columns["column_ttft"] = [
+            "?" if pd.isna(row["ttft_s"]) else amount(row["ttft_s"], "ttft_s", context.lang)
+            for row in listed
+        ]
+    columns["column_memory"] = [
+        "?" if pd.isna(size) else f"{size / 2**30:.2f} GiB" for size in peak_memory_bytes(rows)
+    ]
     return table(context, pd.DataFrame(columns), names)
 
 

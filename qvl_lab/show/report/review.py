@@ -51,7 +51,7 @@ def review(
         runs=Runs(kept, path=loaded.path),
         frame=frame,
         recommendation=selection.recommended(frame, chosen),
-        notes=[*loaded.notes, *notes],
+        notes=[*loaded.notes, *notes, *selection.older_clock(frame, chosen.lang)],
         ceilings=known_ceilings(chosen.ceilings, loaded.path, selection.device(frame)),
     )
 

@@ -41,6 +41,12 @@ def comparable(frame: pd.DataFrame, lang: str) -> tuple[pd.Series, list[str]]:
     return same, notes
 
 
+def older_clock(frame: pd.DataFrame, lang: str) -> list[str]:
+    """A note on rows whose time to first token was taken by another clock, if there are any."""
+    count = int(frame["batch_ttft_s"].notna().sum())
+    return [label("note_older_clock", lang, n=count)] if count else []
+
+
 def on_gpu(frame: pd.DataFrame) -> bool:
     """Whether the runs used one."""
     return bool(frame["device"].dropna().astype(str).str.startswith("cuda").any())

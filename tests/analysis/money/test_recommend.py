@@ -41,7 +41,7 @@ def setting(make_run, make_repeat):
         **settings,
     ):
         walls = [10 * seconds * f for f in (1 - spread, 1, 1 + spread)]
-        parts = {"ttft_s": [ttft_s], "visual_tokens": 10 * tokens}
+        parts = {"ttft_s": [ttft_s] * 10, "visual_tokens": 10 * tokens}
         if right is not None:
             scores = TaskScores("exact_match", (1.0,) * right + (0.0,) * (50 - right))
             settings["scores"] = {"read": scores.to_dict()}
@@ -149,6 +149,27 @@ def test_limits_rule_settings_out(grid, limits, best, excluded):
     found = recommend(grid, **limits)
     assert chosen(found.best) == best
     assert found.excluded == excluded
+
+
+def test_the_limit_on_the_first_token_is_kept_by_95_percent_of_the_items(make_run, make_repeat):
+    late = [0.1] * 18 + [3.0] * 2  # the median of both is the same
+    runs = [
+        make_run([make_repeat(10.0, 20, ttft_s=[0.1] * 20)], batch_size=1),
+        make_run([make_repeat(2.0, 20, ttft_s=late)], batch_size=8),
+    ]
+    found = recommend(frame(runs), max_ttft_s=1.0)
+    assert found.best["batch_size"] == 1
+    assert found.excluded == {"max_ttft_s": 1}
+    assert recommend(frame(runs), max_ttft_s=3.0).best["batch_size"] == 8
+
+
+def test_a_first_token_by_an_older_clock_passes_no_limit_and_that_is_said(make_run, make_repeat):
+    older = make_run([make_repeat(2.0, 20, ttft_s=[0.1] * 20, queue_s=[], e2e_s=[])], batch_size=8)
+    with pytest.raises(LimitError, match="not known of 1: fewer than 20 answers, or measured by"):
+        recommend(frame([older]), max_ttft_s=1.0)
+    table = frame([older, make_run([make_repeat(10.0, 20)], batch_size=1)])
+    found = recommend(table, max_ttft_s=1.0)
+    assert (found.best["batch_size"], found.excluded) == (1, {"max_ttft_s": 1})
 
 
 def test_a_limit_that_nothing_passes_says_so(grid):

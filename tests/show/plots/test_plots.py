@@ -40,6 +40,7 @@ def repeat(batch: int, resolution: str, precision: str, nth: int) -> Repeat:
         new_tokens=64,
         stages_s=stages,
         ttft_s=[0.1 * batch * slow] * 4,
+        e2e_s=[1.0] * 4,
         batch_s=[1.0],
     )
 

@@ -413,6 +413,21 @@ def test_what_was_not_scored_is_counted(scored):
     assert "wrong" not in quality_of(scored(1, 4.0, {"locate": forty(20, None, None)}))
 
 
+def test_both_qualities_are_told_where_wording_makes_a_difference(scored):
+    read = {"metric": "exact_match", "values": [0.5] * 40, "unparsed": 0}
+    same, other = (read | {"normalised": [value] * 40} for value in (0.5, 0.75))
+    assert "however they are written" not in quality_of(with_scores(scored, {"read": same}))
+    told = quality_of(with_scores(scored, {"read": other}))
+    assert "however they are written, quality is 0.75 today and 0.75 recommended; limits" in told
+    boxes = other | {"metric": "box_accuracy", "fractions": 3, "pixels": 1}
+    assert "in pixels: 4 answers." in quality_of(with_scores(scored, {"locate": boxes}))
+    assert "不计写法" in quality_of(with_scores(scored, {"read": other}), lang="zh")
+
+
+def with_scores(scored: Callable[..., Run], told: dict[str, Any]) -> Run:
+    return replace(scored(1, 4.0, {"read": [0.5] * 40}), scores=told)
+
+
 def test_random_and_unscored_answers_are_not_called_quality(grid, scored):
     assert "The weights are random" in quality_of(*grid)
     assert "权重为随机初始化" in quality_of(*grid, lang="zh")

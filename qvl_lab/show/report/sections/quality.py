@@ -26,6 +26,9 @@ from qvl_lab.show.wording import task as task_name
 from qvl_lab.tasks import article_resolutions
 from qvl_lab.workloads.resize import canonical_task, knows_task
 
+#: Scores that differ by less are told as equal.
+SAME_SCORE = 0.005
+
 
 def quality_sentences(context: ReportContext, advice: Recommendation) -> list[str]:
     """What the recommended setting gives up, task by task where it is not noise."""
@@ -33,6 +36,8 @@ def quality_sentences(context: ReportContext, advice: Recommendation) -> list[st
     if advice.quality is None:
         return [context.say("quality_random" if today["random_weights"] else "quality_none")]
     said = [_difference(context, advice)]
+    if normalised := _normalised(context, today, best):
+        said.append(normalised)
     if lost := _lost_tasks(context, today, best):
         said.append(context.say("quality_lost_tasks", tasks=lost))
     for name in ("missing", "unparsed"):
@@ -53,6 +58,18 @@ def _difference(context: ReportContext, advice: Recommendation) -> str:
     words |= {name: points(value) for name, value in ends.items()}
     key = "quality_noise" if pair.within_noise else "quality_differs"
     return context.say(key, p=f"{pair.p_value:.2g}", **words)
+
+
+def _normalised(context: ReportContext, today: pd.Series, best: pd.Series) -> str:
+    """The quality of what answers say, where wording made a difference; "" where it made none."""
+    name = "quality_normalised"
+    if name not in today or any(pd.isna(row[name]) for row in (today, best)):
+        return ""
+    if max(abs(row[name] - row["quality"]) for row in (today, best)) < SAME_SCORE:
+        return ""
+    forms = sum(int(best[f"quality_{form}"] or 0) for form in ("fractions", "pixels"))
+    words = {"today": score(today[name]), "best": score(best[name]), "forms": forms}
+    return context.say(name if not forms else f"{name}_forms", **words)
 
 
 def _lost_tasks(context: ReportContext, today: pd.Series, best: pd.Series) -> str:
