@@ -86,7 +86,8 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         ``round_s`` maps the rounds of a sweep to the seconds
         per 100 images that the setting took in them, and ``confirmed_s`` those of a confirmation,
         which gives no row of its own. ``passes_thrown_away`` counts passes beside which others
-        used the machine, ``disturbed`` says that such passes are among the numbers, ``unstable``
+        used the machine, ``cut_answers`` those that
+        ended at the limit of tokens; ``disturbed`` says that such passes are among the numbers, ``unstable``
         that the slowest pass took more than 1.5 times the fastest. ``quality_from`` names the keys
         of the runs whose scores a row shares, see :mod:`qvl_lab.analysis.quality.shared`. Unknown
         is NaN or None.
@@ -129,6 +130,7 @@ def _how_measured(run: Run) -> dict[str, Any]:
     return {
         "round_s": _rounds(run),
         "passes_thrown_away": run.contention.get("thrown_away"),
+        "cut_answers": run.cut_answers,
         "disturbed": any(r.disturbed for r in run.repeats),
         "unstable": bool(rates) and max(rates) > UNSTABLE * min(rates),
     }

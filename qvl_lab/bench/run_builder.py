@@ -71,6 +71,7 @@ class RunBuilder:
         self._repeats.append(replace(passed, round=number, disturbed=disturbed))
         generation = generations[-1]
         self._known["failures"] = self._failures(generation)
+        self._known["cut_answers"] = self._cut(generation)
         if self._trial.config.engine.batch_size == AUTO:
             self._known["resolved"]["batch_size"] = generation.batch_size
         if generation.caches:
@@ -112,6 +113,7 @@ class RunBuilder:
             ],
             "scores": {task: found.to_dict() for task, found in scores.items()},
             "failures": self._failures(generation),
+            "cut_answers": self._cut(generation),
         }
 
     def run(self, status: str, reason: str | None = None) -> Run:
@@ -135,6 +137,12 @@ class RunBuilder:
         return self.run(
             "error", f"no item was answered; the first, {first['id']}: {first['error']}"
         )
+
+    def _cut(self, generation: Generation) -> int | None:
+        """Answers that may be cut off; None for random weights, which never end by themselves."""
+        if self._known.get("random_weights"):
+            return None
+        return generation.at_limit(self._trial.config.engine.sampling.max_new_tokens)
 
     def _failures(self, generation: Generation) -> list[dict[str, str]]:
         """What could not become an item, and the items without an answer."""

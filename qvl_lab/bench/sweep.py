@@ -130,6 +130,7 @@ def measure_each(
             )
         mine = [run for run in _here(store.runs) if run.key in keys]
         _tell_nothing_measured(mine)
+        _tell_cut(mine)
         return Runs(mine, path=store.path, notes=store.runs.notes)
 
 
@@ -278,6 +279,22 @@ def _tell_kept_errors(kept: Sequence[Run]) -> None:
             "%d settings failed in an earlier sweep and are kept as errors; "
             "retry_errors=True (--retry-errors) measures them again",
             len(failed),
+        )
+
+
+def _tell_cut(runs: Sequence[Run]) -> None:
+    """Say where answers ended for want of tokens: a box that is cut off scores 0."""
+    cut = [run for run in runs if run.cut_answers]
+    if cut:
+        most = max(cut, key=lambda run: run.cut_answers or 0)
+        log.warning(
+            "in %d of %d settings answers ended at max_new_tokens and may be cut off, at most %d "
+            "(%s); raise max_new_tokens (--max-new-tokens) above %s",
+            len(cut),
+            len(runs),
+            most.cut_answers,
+            in_words(most.config),
+            most.config["max_new_tokens"],
         )
 
 

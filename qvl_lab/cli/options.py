@@ -69,7 +69,7 @@ class SettingOptions:
         list[str] | None,
         typer.Option("--task-resolution", help="TASK=SIDE for --resolution by_task (repeatable)."),
     ] = None
-    max_new_tokens: Tokens = 16
+    max_new_tokens: Tokens = 64
     set_: SetOption = None
 
     def config(self, engine: str = "stock") -> Config:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     epilog="Examples: qvl-lab run evaluation --limit 12; "
     "qvl-lab run receipts/ --question 'What is the total?' --batch-size 8"
 )
-@grouped(max_new_tokens=64)
+@grouped()
 def run(
     source: Annotated[
         str,
@@ -95,6 +95,9 @@ def run(
         "images_per_s": answered / result.wall_s if result.wall_s else None,
         "stages_s": result.stages_s,
         "events": result.events,
+        "cut_answers": None
+        if lab.loaded.random_weights
+        else result.at_limit(config.engine.sampling.max_new_tokens),
         "quality": None if lab.loaded.random_weights else _quality(workload, result.texts, metrics),
         "failures": failures,
     }
@@ -192,6 +195,8 @@ def _summarise(summary: dict[str, Any]) -> None:
         if (said := found["normalised_mean"]) is not None and f"{said:.3f}" != mean:
             mean = f"{mean}, normalised {said:.3f}"
         note(f"quality: {one_line(task)} {mean} ({found['metric']}, {found['count']} items{rest})")
+    if cut := summary["cut_answers"]:
+        note(f"{cut} answers ended at the limit of tokens and may be cut off; --max-new-tokens")
     for event in summary["events"]:
         size, smaller = event["batch_size"], event["continued_with"]
         note(f"out of memory at batch {size}: went on with {smaller}")

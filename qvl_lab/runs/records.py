@@ -169,6 +169,9 @@ class Run:
         See :func:`qvl_lab.hardware.fingerprint`.
     failures : list of dict
         ``id`` and ``error`` of items without an answer.
+    cut_answers : int or None
+        Answers that ended because they had ``max_new_tokens`` tokens; None where nobody counted,
+        or where random weights give every answer that length.
     scores : dict
         Task to metric and scores item by item, as
         ``TaskScores`` writes them; empty where no answer is known
@@ -197,6 +200,7 @@ class Run:
     architecture: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
+    cut_answers: int | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: list[dict[str, str | None]] = field(default_factory=list)
     schema: int = SCHEMA_VERSION

@@ -533,3 +533,13 @@ def test_only_the_first_turn_is_scored(trained, trial, six):
     second = measure(turn(trial(six, plan=plan), round=1, gate=None), lambda _: trained)
     assert first.scores
     assert not second.scores
+
+
+@pytest.mark.parametrize(("limit", "cut"), [(1, 6), (40, 0)])
+def test_answers_that_end_at_the_limit_of_tokens_are_counted(trained, trial, six, limit, cut):
+    run = measure(trial(six, max_new_tokens=limit, resolution=512), lambda _: trained)
+    assert run.cut_answers == cut
+
+
+def test_random_weights_always_end_at_the_limit_so_nobody_counts(lab, trial):
+    assert measure(trial(), lambda _: lab).cut_answers is None

@@ -808,3 +808,13 @@ def test_a_sweep_of_fp8_on_a_cpu_says_once_that_it_is_emulated(sweep, caplog):
     runs = sweep(device="cpu", precision=["fp32", "fp8"], batch_size=[1, 2], repeats=1)
     assert [run.status for run in runs] == ["ok"] * len(runs)
     assert caplog.text.count("fp8 on a CPU is emulated") == 1
+
+
+def test_a_sweep_says_that_answers_were_cut(sweep, caplog):
+    sweep(
+        workload="evaluation", items=6, model="tiny", precision="fp32", repeats=1,
+        batch_size=4, resolution=[64, 96], max_new_tokens=1,
+    )  # fmt: skip
+    (said,) = [r.message for r in caplog.records if "may be cut off" in r.message]
+    assert "in 2 of 2 settings" in said
+    assert "raise max_new_tokens (--max-new-tokens) above 1" in said
