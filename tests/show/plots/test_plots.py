@@ -104,6 +104,13 @@ def cell_texts(ax) -> dict[tuple[int, int], str]:
 
 # ---- curve
 
+
+def test_a_first_token_by_an_older_clock_is_not_drawn():
+    run = make(8, "512", "bf16")
+    older = replace(run, repeats=[replace(r, e2e_s=[]) for r in run.repeats])
+    assert not plots.curve(table([older]), "ttft_s").containers
+
+
 COLUMNS = {
     "images_per_s": "images_per_s",
     "cost": "cost_cny_per_100_images",

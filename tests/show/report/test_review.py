@@ -673,6 +673,32 @@ def test_damaged_lines_are_named(grid, runs_file):
     assert "line 5 of runs.jsonl is left out" in text(sections.provenance(review(path)))
 
 
+def by_an_older_clock(run: Run) -> Run:
+    return replace(run, repeats=[replace(r, queue_s=[], e2e_s=[]) for r in run.repeats])
+
+
+def test_the_report_says_which_percentile_of_the_first_token_it_shows(grid, runs_file):
+    assert "time to first token (median)" in text(sections.headline(review(runs_file(*grid))))
+
+
+def test_the_report_of_an_older_file_says_that_it_cannot_tell_the_first_token(grid, runs_file):
+    older = [by_an_older_clock(run) for run in grid]
+    page = review(runs_file(*older))
+    assert "time to first token (median)" not in text(sections.headline(page))
+    measured = sum(run.status == "ok" for run in grid)
+    assert f"from the start of the batch, without the wait before it: {measured}" in text(
+        sections.provenance(page)
+    )
+    with pytest.raises(LimitError, match=f"not known of {measured}: fewer than 20 answers, or"):
+        review(runs_file(*older), max_ttft_s=1.0)
+
+
+def test_the_report_says_that_the_limit_on_the_first_token_is_on_a_percentile(grid, runs_file):
+    page = review(runs_file(by_an_older_clock(grid[0]), *grid[1:]), max_ttft_s=1.0)
+    said = text(sections.waterfall(page))
+    assert "time to first token (95th percentile) is over its limit or unknown: 1" in said
+
+
 def test_the_commands_in_the_report_are_accepted_by_the_command_line(grid, runs_file):
     from qvl_lab import cli
 
