@@ -41,6 +41,18 @@ def test_a_call_is_timed_over_rounds_long_enough(monkeypatch, rests):
     assert now["s"] >= 1.0
 
 
+def test_a_call_that_takes_seconds_is_made_a_few_times(monkeypatch, rests):
+    """A CPU without instructions for bf16 takes 3 s for a product that fp32 does in 0.03 s."""
+    now = {"s": 0.0}
+
+    def work():
+        now["s"] += 3.0
+
+    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: now["s"])
+    assert seconds_per_call(work, "cpu") == 3.0
+    assert now["s"] <= 9.0
+
+
 def test_what_a_device_reaches_before_its_clocks_fall_is_its_ceiling(monkeypatch, rests):
     """Rested, 0.05 s are fast; after that a call takes twice as long until the next rest."""
     now = {"s": 0.0, "worked": 0.0}

@@ -40,7 +40,7 @@ def test_a_hint_says_nothing_of_the_answer_itself():
 def test_a_question_without_a_known_answer_keeps_its_words():
     items = (Item("a", b"1", "Describe it."), Item("b", b"2", "How many?", "3"))
     hinted = Workload("mine", items).with_answer_hints()
-    assert [item.question for item in hinted.items][0] == "Describe it."
+    assert hinted.items[0].question == "Describe it."
     assert hinted.items[1].question.startswith("How many? Answer")
     assert hinted.name == "mine+hints"
     assert hinted.fingerprint != Workload("mine", items).fingerprint

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -102,7 +103,11 @@ def with_costs(
     converted, rate = convert(quoted, currency or quoted.currency, exchange_rates, file=file)
     priced = frame.copy()
     images = pd.to_numeric(frame.get("questions_per_image", pd.Series(1.0, frame.index)))
-    counts = {"per_100_images": 100 * images, "per_100_answers": 100, "per_1000_answers": 1000}
+    counts: dict[str, Any] = {
+        "per_100_images": 100 * images,
+        "per_100_answers": 100,
+        "per_1000_answers": 1000,
+    }
     for unit, answers in counts.items():
         for bound in ("", "_low", "_high"):
             seconds = pd.to_numeric(priced[f"s_per_100_images{bound}"]) / 100

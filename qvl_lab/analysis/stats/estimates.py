@@ -20,6 +20,11 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
 
+    @property
+    def holds_zero(self) -> bool:
+        """Whether the interval is known and leaves the sign open."""
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
+
     def __repr__(self) -> str:
         bounds = (
             "" if self.low is None or self.high is None else f" ({self.low:.4g} to {self.high:.4g})"

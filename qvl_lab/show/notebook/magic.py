@@ -121,7 +121,7 @@ def _price(options: Any) -> tuple[Price | None, tuple[str, ...]]:
     price, rate = convert(quoted, options.currency or quoted.currency)
     at = f", 1 {rate.base} = {rate.rate:g} {rate.quote} ({rate.date})" if rate else ""
     known = alternatives(quoted)
-    notes = (quoted.label + at,)
+    notes: tuple[str, ...] = (quoted.label + at,)
     if options.provider is None and len(known) > 1:
         notes = (f"{len(known)} prices of {quoted.gpu} known, {price_range(known)}", *notes)
     return price, notes

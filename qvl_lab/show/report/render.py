@@ -6,8 +6,6 @@ it had is kept and the error names the cell.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,10 +137,7 @@ def to_html(
     )
     document = nbformat.read(notebook, 4)
     document.metadata["title"] = title
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about alternative texts of images
-        logging.getLogger("traitlets").setLevel(logging.ERROR)
-        page, _ = exporter.from_notebook_node(document, resources={"failure": failure})
+    page, _ = exporter.from_notebook_node(document, resources={"failure": failure})
     Path(html).write_text(page, "utf-8")
 
 

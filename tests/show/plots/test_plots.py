@@ -104,6 +104,13 @@ def cell_texts(ax) -> dict[tuple[int, int], str]:
 
 # ---- curve
 
+
+def test_a_first_token_by_an_older_clock_is_not_drawn():
+    run = make(8, "512", "bf16")
+    older = replace(run, repeats=[replace(r, e2e_s=[]) for r in run.repeats])
+    assert not plots.curve(table([older]), "ttft_s").containers
+
+
 COLUMNS = {
     "images_per_s": "images_per_s",
     "cost": "cost_cny_per_100_images",
@@ -563,7 +570,7 @@ def test_chinese_figures_have_every_glyph(frame):
             assert any(is_chinese(words) for words in shown(figure))
     ax = plots.curve(frame, "cost", lang="zh")
     assert is_chinese(ax.get_title()) and is_chinese(ax.get_xlabel())
-    assert "¥" in ax.get_ylabel() and "原始尺寸 · fp32" in legend_texts(ax.get_legend())
+    assert "¥" in ax.get_ylabel() and "原始尺寸·fp32" in legend_texts(ax.get_legend())
 
 
 def test_chinese_in_axes_that_were_made_without_the_font(frame):
@@ -575,11 +582,11 @@ def test_chinese_in_axes_that_were_made_without_the_font(frame):
     assert is_chinese(ax.get_yticklabels()[0].get_text())
 
 
-def test_one_table_of_resolutions_is_told_by_the_resolution_and_two_by_their_number():
+def test_one_table_of_resolutions_is_told_by_the_resolution_and_two_by_where_they_differ():
     def others(*tables: str | None) -> list[str]:
         sides = ["512" if table is None else "by_task" for table in tables]
         frame = pd.DataFrame({"resolution": sides, "task_resolutions": tables})
         return wording.others(frame, ["resolution"], "en")
 
     assert others(None, '{"a": 1}', '{"a": 1}') == ["", "", ""]
-    assert others('{"a": 1}', '{"a": 2}') == ["table 1", "table 2"]
+    assert others('{"colour": 128}', '{"colour": 256}') == ["colour 128 px", "colour 256 px"]

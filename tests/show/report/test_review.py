@@ -286,7 +286,10 @@ def test_what_was_not_measured_is_listed_with_reasons(grid, on_cpu):
         on_cpu(2, status="error", reason="the model failed: ValueError"),
     ]
     page = text(sections.settings(review(Runs([*grid, *more]), **CENT_A_SECOND)))
-    assert "Out of memory: 1 settings. Skipped because of that, being larger: 1. Failed: 1." in page
+    assert (
+        "Settings without a number: out of memory: 1; skipped because a smaller one ran out of "
+        "memory: 1; failed: 1." in page
+    )
     assert "batch of 8: out of memory" in page
     assert "the model failed: ValueError" in page
     assert "fp32 · 256 px · batch 8" in page
@@ -385,7 +388,7 @@ def test_a_difference_beyond_noise_is_said_with_what_it_costs_each_task(scored):
     assert "What it gives up: read, small print 0.90 → 0.40, colour 1.00 → 0.75." in said
     chinese = quality_of(*runs, min_quality=0.5, lang="zh")
     assert f"质量：0.57，当前 0.95：−37.5 个百分点（{low} 至 {high}；p = " in chinese
-    assert "损失所在：小字编号 0.90 → 0.40, 颜色 1.00 → 0.75。" in chinese
+    assert "损失所在：小字编号 0.90 → 0.40、颜色 1.00 → 0.75。" in chinese
 
 
 def test_a_gain_has_its_sign_and_gives_nothing_up(scored):
@@ -521,7 +524,8 @@ def test_figures_of_quality_are_as_many_as_there_is_something_to_compare(scored,
     one, lower = scored(1, 10.0, TODAY), scored(1, 5.0, TODAY, resolution=128)
     assert pictures(one) == 1
     assert pictures(one, lower) == 2
-    assert pictures(one, lower, scored(1, 4.0, TODAY, precision="bf16")) == 3
+    worse = {"read_small": forty(36), "colour": forty(20)}
+    assert pictures(one, lower, scored(1, 4.0, worse, precision="bf16")) == 3
     assert pictures(*grid) == 0
 
 
@@ -578,8 +582,8 @@ def test_each_task_has_its_resolution_beside_the_articles(sides):
     ]
     assert re.fullmatch(r"0\.90 \(0\.\d\d–0\.9\d\)", tasks[0][2])
     assert [row[0] for row in settings] == [
-        "fp32 · by task · batch 1",
-        "fp32 · by task (article) · batch 1",
+        "fp32 · by task: proposed · batch 1 (recommended)",
+        "fp32 · by task: the article's · batch 1",
     ]
     assert [row[2] for row in settings] == ["¥0.40", "¥0.50"]
 
@@ -597,7 +601,10 @@ def test_resolutions_are_proposed_in_chinese_too(sides):
     tasks, settings = table_rows(page)
     assert "### 按任务选择分辨率" in page
     assert [row[:2] for row in tasks] == [["小字编号", "512 px"], ["颜色", "128 px"]]
-    assert [row[0] for row in settings] == ["fp32·按任务·批量 1", "fp32·按任务（文章）·批量 1"]
+    assert [row[0] for row in settings] == [
+        "fp32·按任务：建议的表·批量 1（推荐）",
+        "fp32·按任务：文章的表·批量 1",
+    ]
     words = re.findall(r"[A-Za-z]{4,}", re.sub(r"<[^>]*>", "", page))
     assert set(words) == {"token"}
 
@@ -671,6 +678,32 @@ def test_damaged_lines_are_named(grid, runs_file):
     with path.open("ab") as file:
         file.write(b'{"torn')
     assert "line 5 of runs.jsonl is left out" in text(sections.provenance(review(path)))
+
+
+def by_an_older_clock(run: Run) -> Run:
+    return replace(run, repeats=[replace(r, queue_s=[], e2e_s=[]) for r in run.repeats])
+
+
+def test_the_report_says_which_percentile_of_the_first_token_it_shows(grid, runs_file):
+    assert "time to first token (median)" in text(sections.headline(review(runs_file(*grid))))
+
+
+def test_the_report_of_an_older_file_says_that_it_cannot_tell_the_first_token(grid, runs_file):
+    older = [by_an_older_clock(run) for run in grid]
+    page = review(runs_file(*older))
+    assert "time to first token (median)" not in text(sections.headline(page))
+    measured = sum(run.status == "ok" for run in grid)
+    assert f"from the start of the batch, without the wait before it: {measured}" in text(
+        sections.provenance(page)
+    )
+    with pytest.raises(LimitError, match=f"not known of {measured}: fewer than 20 answers, or"):
+        review(runs_file(*older), max_ttft_s=1.0)
+
+
+def test_the_report_says_that_the_limit_on_the_first_token_is_on_a_percentile(grid, runs_file):
+    page = review(runs_file(by_an_older_clock(grid[0]), *grid[1:]), max_ttft_s=1.0)
+    said = text(sections.waterfall(page))
+    assert "time to first token (95th percentile) is over its limit or unknown: 1" in said
 
 
 def test_the_commands_in_the_report_are_accepted_by_the_command_line(grid, runs_file):

@@ -55,7 +55,8 @@ def _summary(context: ReportContext, rows: pd.DataFrame) -> list[str]:
     words["factor"] = number(factor)
     if pd.isna(low):
         return [plain(context.say("ablation_summary_once", **words))]
-    return [plain(context.say("ablation_summary", low=number(low), high=number(high), **words))]
+    words |= {"low": number(low, like=factor), "high": number(high, like=factor)}
+    return [plain(context.say("ablation_summary", **words))]
 
 
 def _meanings(context: ReportContext, named: dict[str, str]) -> str:
@@ -75,11 +76,11 @@ def _table(context: ReportContext, named: dict[str, str]) -> pd.DataFrame:
         cells = {"column_lever": named[row["lever"]]}
         for side, factor in zip(ONE_LEVER, ("gained", "lost"), strict=True):
             cost = row[f"{side}_{context.cost}"]
-            cells[f"column_{side}_speed"] = with_interval(row, f"{side}_images_per_s", number)
+            cells[f"column_{side}_speed"] = with_interval(row, f"{side}_images_per_s")
             cells[f"column_{side}_cost"] = (
                 "?" if pd.isna(cost) else amount(cost, context.cost, context.lang)
             )
-            cells[f"column_{factor}"] = with_interval(row, factor, number)
+            cells[f"column_{factor}"] = with_interval(row, factor)
         listed.append(cells)
     return pd.DataFrame(listed)
 

@@ -44,7 +44,7 @@ def article(context: ReportContext) -> list[Any]:
         saved=percent(*claim("cost_after").numbers).lstrip("−"),
         today=number(today),
         best=number(best),
-        percent=percent(today, best),
+        percent=context.change(advice.current, advice.best),
         today_cost=money(price.of(today), price.currency),
         best_cost=money(price.of(best), price.currency),
     )

@@ -31,7 +31,7 @@ def waterfall(context: ReportContext) -> list[Any]:
     same = advice.best["key"] == advice.current["key"]
     said = [section(context, "waterfall_heading", "waterfall_none" if same else "waterfall_note")]
     if advice.excluded:
-        limits = ", ".join(
+        limits = context.say("and").join(
             context.say(f"limit_{name}", n=n, limit=score(advice.min_quality))
             for name, n in advice.excluded.items()
         )
@@ -58,7 +58,7 @@ def curves(context: ReportContext) -> list[Any]:
 
 def feasible(context: ReportContext) -> list[Any]:
     """Which settings fit, and what each costs."""
-    figure = plots.feasible(context.grid, lang=context.lang)
+    figure = plots.feasible(context.frame, lang=context.lang)
     return [section(context, "feasible_heading"), picture(figure), *_fitting(context)]
 
 

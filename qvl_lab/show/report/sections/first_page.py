@@ -7,12 +7,13 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from qvl_lab.analysis.money.recommend import Recommendation
-from qvl_lab.show.quantities import percent, score
+from qvl_lab.analysis.money.recommend import Recommendation, matching, measured
+from qvl_lab.show.quantities import score
 from qvl_lab.show.report.commands import run_command
 from qvl_lab.show.report.components import named_rows, plain, settings_table
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.pricing import is_machines_own
+from qvl_lab.show.report.sections.how_sure import doubts, how_sure
 from qvl_lab.show.report.sections.money import (
     answers_sentences,
     month_sentences,
@@ -20,7 +21,10 @@ from qvl_lab.show.report.sections.money import (
     start_sentences,
 )
 from qvl_lab.show.report.sections.quality import quality_sentences
-from qvl_lab.show.wording import resolution
+from qvl_lab.show.wording import field, resolution, side
+
+#: The fields that name a setting in a line.
+MAIN = ("engine", "precision", "resolution", "batch_size")
 
 
 def title(context: ReportContext) -> str:
@@ -92,38 +96,44 @@ def _summary(context: ReportContext, advice: Recommendation) -> str:
 
 def _sentences(context: ReportContext, advice: Recommendation) -> list[str]:
     """How today was chosen, money and price, the cheapest setting, quality, how sure that is."""
-    same = advice.best["key"] == advice.current["key"]
-    said = [context.say("today_named" if context.options.current else "today_chosen")]
+    said = [_how_chosen(context)]
     said += month_sentences(context, advice) + start_sentences(context, advice)
     said += answers_sentences(context, advice.current) + price_sentences(context)
     if advice.cheaper is not None:
         said.append(_cheaper(context, advice.current, advice.cheaper))
     said += quality_sentences(context, advice)
-    sure = {
-        "today_items": advice.current["answered"],
-        "items": advice.best["answered"],
-        "today_repeats": advice.current["repeats"],
-        "repeats": advice.best["repeats"],
-    }
-    once = "_once" if sure["repeats"] == 1 else ""
-    key = "sure_same" + once if same else "sure" + once
-    key = key if sure["repeats"] == sure["today_repeats"] else "sure_uneven"
-    return [*said, context.say(key, **{name: int(count) for name, count in sure.items()})]
+    return [*said, *how_sure(context, advice)]
+
+
+def _how_chosen(context: ReportContext) -> str:
+    """How today's setting was found: named as a whole, in part, or not at all."""
+    named = context.options.current
+    if not named:
+        return context.say("today_chosen")
+    rows = matching(measured(context.frame), named)
+    others = [name for name in MAIN if name not in named and rows[name].map(str).nunique() > 1]
+    if not others:
+        return context.say("today_named")
+    told = context.say("and").join(field(name, context.lang) for name in others)
+    return context.say("today_named_in_part", fields=told)
 
 
 def _cheaper(context: ReportContext, today: pd.Series, cheaper: pd.Series) -> str:
     words = {
         "setting": context.setting(cheaper),
-        "resolution": resolution(cheaper["resolution"], context.lang),
+        "resolution": resolution(side(cheaper), context.lang),
         "cost": context.cost_of(cheaper),
-        "percent": percent(today[context.cost], cheaper[context.cost]),
+        "percent": context.change(today, cheaper),
         "quality": score(cheaper["quality"]),
     }
     return context.say("cheaper" if pd.isna(cheaper["quality"]) else "cheaper_worse", **words)
 
 
 def _warnings(context: ReportContext) -> list[str]:
-    said = []
+    said = doubts(context)
+    if context.notes:
+        left_out = context.say("semicolon").join(context.notes)
+        said.append(context.say("left_out_here", what=left_out))
     if not is_machines_own(context.frame, context.options):
         gpu = context.frame.attrs["price"]["gpu"]
         said.append(context.say("price_mismatch", device=context.device, gpu=gpu))

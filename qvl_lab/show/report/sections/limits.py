@@ -22,7 +22,14 @@ from qvl_lab.probe.ceilings import beside, read_ceilings
 from qvl_lab.runs.records import Run
 from qvl_lab.show import plots
 from qvl_lab.show.quantities import number
-from qvl_lab.show.report.components import named_rows, picture, plain, section, table
+from qvl_lab.show.report.components import (
+    folded,
+    named_rows,
+    picture,
+    plain,
+    section,
+    table,
+)
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.finding_text import finding_sentences
 from qvl_lab.show.report.selection import measured_gpu
@@ -83,7 +90,7 @@ def _one(context: ReportContext, run: Run) -> list[Any]:
         picture(plots.limits(stages, lang=context.lang)),
         said,
         Markdown(plain(notes)),
-        stage_limits(context, stages),
+        folded(context.say("limits_table"), stage_limits(context, stages)),
     ]
 
 

@@ -17,7 +17,7 @@ from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.show.quantities import amount, money, number
 from qvl_lab.show.report.components import named_rows, plain, section, table
 from qvl_lab.show.report.context import ReportContext
-from qvl_lab.show.report.pricing import is_machines_own, quotes
+from qvl_lab.show.report.pricing import ARTICLE_PROVIDER, is_machines_own, quotes
 from qvl_lab.show.report.selection import on_gpu
 
 #: Traffic that the table of a month looks at besides the one that was given.
@@ -96,8 +96,11 @@ def price_words(context: ReportContext, price: dict[str, Any]) -> str:
     """A price as it is quoted: "6.88 USD/h: H100, aws, on demand, 2026-11-09"."""
     kind = context.say(f"kind_{price['kind']}")
     date = context.say("undated") if price["date"] == "undated" else price["date"]
-    place = context.say("listed").join([price["gpu"], price["provider"], kind, date])
-    return f"{price['per_hour']:g} {price['currency']}/h: {place}"
+    articles = price["provider"] == ARTICLE_PROVIDER
+    provider = context.say("provider_article") if articles else price["provider"]
+    place = context.say("listed").join([price["gpu"], provider, kind, date])
+    amount = f"{price['per_hour']:g} {price['currency']}"
+    return context.say("prov_price_value", amount=amount, place=place)
 
 
 def month_sentences(context: ReportContext, advice: Recommendation) -> list[str]:

@@ -15,6 +15,7 @@ from qvl_lab.analysis.quality.tradeoffs import (
     precision_loss,
     propose_resolutions,
 )
+from qvl_lab.analysis.stats.intervals import NOISE_FROM
 from qvl_lab.config import BY_TASK, NATIVE
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
@@ -77,7 +78,7 @@ def _lost_tasks(context: ReportContext, today: pd.Series, best: pd.Series) -> st
     pairs = {task: (today[task_column(task)], best[task_column(task)]) for task in today["scores"]}
     changes = {task: after - before for task, (before, after) in pairs.items()}
     worse = sorted((task for task in pairs if changes[task] < -0.005), key=changes.__getitem__)
-    return ", ".join(
+    return context.say("and").join(
         f"{task_name(task, context.lang)} {' → '.join(map(score, pairs[task]))}" for task in worse
     )
 
@@ -90,9 +91,20 @@ def quality(context: ReportContext) -> list[Any]:
     shown = [section(context, "quality_heading", "quality_note"), picture(cost)]
     if context.grid["resolution"].nunique() > 1:
         shown.append(picture(plots.quality(context.frame, lang=context.lang)))
-    if len(precision_loss(context.frame)):
-        shown.append(picture(plots.precision_loss(context.frame, lang=context.lang)))
-    return shown
+    return [*shown, *_precision(context)]
+
+
+def _precision(context: ReportContext) -> list[Any]:
+    """What a lower precision changes: as a figure, or one sentence where all of it is noise."""
+    found = precision_loss(context.frame).dropna(subset=["difference"])
+    if found.empty:
+        return []
+    if (found["p_value"] < NOISE_FROM).any():
+        return [picture(plots.precision_loss(context.frame, lang=context.lang))]
+    listed = context.say("and").join(dict.fromkeys(found["precision"]))
+    words = {"precisions": listed, "against": found["against"].iloc[0], "n": len(found)}
+    words |= {"low": points(found["difference"].min()), "high": points(found["difference"].max())}
+    return [Markdown(context.say("precision_noise", p=f"{found['p_value'].min():.2g}", **words))]
 
 
 def resolutions(context: ReportContext) -> list[Any]:
