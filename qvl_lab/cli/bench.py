@@ -101,7 +101,9 @@ def confirm(
     ] = None,
     min_quality: Annotated[float | None, typer.Option(help="Limit on quality, 0-1.")] = None,
     max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
-    max_ttft_s: Annotated[float | None, typer.Option(help="Limit on time to first token.")] = None,
+    max_ttft_s: Annotated[
+        float | None, typer.Option(help="Limit on the 95th percentile of the time to first token.")
+    ] = None,
     half_width: Annotated[
         float, typer.Option(help="Wanted half-width of the saving's interval, as a share.")
     ] = 0.05,

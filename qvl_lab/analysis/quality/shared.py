@@ -41,12 +41,13 @@ class SharedScores:
     def of(self, run: Run) -> tuple[Scores, list[str]]:
         """The scores of a run and the keys of the runs that they come from.
 
-        Its own, if it has any; ({}, []) where no run that answers alike was scored, or a task of
-        the table has a resolution at which it was not.
+        Its own, if it has any. One that was measured without quality (``quality=False``) gets
+        those of a run that answers alike; ({}, []) where none was scored, or a task of the table
+        has a resolution at which it was not.
         """
         if run.scores:
             return run.scores, [run.key]
-        if run.random_weights or run.status != "ok":
+        if run.random_weights or run.status != "ok" or run.plan.get("quality") is not False:
             return {}, []
         known = self._known.get(_answers(run), {})
         if run.config.get("resolution") != BY_TASK:
