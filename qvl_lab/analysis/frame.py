@@ -85,12 +85,12 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         columns of :func:`quality_columns` and :func:`normalised_columns`.
         ``round_s`` maps the rounds of a sweep to the seconds
         per 100 images that the setting took in them, and ``confirmed_s`` those of a confirmation,
-        which gives no row of its own. ``passes_thrown_away`` counts passes beside which others
-        used the machine, ``cut_answers`` those that
-        ended at the limit of tokens; ``disturbed`` says that such passes are among the numbers, ``unstable``
-        that the slowest pass took more than 1.5 times the fastest. ``quality_from`` names the keys
-        of the runs whose scores a row shares, see :mod:`qvl_lab.analysis.quality.shared`. Unknown
-        is NaN or None.
+        which gives no row of its own. ``passes_thrown_away`` counts passes
+        beside which others used the machine, ``disturbed`` says that such passes are among the
+        numbers, ``unstable`` that the slowest pass took more than 1.5 times the fastest;
+        ``cut_answers`` counts those that ended at the limit of tokens. ``quality_from`` names the
+        keys of the runs whose scores a row shares, see :mod:`qvl_lab.analysis.quality.shared`.
+        Unknown is NaN or None.
     """
     every = list(runs)
     confirmed = {_setting(run): _rounds(run) for run in every if _confirms(run)}
