@@ -90,7 +90,7 @@ def _outside(count: int) -> int:
         for total in range(len(ways) - 1, rank - 1, -1):
             ways[total] += ways[total - rank]
     below = list(accumulate(ways))
-    return sum(total <= 0.025 * 2**count for total in below) - 1
+    return sum(total <= 0.025 * (1 << count) for total in below) - 1
 
 
 @cache
