@@ -22,7 +22,6 @@ from qvl_lab.probe.ceilings import beside, measure_ceilings, save_ceilings
 from qvl_lab.runs.records import environment_key
 from qvl_lab.runs.store import Runs
 from qvl_lab.tasks import article_resolutions
-from qvl_lab.workloads.items import Workload
 from qvl_lab.workloads.resize import knows_task
 from qvl_lab.workloads.sources import load_workload
 
@@ -84,6 +83,7 @@ def default_sweep(
     *,
     items: int | None = None,
     quick: bool = False,
+    on_busy: str = "wait",
     progress: bool = True,
     **choice: Any,
 ) -> Runs:
@@ -102,6 +102,8 @@ def default_sweep(
         Questions to score quality on, and at most so many items to time; by default 150.
     quick : bool
         Measure for two minutes instead; see :data:`QUICK`.
+    on_busy : str
+        See :class:`~qvl_lab.config.SweepSpec`.
     **choice
         Today's setting and limits for the confirmation, as of :func:`qvl_lab.recommend`.
 
@@ -121,6 +123,7 @@ def default_sweep(
     fixed: dict[str, Any] = {"model": model, "workload": loaded, "out": out, "progress": progress}
     fixed |= {"max_new_tokens": 40, "timed_items": min(effort.timed_items, len(loaded))}
     fixed |= {name: getattr(effort, name) for name in ("repeats", "min_pass_s", "budget_s")}
+    fixed |= {"on_busy": on_busy}
     sizes: dict[str, Any] = {"resolution": list(effort.resolutions)}
     scored: dict[str, Any] = {"precision": list(effort.precisions), "batch_size": largest} | sizes
     engine = "fast" if runs_fast(model) else "stock"
@@ -142,20 +145,18 @@ def default_sweep(
             known = all(table.get(task) in effort.resolutions for task in tasks if task)
             sweep(**fixed, **by_task, task_resolutions=[table], engine=engine, quality=not known)
     _say("the best setting and today's once more, head to head", progress)
-    _confirmed(out, loaded, effort.confirm_s, progress=progress, **choice)
+    measuring: dict[str, Any] = {
+        "on_busy": on_busy,
+        "progress": progress,
+        "budget_s": effort.confirm_s,
+    }
+    try:
+        confirm(out, workload=loaded, **measuring, **choice)
+    except (ConfigError, LimitError) as e:  # the report says what it cannot say
+        log.warning("nothing to confirm: %s", e)
     if not quick:
         device_ceilings(Path(out))  # last: on a GPU it leaves a context behind
     return Runs.load(out)
-
-
-def _confirmed(
-    out: str | Path, workload: Workload, budget_s: float, *, progress: bool, **choice: Any
-) -> None:
-    """Confirm the choice, where there is one: the report says it where there is none."""
-    try:
-        confirm(out, workload=workload, budget_s=budget_s, progress=progress, **choice)
-    except LimitError as e:
-        log.warning("nothing to confirm: %s", e)
 
 
 def _say(what: str, progress: bool) -> None:

@@ -48,6 +48,9 @@ def report(
     quick: Annotated[
         bool, typer.Option(help="Sweep for two minutes instead of seven; the page says so.")
     ] = False,
+    on_busy: Annotated[
+        str, typer.Option(help="A pass beside other programs: wait, keep (and mark it), ignore.")
+    ] = "wait",
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("qvl-report"),
     current: Annotated[
         list[str] | None, typer.Option(help="Today's setting: batch_size=1 (repeatable).")
@@ -96,6 +99,7 @@ def report(
             runs,
             items=items,
             quick=quick,
+            on_busy=on_busy,
             progress=not quiet,
             **chosen,
         )
