@@ -18,8 +18,8 @@ ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
-report: $(VENV)/.installed  ## sweep the embedded model and leave a report to open; QUICK=1, ON_BUSY=keep, lang=zh, OUT=folder
-	$(BIN)/python -m qvl_lab report --model tiny $(if $(QUICK),--quick) $(if $(ON_BUSY),--on-busy "$(ON_BUSY)") --lang "$(lang)" --out "$(OUT)"
+report: $(VENV)/.installed  ## sweep the embedded model and leave a report to open; QUICK=1, lang=zh, OUT=folder
+	$(BIN)/python -m qvl_lab report --model tiny $(if $(QUICK),--quick) --lang "$(lang)" --out "$(OUT)"
 
 test: $(VENV)/.installed  ## the fast tests; ARGS="-k word" chooses, JOBS=4 takes four processes
 	$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)

@@ -13,6 +13,7 @@ from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.cli.app import app
 from qvl_lab.cli.options import (
     Gpu,
+    OnBusy,
     Out,
     PlanOptions,
     Provider,
@@ -111,7 +112,7 @@ def confirm(
         float | None, typer.Option(help="Begin no further round after so many seconds.")
     ] = None,
     isolation: Annotated[str, typer.Option(help="process or none, as of sweep.")] = "process",
-    on_busy: Annotated[str, typer.Option(help="wait, keep or ignore, as of sweep.")] = "wait",
+    on_busy: OnBusy = "wait",
     quiet: Quiet = False,
 ) -> None:
     """Measure today's setting, the best one and the runner-up once more, head to head.

@@ -34,6 +34,13 @@ Question = Annotated[
         help="Asked about every image that brings no question; without it: Describe this image."
     ),
 ]
+OnBusy = Annotated[
+    str,
+    typer.Option(
+        help="A pass beside other programs: wait, keep (and mark it), ignore.",
+        envvar="QVL_LAB_ON_BUSY",
+    ),
+]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
 SetOption = Annotated[
     list[str] | None,
@@ -139,9 +146,7 @@ class PlanOptions:
         float | None, typer.Option(help="Begin no further round after so many seconds.")
     ] = None
     min_pass_s: Annotated[float, typer.Option(help="Least length of a pass in seconds.")] = 2.0
-    on_busy: Annotated[
-        str, typer.Option(help="A pass beside other programs: wait, keep (and mark it), ignore.")
-    ] = "wait"
+    on_busy: OnBusy = "wait"
     warmup: Annotated[int, typer.Option(help="Whether to warm up before a pass; 0 is not.")] = 1
     timeout_s: Annotated[float, typer.Option(help="Give a setting up after so long.")] = 3600.0
     isolation: Annotated[

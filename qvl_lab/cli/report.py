@@ -13,6 +13,7 @@ from qvl_lab.cli.app import app
 from qvl_lab.cli.options import (
     AsJson,
     Gpu,
+    OnBusy,
     PriceOptions,
     PricesFile,
     Quiet,
@@ -48,9 +49,7 @@ def report(
     quick: Annotated[
         bool, typer.Option(help="Sweep for two minutes instead of seven; the page says so.")
     ] = False,
-    on_busy: Annotated[
-        str, typer.Option(help="A pass beside other programs: wait, keep (and mark it), ignore.")
-    ] = "wait",
+    on_busy: OnBusy = "wait",
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("qvl-report"),
     current: Annotated[
         list[str] | None, typer.Option(help="Today's setting: batch_size=1 (repeatable).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,11 @@ from qvl_lab.config.settings import FIELDS, Config, digest, engines_with, wrong_
 from qvl_lab.errors import ConfigError
 
 ON_BUSY = ("wait", "keep", "ignore")
+
+
+def default_on_busy() -> str:
+    """What a sweep does beside other programs, unless it is told."""
+    return os.environ.get("QVL_LAB_ON_BUSY", "wait")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,8 @@ class SweepSpec:
         What to do with a pass beside which others used the machine: ``"wait"`` throws it away and
         tries again a few times, and a setting without any quiet pass has the status "busy";
         ``"keep"`` does as much, and in the end keeps it, marked as disturbed; ``"ignore"`` does
-        not look.
+        not look. By default what the environment variable ``QVL_LAB_ON_BUSY`` says, for machines
+        that always have neighbours, else ``"wait"``.
     warmup : int
         Whether to run untimed passes before a timed one: whole passes, so that every shape occurs,
         until two in a row agree or ten seconds have gone by. 0 is without. With a ``min_pass_s``
@@ -88,7 +95,7 @@ class SweepSpec:
     half_width: float = 0.05
     budget_s: float | None = None
     min_pass_s: float = 2.0
-    on_busy: str = "wait"
+    on_busy: str = field(default_factory=default_on_busy)
     warmup: int = 1
     seed: int = 0
     timeout_s: float = 3600.0
@@ -216,6 +223,7 @@ class SweepSpec:
         del options["axes"], options["base"]
         options["workload"] = str(self.workload)
         defaults = {f.name: f.default for f in fields(self)} | {"metrics": {}}
+        defaults["on_busy"] = default_on_busy()
         default_fields = Config().replace(engine=self.base.engine.engine).flat()
         default_fields["engine"] = Config().engine.engine
         tables = {
