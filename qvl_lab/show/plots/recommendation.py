@@ -40,7 +40,9 @@ def waterfall(recommendation: Recommendation, ax: Axes | None = None, *, lang: s
             ax.errorbar(x, bar.end, yerr=error, color="#333333", capsize=4, elinewidth=1)
         if x + 1 < len(bars):
             ax.plot([x + 0.31, x + 0.69], [bar.end, bar.end], color="#888888", lw=0.8)
-        note(ax, bar.words, (x, min(bar.top, highest)), (0, 4), ha="center")
+        cut = bar.top > highest  # then the bar of its interval passes the words
+        place = {"ha": "left" if cut else "center"}
+        note(ax, bar.words, (x, min(bar.top, highest)), (6 if cut else 0, 4), **place)
     ax.set(xlim=(-0.6, len(bars) - 0.4), ylim=(0, 1.17 * highest))  # room for two lines
     _waterfall_words(ax, recommendation, bars, lang)
     return ax

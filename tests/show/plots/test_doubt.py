@@ -128,6 +128,15 @@ def test_the_waterfall_does_not_call_noise_a_saving(on_cpu):
     assert "batch 1 → 4\nwithin noise" in [t.get_text() for t in ax.get_xticklabels()]
 
 
+def test_an_outlying_interval_does_not_flatten_the_waterfall(on_cpu):
+    runs = [on_cpu(1, [9.0, 10.0]), on_cpu(4, 4.0)]
+    frame = table(runs)
+    frame.loc[0, "s_per_100_images_high"] = 900.0
+    ax = plots.waterfall(recommend(frame))
+    assert ax.get_ylim()[1] < 200
+    assert ax.texts[0].get_ha() == "left" and ax.texts[1].get_ha() == "center"
+
+
 def test_the_ablation_says_it_beside_the_bar(ablated):
     frame = table(ablated())
     frame.loc[frame["batch_size"].eq(4).idxmax(), "unstable"] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from IPython.display import HTML, Image, Markdown
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.report import sections
+from qvl_lab.show.report.commands import in_lines, run_command
 from qvl_lab.show.report.review import review
 from qvl_lab.show.report.sections.provenance import facts
 
@@ -89,6 +91,18 @@ def test_a_value_and_its_bounds_have_the_same_digits(on_cpu):
 def test_a_size_is_not_broken_from_its_unit(on_cpu):
     rows = table_rows(text(sections.headline(review(Runs([on_cpu()]), **PRICE))))
     assert rows[0][-1] == "1.00\u00a0GiB"
+
+
+def test_a_long_command_is_broken_before_its_options_alone(on_cpu):
+    fast = {"engine": "fast", "prefill_chunk": 512, "prefix_cache": True, "model": "my model"}
+    runs = [on_cpu(1, model="my model"), on_cpu(4, 4.0, **fast)]
+    page = review(Runs(runs), **PRICE)
+    command = run_command(page.recommendation.best)
+    lines = in_lines(command).split(" \\\n")
+    assert len(lines) > 1 and all(len(line) <= 76 for line in lines)
+    assert all(line.startswith("  --") for line in lines[1:])
+    assert shlex.split(" ".join(lines)) == shlex.split(command)
+    assert in_lines(command) in text(sections.headline(page))
 
 
 # ---- precision

@@ -625,7 +625,7 @@ def test_a_setting_by_task_is_recommended_with_its_table(sides):
     assert command.endswith("--task-resolution read_small=512 --task-resolution colour=128")
     assert "--resolution by_task" in command
     assert accepts(cli.app, shlex.split(command)[1:]) == ""
-    assert command in text(sections.headline(page))
+    assert command in text(sections.headline(page)).replace(" \\\n  ", " ")
     assert "--task-resolution" not in run_command(page.recommendation.current)
     assert "task_resolutions" not in text(sections.headline(page))
 

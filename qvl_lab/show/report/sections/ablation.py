@@ -13,7 +13,7 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
 from qvl_lab.show.locale import has_text
 from qvl_lab.show.quantities import amount, number
-from qvl_lab.show.report.commands import ablate_command
+from qvl_lab.show.report.commands import ablate_command, in_lines
 from qvl_lab.show.report.components import picture, plain, section, table, with_interval
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.wording import lever
@@ -33,7 +33,7 @@ def ablation(context: ReportContext) -> list[Any]:
         picture(plots.ablation(context.frame, lang=context.lang)),
         Markdown("\n\n".join([*_summary(context, rows), _meanings(context, named)])),
         table(context, _table(context, named)),
-        Markdown(f"{context.say('run_ablation')}\n\n```\n{_command(context, rows)}\n```"),
+        Markdown(f"{context.say('run_ablation')}\n\n```\n{in_lines(_command(context, rows))}\n```"),
     ]
 
 

@@ -9,7 +9,7 @@ from IPython.display import Markdown
 
 from qvl_lab.analysis.money.recommend import Recommendation, matching, measured
 from qvl_lab.show.quantities import score
-from qvl_lab.show.report.commands import run_command
+from qvl_lab.show.report.commands import in_lines, run_command
 from qvl_lab.show.report.components import named_rows, plain, settings_table
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.pricing import is_machines_own
@@ -37,7 +37,7 @@ def headline(context: ReportContext) -> list[Any]:
     """What it costs today, what to run instead, how much that saves, how sure."""
     parts = [f"# {plain(title(context))}", f"## {plain(first_line(context))}"]
     if advice := context.recommendation:
-        command = f"```\n{run_command(advice.best)}\n```"
+        command = f"```\n{in_lines(run_command(advice.best))}\n```"
         parts += [_summary(context, advice), *map(plain, _sentences(context, advice))]
         parts.append(f"{context.say('run_it')}\n\n{command}")
     parts += [f"> ⚠ {plain(sentence)}" for sentence in _warnings(context)]
