@@ -41,7 +41,7 @@ _HOME = {
     "price": "qvl_lab.analysis.money.cost",
     "prices": "qvl_lab.analysis.money.prices",
     "profile": "qvl_lab.bench.profile",
-    "propose_resolutions": "qvl_lab.analysis.quality.tradeoffs",
+    "propose_resolutions": "qvl_lab.analysis.quality.resolutions",
     "read_architecture": "qvl_lab.models.load",
     "recommend": "qvl_lab.analysis.money.recommend",
     "report": "qvl_lab.show.report.render",
@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     from qvl_lab.analysis.money.cost import price
     from qvl_lab.analysis.money.prices import prices
     from qvl_lab.analysis.money.recommend import recommend
-    from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
+    from qvl_lab.analysis.quality.resolutions import propose_resolutions
     from qvl_lab.bench.ablation import ablate
     from qvl_lab.bench.cache_savings import hit_rates
     from qvl_lab.bench.confirm import confirm

@@ -82,8 +82,9 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
         ``prefix_hit_rate``, ``response_hit_rate`` (0-1) of the caches that were on, and the
         columns of ``cache_columns``;
         workload and environment columns; ``environment`` names the environment as a whole; the
-        columns of :func:`quality_columns` and :func:`normalised_columns`.
-        ``round_s`` maps the rounds of a sweep to the seconds
+        columns of :func:`quality_columns` and :func:`normalised_columns`; ``failed_share`` (0-1)
+        of the items that had no answer, in the timed passes or where answers were scored,
+        whichever is more. ``round_s`` maps the rounds of a sweep to the seconds
         per 100 images that the setting took in them, and ``confirmed_s`` those of a confirmation,
         which gives no row of its own. ``passes_thrown_away`` counts passes
         beside which others used the machine, ``disturbed`` says that such passes are among the
@@ -198,18 +199,24 @@ def quality_columns(scores: Mapping[str, TaskScores], kind: str) -> dict[str, An
     ``quality_kind``, "answers" if they were compared with true ones, "agreement" if with those of
     another setting; ``quality_items``, ``quality_missing``, ``quality_unparsed``: how many items
     were scored, had no answer, had an answer without a readable box; ``scores``, task to its
-    scores item by item.
+    scores item by item, and ``score_images``, task to the images that these are about, where that
+    is known. An item without an answer scores 0.
     """
     row: dict[str, Any] = dict.fromkeys(("quality", "quality_low", "quality_high"))
     row |= {"quality_kind": None, "quality_items": None, "quality_missing": None}
-    row |= {"quality_unparsed": None, "scores": None}
+    row |= {"quality_unparsed": None, "scores": None, "score_images": None}
     if not any(found.count for found in scores.values()):
         return row
-    groups = {"quality": [found.values for found in scores.values()]}
-    groups |= {task_column(task): [found.values] for task, found in scores.items()}
-    for name, values in groups.items():
-        row |= zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True)
-    row |= {"quality_kind": kind, "scores": {task: s.values for task, s in scores.items()}}
+    images = _images(scores)
+    groups = {"quality": list(scores)} | {task_column(task): [task] for task in scores}
+    for name, tasks in groups.items():
+        bounds = interval(
+            [scores[task].scored for task in tasks],
+            images=[images[task] for task in tasks] if images else None,
+        )
+        row |= zip((name, f"{name}_low", f"{name}_high"), bounds, strict=True)
+    row |= {"quality_kind": kind, "scores": {task: s.scored for task, s in scores.items()}}
+    row["score_images"] = images
     row["quality_items"] = sum(found.count for found in scores.values())
     row["quality_missing"] = sum(found.missing for found in scores.values())
     row["quality_unparsed"] = sum(found.unparsed for found in scores.values())
@@ -230,11 +237,19 @@ def normalised_columns(scores: Mapping[str, TaskScores]) -> dict[str, Any]:
     if not known or not any(found.count for found in scores.values()):
         return row
     values = {task: [v or 0.0 for v in found.normalised] for task, found in scores.items()}
-    row |= zip((f"quality_{n}" for n in names[:3]), interval(list(values.values())), strict=True)
+    images = _images(scores)
+    bounds = interval(list(values.values()), images=list(images.values()) if images else None)
+    row |= zip((f"quality_{n}" for n in names[:3]), bounds, strict=True)
     row |= {f"quality_normalised_{task}": found.normalised_mean for task, found in scores.items()}
     for name in ("fractions", "pixels"):
         row[f"quality_{name}"] = sum(getattr(found, name) for found in scores.values())
     return row
+
+
+def _images(scores: Mapping[str, TaskScores]) -> dict[str, tuple[int, ...]] | None:
+    """Task to the images of its scores; None unless all are known."""
+    known = {task: found.images for task, found in scores.items() if found.images is not None}
+    return known if len(known) == len(scores) else None
 
 
 def with_defaults(frame: pd.DataFrame) -> pd.DataFrame:
@@ -261,7 +276,7 @@ def _row(run: Run, shared: SharedScores) -> dict[str, Any]:
     row["resolution"] = str(config.get("resolution"))
     by_task = config.get("task_resolutions") if row["resolution"] == BY_TASK else None
     row["task_resolutions"] = by_task and json.dumps(by_task, ensure_ascii=False)
-    row["plan"] = digest({k: v for k, v in run.plan.items() if k not in _HOW_OFTEN})
+    row["plan"] = digest(what_is_timed(run.plan))
     row |= _speed(run) | _stages(run)
     row |= {f"peak_{kind}_bytes": run.memory.get(kind) for kind in _MEMORY}
     row |= {name: run.power.get(name) for name in ("gpu_utilisation", "power_w")}
@@ -276,6 +291,7 @@ def _row(run: Run, shared: SharedScores) -> dict[str, Any]:
     scores = {task: TaskScores.from_dict(values) for task, values in found.items()}
     row |= quality_columns(scores, "answers") | normalised_columns(scores)
     row["quality_from"] = None if sources in ([], [run.key]) else sources
+    row["failed_share"] = _failed_share(row, run)
     row |= {"workload": run.workload.get("name"), "workload_items": run.workload.get("items")}
     row["workload_fingerprint"] = run.workload.get("fingerprint")
     items, images = run.workload.get("items"), run.workload.get("images")
@@ -304,6 +320,26 @@ def start_s(run: Run) -> float | None:
         batch_s = median(s for r in done for s in r.batch_s) if done[0].batch_s else 0.0
         worked_s = min(call_s, batch_s * run.plan.get("warmup", 1))
     return float(load_s + max(0.0, warmup_s - worked_s))
+
+
+def what_is_timed(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a plan that says what a pass answers; equal plans time the same thing.
+
+    How often it is timed is left out, and so is the seed where nothing is drawn.
+    """
+    chosen = {k: v for k, v in plan.items() if k not in _HOW_OFTEN and v not in (None, {})}
+    if not chosen.keys() & {"timed_items", "batches"}:
+        chosen.pop("seed", None)
+    return chosen
+
+
+def _failed_share(row: Mapping[str, Any], run: Run) -> float | None:
+    """Of the items, those without an answer, timed or scored."""
+    failed, answered = (sum(getattr(r, n) for r in run.repeats) for n in ("failed", "answered"))
+    shares = [failed / (failed + answered)] if failed + answered else []
+    if row["quality_items"]:
+        shares.append(row["quality_missing"] / row["quality_items"])
+    return max(shares, default=None)
 
 
 def _hit_rates(run: Run) -> dict[str, float | None]:

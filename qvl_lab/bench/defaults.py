@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
+from qvl_lab.analysis.quality.resolutions import propose_resolutions
 from qvl_lab.bench.confirm import confirm
 from qvl_lab.bench.sweep import sweep
 from qvl_lab.config import BY_TASK, NATIVE, ModelSpec

@@ -61,12 +61,19 @@ def report(
         int | None, typer.Option(min=1, help="Images of the busiest hour; without it, evenly.")
     ] = None,
     min_quality: Annotated[
-        float | None, typer.Option(help="Limit on quality, 0-1; today's less 0.02 if not given.")
+        float | None, typer.Option(help="Limit on quality, 0-1, in place of --max-quality-loss.")
+    ] = None,
+    max_quality_loss: Annotated[
+        float | None, typer.Option(help="How much of today's quality may be lost, 0-1; 0.02.")
     ] = None,
     max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
     max_ttft_s: Annotated[
         float | None,
         typer.Option(help="Limit on the 95th percentile of time to first token, with waiting."),
+    ] = None,
+    max_failed_share: Annotated[
+        float | None,
+        typer.Option(help="Limit on items without an answer, 0-1; today's and 0.01 if not given."),
     ] = None,
     ceilings: Annotated[
         Path | None, typer.Option(help="What the device can do at most, of doctor --ceilings.")
@@ -109,8 +116,10 @@ def report(
         monthly_images=monthly_images,
         peak_hour_images=peak_hour_images,
         min_quality=min_quality,
+        max_quality_loss=max_quality_loss,
         max_vram_gib=max_vram_gib,
         max_ttft_s=max_ttft_s,
+        max_failed_share=max_failed_share,
         ceilings=ceilings,
         lang=lang,
         **options,

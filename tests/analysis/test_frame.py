@@ -183,16 +183,18 @@ def test_quality_is_the_mean_of_the_tasks_means(make_run, make_repeat):
     read, locate = TaskScores("exact_match", (1.0, 0.0, None, 1.0)), TaskScores("iou", (0.5, 1), 1)
     scores = {"read": read.to_dict(), "locate": locate.to_dict()}
     row = frame([make_run([make_repeat()], scores=scores)]).iloc[0]
-    assert row["quality_read"] == pytest.approx(2 / 3)
+    assert row["quality_read"] == 0.5  # no answer is a wrong one
     assert row["quality_locate"] == 0.75
-    assert row["quality"] == pytest.approx((2 / 3 + 0.75) / 2)
+    assert row["quality"] == pytest.approx((0.5 + 0.75) / 2)
     assert row["quality_kind"] == "answers"
-    assert row["scores"] == {"read": (1.0, 0.0, None, 1.0), "locate": (0.5, 1.0)}
+    assert row["scores"] == {"read": (1.0, 0.0, 0.0, 1.0), "locate": (0.5, 1.0)}
+    assert row["score_images"] is None
     counts = row[["quality_items", "quality_missing", "quality_unparsed"]]
-    assert counts.tolist() == [5, 1, 1]
+    assert counts.tolist() == [6, 1, 1]
+    assert row["failed_share"] == pytest.approx(1 / 6)
     for name, groups in (
-        ("quality", [read.values, locate.values]),
-        ("quality_read", [read.values]),
+        ("quality", [read.scored, locate.values]),
+        ("quality_read", [read.scored]),
         ("quality_locate", [locate.values]),
     ):
         bounds = row[[name, f"{name}_low", f"{name}_high"]].tolist()
@@ -200,9 +202,37 @@ def test_quality_is_the_mean_of_the_tasks_means(make_run, make_repeat):
         assert bounds[1] < bounds[0] < bounds[2]
 
 
-def test_without_a_scored_answer_quality_is_unknown(make_run, make_repeat):
-    silent = {"read": TaskScores("exact_match", (None, None)).to_dict()}
-    table = frame([make_run([make_repeat()], scores=told) for told in ({}, silent)])
+def test_questions_about_one_image_are_resampled_together():
+    scores = (1.0, 1.0, 0.0, 0.0) * 5
+    images = tuple(i // 2 for i in range(20))
+    told = {
+        "read": TaskScores("exact_match", scores, images=images),
+        "colour": TaskScores("exact_match", scores, images=images),
+    }
+    columns = quality_columns(told, "answers")
+    assert columns["score_images"] == {"read": images, "colour": images}
+    assert columns["quality_low"] == interval([scores, scores], images=[images, images])[1]
+    assert columns["quality_read_low"] == interval([scores], images=[images])[1]
+    told["colour"] = TaskScores("exact_match", scores)  # of an older file
+    assert quality_columns(told, "answers")["score_images"] is None
+    assert quality_columns(told, "answers")["quality_low"] == interval([scores, scores])[1]
+
+
+def test_the_share_of_failed_items_is_the_larger_of_timed_and_scored(make_run, make_repeat):
+    timed, scored = make_repeat(answered=8, failed=2), TaskScores("iou", (1.0, None))
+    runs = [
+        make_run([timed]),
+        make_run([timed], scores={"read": scored.to_dict()}, batch_size=2),
+        make_run(status="oom", batch_size=4),
+    ]
+    shares = frame(runs)["failed_share"]
+    assert shares.tolist()[:2] == [0.2, 0.5]
+    assert pd.isna(shares[2])
+
+
+def test_without_a_scored_item_quality_is_unknown(make_run, make_repeat):
+    nothing = {"read": TaskScores("exact_match", ()).to_dict()}
+    table = frame([make_run([make_repeat()], scores=told) for told in ({}, nothing)])
     assert table[QUALITY].isna().all(axis=None)
     assert "quality_read" not in table
 
@@ -222,12 +252,12 @@ def test_a_task_that_one_run_lacks_is_unknown_there(make_run, make_repeat):
 def test_a_task_may_be_called_like_another_column(task):
     read = TaskScores("iou", (0.5, 0.75, None))
     columns = quality_columns({task: read, "read": TaskScores("iou", (1.0,))}, "answers")
-    assert columns[task_column(task)] == 0.625
-    assert columns[f"{task_column(task)}_low"] == interval([read.values])[1]
+    assert columns[task_column(task)] == pytest.approx(1.25 / 3)
+    assert columns[f"{task_column(task)}_low"] == interval([read.scored])[1]
     assert columns[task_column("read")] == columns["quality_read"] == 1.0
-    assert columns["quality"] == 0.8125
-    assert columns["quality_low"] == interval([read.values, (1.0,)])[1]
-    assert (columns["quality_kind"], columns["quality_items"]) == ("answers", 3)
+    assert columns["quality"] == pytest.approx((1.25 / 3 + 1) / 2)
+    assert columns["quality_low"] == interval([read.scored, (1.0,)])[1]
+    assert (columns["quality_kind"], columns["quality_items"]) == ("answers", 4)
     assert (columns["quality_missing"], columns["quality_unparsed"]) == (1, 0)
 
 

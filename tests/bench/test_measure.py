@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qvl_lab.analysis.frame import frame
-from qvl_lab.analysis.quality.scoring import TaskScores, score
+from qvl_lab.analysis.quality.scoring import TaskScores, score_items
 from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.bench.executors import per_process as executors
 from qvl_lab.bench.measure import measure, remember
@@ -293,7 +293,8 @@ def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, trial, six
         }
         for i, text in zip(items, texts, strict=True)
     ]
-    wanted = score([i.task for i in items], texts, [i.reference for i in items])
+    wanted = score_items(items, texts)
+    assert all(found.images for found in wanted.values())
     assert {task: TaskScores.from_dict(found) for task, found in run.scores.items()} == wanted
     assert list(run.scores) == list(dict.fromkeys(item.task for item in items))
     assert run.scores["locate"]["metric"] == "box_accuracy"

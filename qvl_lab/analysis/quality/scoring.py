@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
+from pathlib import PurePath
 from statistics import fmean
 from typing import Any, Protocol, Self
 
@@ -28,6 +29,12 @@ class Item(Protocol):
     @property
     def reference(self) -> str | None: ...
 
+    @property
+    def image(self) -> Any: ...
+
+    @property
+    def path(self) -> str | None: ...
+
 
 @dataclass(frozen=True)
 class TaskScores:
@@ -46,6 +53,9 @@ class TaskScores:
         :mod:`qvl_lab.analysis.quality.normalised`. Empty in older files.
     fractions, pixels : int
         Answers whose boxes are in 0-1, and in pixels, rather than in 0-1000.
+    images : tuple of int, optional
+        For each value, the number of the image that it is about; questions about one image fail
+        together. None where that is not known, as in older files.
     """
 
     metric: str
@@ -54,11 +64,12 @@ class TaskScores:
     normalised: tuple[float | None, ...] = ()
     fractions: int = 0
     pixels: int = 0
+    images: tuple[int, ...] | None = None
 
     @property
     def count(self) -> int:
-        """Items that have a score."""
-        return len(self.values) - self.missing
+        """Items that are scored."""
+        return len(self.values)
 
     @property
     def missing(self) -> int:
@@ -66,10 +77,14 @@ class TaskScores:
         return self.values.count(None)
 
     @property
+    def scored(self) -> tuple[float, ...]:
+        """The values with 0 where the model gave no answer: no answer is a wrong one."""
+        return tuple(0.0 if value is None else value for value in self.values)
+
+    @property
     def mean(self) -> float | None:
-        """Mean of the scores; None without any."""
-        scored = [v for v in self.values if v is not None]
-        return fmean(scored) if scored else None
+        """Mean of ``scored``; None without items."""
+        return fmean(self.scored) if self.values else None
 
     @property
     def normalised_mean(self) -> float | None:
@@ -83,7 +98,9 @@ class TaskScores:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         lists = {"values": list(self.values), "normalised": list(self.normalised)}
-        return asdict(self) | lists
+        plain = asdict(self) | lists
+        images = plain.pop("images")
+        return plain if images is None else plain | {"images": list(images)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -92,7 +109,8 @@ class TaskScores:
         Raises
         ------
         ConfigError
-            If a field is missing, unknown or of the wrong kind.
+            If a field is missing, unknown or of the wrong kind, or an image is not named for every
+            score.
         """
         allowed = [f.name for f in fields(cls)]
         for name in values:
@@ -105,9 +123,13 @@ class TaskScores:
             )
             counts = {name: int(values.get(name, 0)) for name in ("fractions", "pixels")}
             metric, unparsed = str(values["metric"]), int(values["unparsed"])
-            return cls(metric, scores, unparsed, other, **counts)
+            images = values.get("images")
+            images = None if images is None else tuple(int(number) for number in images)
         except (KeyError, TypeError, ValueError) as e:
             raise ConfigError(f"task scores need {', '.join(allowed)}: {e!r}") from e
+        if images is not None and len(images) != len(scores):
+            raise ConfigError(f"task scores name {len(images)} images for {len(scores)} scores")
+        return cls(metric, scores, unparsed, other, **counts, images=images)
 
 
 def metric_for(
@@ -196,9 +218,30 @@ def score_items(
     sizes: Sequence[tuple[int, int] | None] | None = None,
     pixels: bool = False,
 ) -> dict[str, TaskScores]:
-    """:func:`score` of a workload's items, which know their tasks and true answers."""
+    """:func:`score` of a workload's items, which know their tasks, true answers and images."""
     tasks, expected = [item.task for item in items], [item.reference for item in items]
-    return score(tasks, answers, expected, metrics, sizes=sizes, pixels=pixels)
+    found = score(tasks, answers, expected, metrics, sizes=sizes, pixels=pixels)
+    images: dict[str, list[int]] = {task: [] for task in found}
+    for item, number in zip(items, image_numbers(items), strict=True):
+        if item.reference is not None:
+            images[item.task or NO_TASK].append(number)
+    return {task: replace(scores, images=tuple(images[task])) for task, scores in found.items()}
+
+
+def image_numbers(items: Sequence[Item]) -> list[int]:
+    """Equal numbers for items that ask about one image, counted from 0.
+
+    Images are the same if they are of one file, have equal bytes or are one object in memory.
+    """
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(_image_key(item), len(numbers)) for item in items]
+
+
+def _image_key(item: Item) -> Hashable:
+    image = item.path or item.image
+    if isinstance(image, bytes):
+        return image
+    return str(image) if isinstance(image, str | PurePath) else id(image)
 
 
 def references(expected: str) -> tuple[str, ...]:

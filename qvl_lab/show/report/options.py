@@ -19,7 +19,7 @@ class ReviewOptions:
     gpu, provider, kind, per_hour, currency, exchange_rates, prices_file, utilisation
         As in :func:`qvl_lab.price`. Without a GPU the measured one is priced, and a run on a CPU
         as a CPU machine; if the table has no price for it, costs are in seconds.
-    current, min_quality, max_vram_gib, max_ttft_s
+    current, min_quality, max_quality_loss, max_vram_gib, max_ttft_s, max_failed_share
         As in :func:`qvl_lab.recommend`.
     monthly_images : int, optional
         For the monthly sum; without it the report says what a machine does in a month instead.
@@ -44,8 +44,10 @@ class ReviewOptions:
     monthly_images: int | None = None
     peak_hour_images: int | None = None
     min_quality: float | None = None
+    max_quality_loss: float = 0.02
     max_vram_gib: float | None = None
     max_ttft_s: float | None = None
+    max_failed_share: float | None = None
     ceilings: str | Path | None = None
     lang: str = "en"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ def review(
     check_language(chosen.lang)
     loaded = runs if isinstance(runs, Runs) else Runs.load(runs)
     rows = loaded.frame()
-    compared, notes = selection.comparable(rows, chosen.lang)
+    compared, left_out, notes = selection.compared(rows, chosen)
     all_rows = priced(rows, compared, chosen)
     frame = all_rows[compared].reset_index(drop=True)
+    left_out = [replace(left, rows=all_rows.loc[left.rows.index]) for left in left_out]
     keys = set(zip(frame["key"], frame["environment"], strict=True))
     kept = [run for run in loaded if (run.key, environment_key(run.environment)) in keys]
     return ReportContext(
@@ -50,7 +52,7 @@ def review(
         all_rows=all_rows,
         runs=Runs(kept, path=loaded.path),
         frame=frame,
-        recommendation=selection.recommended(frame, chosen),
+        recommendation=selection.recommended(frame, chosen, left_out),
         notes=[*loaded.notes, *notes, *selection.older_clock(frame, chosen.lang)],
         ceilings=known_ceilings(chosen.ceilings, loaded.path, selection.device(frame)),
     )
@@ -58,4 +60,4 @@ def review(
 
 def settings_csv(context: ReportContext, path: Path) -> None:
     """Write all compared rows, as priced, for a spreadsheet; without the scores of single items."""
-    context.frame.drop(columns="scores").to_csv(path, index=False)
+    context.frame.drop(columns=["scores", "score_images"]).to_csv(path, index=False)

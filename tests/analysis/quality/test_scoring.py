@@ -8,9 +8,18 @@ import re
 import pytest
 
 from qvl_lab.analysis.quality.metrics import METRICS, chrf
-from qvl_lab.analysis.quality.scoring import TaskScores, agreement, metric_for, metric_names, score
+from qvl_lab.analysis.quality.scoring import (
+    TaskScores,
+    agreement,
+    image_numbers,
+    metric_for,
+    metric_names,
+    score,
+    score_items,
+)
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.tasks import BY_NAME, TASKS
+from qvl_lab.workloads.items import Item
 
 BOX = '[{"bbox_2d": [100, 200, 300, 400], "label": "cat"}]'
 
@@ -139,8 +148,10 @@ def test_scores_by_task_in_the_order_of_the_items():
 
 def test_counts_and_mean_of_scores():
     scores = TaskScores("anls", (1.0, None, 0.5))
-    assert (scores.count, scores.missing, scores.mean) == (2, 1, 0.75)
-    assert TaskScores("anls", (None,)).mean is None
+    assert (scores.count, scores.missing, scores.mean) == (3, 1, 0.5)
+    assert scores.scored == (1.0, 0.0, 0.5)
+    assert TaskScores("anls", (None,)).mean == 0.0
+    assert TaskScores("anls", ()).mean is None
 
 
 def test_a_task_with_counts_and_boxes_names_both_metrics():
@@ -166,6 +177,26 @@ def test_nothing_expected_gives_no_scores():
 def test_scores_survive_json():
     scores = TaskScores("iou", (1.0, None, 0.25), 3, (1.0, None, 0.5), fractions=2, pixels=1)
     assert TaskScores.from_dict(json.loads(json.dumps(scores.to_dict()))) == scores
+    assert "images" not in scores.to_dict()  # as in files from before they were known
+    about = TaskScores("iou", (1.0, None, 0.25), 3, images=(0, 0, 4))
+    assert TaskScores.from_dict(json.loads(json.dumps(about.to_dict()))) == about
+
+
+def test_scores_know_which_questions_are_about_one_image(tmp_path):
+    from PIL import Image
+
+    picture = Image.new("RGB", (8, 8))
+    images = ["a.png", tmp_path / "a.png", "a.png", b"bytes", b"bytes", picture, picture]
+    items = [
+        Item(id=f"{i}", image=image, task="read" if i % 2 else "count", reference="1")
+        for i, image in enumerate(images)
+    ]
+    assert image_numbers(items) == [0, 1, 0, 2, 2, 3, 3]
+    read_from = [Item(id="x", image=b"1", path="a.png"), Item(id="y", image="a.png")]
+    assert image_numbers(read_from) == [0, 0]
+    found = score_items(items, ["1"] * 7)
+    assert found["count"].images == (0, 0, 2, 3)
+    assert found["read"].images == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +205,8 @@ def test_scores_survive_json():
         ({"metric": "iou", "values": [1]}, "need metric, values, unparsed"),
         ({"metric": "iou", "values": ["x"], "unparsed": 0}, "could not convert"),
         ({"metric": "iou", "value": [], "unparsed": 0}, "Did you mean 'values'"),
+        ({"metric": "iou", "values": [1], "unparsed": 0, "images": [1, 2]}, "2 images for 1 score"),
+        ({"metric": "iou", "values": [1], "unparsed": 0, "images": ["x"]}, "invalid literal"),
     ],
 )
 def test_scores_of_another_shape_are_an_error(values, message):

@@ -83,7 +83,7 @@ def test_the_first_page_compares_today_recommended_and_cheapest(grid):
     assert [today[4], best[4], cheapest[4]] == ["-", "−60%", "−80%"]
     assert [today[5], best[5], cheapest[5]] == ["1.00", "2.50", "5.00"]  # images a second
     assert "At 50,000 images a month that is ¥500 today and ¥200 with" in page
-    assert "At 128 px it would be ¥0.20 (−80% against today)" in page
+    assert "With fp32 · 128 px · batch 4 it would be ¥0.20 (−80% against today)" in page
     assert "The weights are random" in page
     assert "medians of 3 timed passes" in page
 
@@ -99,9 +99,10 @@ def test_utilisation_and_exchange_rates_go_into_the_cost(grid):
     assert "50% of the paid time" in text(sections.provenance(half))
 
 
-def test_todays_setting_can_be_named(grid):
-    page = review(Runs(grid), **CENT_A_SECOND, current={"batch_size": 1, "precision": "bf16"})
-    assert "## ¥0.90 per 100 images today, ¥0.40" in text(sections.headline(page))
+def test_todays_setting_can_be_named(grid, on_cpu):
+    runs = Runs([*grid, on_cpu(4, 3.0, precision="bf16")])
+    page = review(runs, **CENT_A_SECOND, current={"batch_size": 1, "precision": "bf16"})
+    assert "## ¥0.90 per 100 images today, ¥0.30" in text(sections.headline(page))
 
 
 def test_a_single_repeat_gives_no_interval(on_cpu):
@@ -137,8 +138,8 @@ def test_where_nothing_is_cheaper_that_is_said(on_cpu):
 def test_why_todays_setting_stays_is_said(on_cpu):
     fewer_pixels = Runs([on_cpu(1, 4.0), on_cpu(1, 2.0, resolution=128)])
     said = text(sections.headline(review(fewer_pixels, **CENT_A_SECOND)))
-    assert "at this resolution no measured setting is cheaper. Others are, but what they" in said
-    assert "At 128 px it would be ¥0.20 (−50% against today)" in said
+    assert "at this resolution and precision no measured setting is cheaper. Others are," in said
+    assert "With fp32 · 128 px · batch 1 it would be ¥0.20 (−50% against today)" in said
     large = Runs([on_cpu(1, 4.0), on_cpu(4, 2.0)])
     said = text(sections.headline(review(large, max_vram_gib=2.0, **CENT_A_SECOND)))
     assert "no measured setting that keeps the limits is cheaper" in said
@@ -275,7 +276,7 @@ def test_the_table_lists_the_cheapest_first(grid):
 
 def test_limits_rule_settings_out_and_say_how_many(grid):
     page = review(Runs(grid), **CENT_A_SECOND, max_vram_gib=2.0)
-    assert page.recommendation.best["precision"] == "bf16"
+    assert page.recommendation.best["batch_size"] == 1
     assert "settings over the memory limit: 2" in text(sections.waterfall(page))
 
 
@@ -364,12 +365,13 @@ def test_a_difference_within_noise_is_said_with_its_interval(scored):
     pair = compare(list(TODAY.values()), list(best.values()))
     low, high = points(pair.low), points(pair.high)
     assert (points(pair.difference), pair.p_value) == ("−1.2", 1.0)
-    assert quality_of(*runs) == (
+    loose = {"max_quality_loss": 0.1}
+    assert quality_of(*runs, **loose) == (
         f"Quality: 0.94 against 0.95 today: the difference of −1.2 points ({low} to {high}) is "
         "within noise (p = 1; mean score over the tasks, 80 answers compared with the true ones).\n"
         "What it gives up: read, small print 0.90 → 0.88."
     )
-    assert quality_of(*runs, lang="zh") == (
+    assert quality_of(*runs, lang="zh", **loose) == (
         f"质量：0.94，当前 0.95：相差 −1.2 个百分点（{low} 至 {high}），在噪声范围内（p = 1；"
         "各任务得分的平均，80 个答案与标准答案比较）。\n损失所在：小字编号 0.90 → 0.88。"
     )
@@ -406,14 +408,12 @@ def test_todays_setting_has_its_quality_alone(scored):
 
 def test_what_was_not_scored_is_counted(scored):
     run = scored(1, 4.0, {"locate": forty(20, None, None)}, unparsed=3)
-    assert quality_of(run).splitlines()[1] == (
-        "Left out of the scores: items without an answer (2)."
-    )
+    assert quality_of(run).splitlines()[1] == ("Scored as wrong: items without an answer (2).")
     assert quality_of(run).splitlines()[2] == (
         "Scored as wrong: answers from which no box could be read (3)."
     )
     assert "没有得到答案的请求（2 个）" in quality_of(run, lang="zh")
-    assert "wrong" not in quality_of(scored(1, 4.0, {"locate": forty(20, None, None)}))
+    assert "box" not in quality_of(scored(1, 4.0, {"locate": forty(20, None, None)}))
 
 
 def test_both_qualities_are_told_where_wording_makes_a_difference(scored):
@@ -446,11 +446,11 @@ def test_an_agreement_is_called_one(scored):
         ]
         return scored(batch_size, wall_s, {}, answers=rows)
 
-    runs = answered(1, 10.0, *"abcd"), answered(4, 4.0, *"abcx")
+    runs = answered(1, 10.0, *"abcd" * 10), answered(4, 4.0, *"abcx" * 10)
     said = quality_of(*runs, min_quality=0.5)
     assert "Quality: 0.75 against 1.00 today" in said
-    assert "agreement of 4 answers with those of the most exact setting" in said
-    assert "4 个答案与最精确配置的答案的一致程度；没有标准答案" in quality_of(
+    assert "agreement of 40 answers with those of the most exact setting" in said
+    assert "40 个答案与最精确配置的答案的一致程度；没有标准答案" in quality_of(
         *runs, min_quality=0.5, lang="zh"
     )
 
@@ -463,7 +463,9 @@ def test_the_page_says_which_settings_the_limit_ruled_out(scored):
     ]
     page = review(Runs(runs), **CENT_A_SECOND)
     assert page.recommendation.best["resolution"] == "256"
-    assert "settings under the limit on quality of 0.93: 1" in text(sections.waterfall(page))
+    assert "settings that lose quality, or are not shown to keep it to 0.93: 1" in text(
+        sections.waterfall(page)
+    )
     said = text(sections.headline(page))
     assert (
         "The cheapest setting of all, fp32 · 128 px · batch 4, would cost ¥0.20 (−80% against "
@@ -577,10 +579,11 @@ def test_each_task_has_its_resolution_beside_the_articles(sides):
     assert "stays within 2 points of the highest one" in page
     tasks, settings = table_rows(page)
     assert [without_intervals(row) for row in tasks] == [
-        ["read, small print", "512 px", "0.90", "native", "0.93", "0.90"],
-        ["colour", "128 px", "1.00", "256 px", "0.95", "0.97"],
+        ["read, small print", "512 px", "0%", "0.90", "native", "0.93", "0.90"],
+        ["colour", "128 px", tasks[1][2], "1.00", "256 px", "0.95", "0.97"],
     ]
-    assert re.fullmatch(r"0\.90 \(0\.\d\d–0\.9\d\)", tasks[0][2])
+    assert re.fullmatch(r"1?\d%", tasks[1][2])
+    assert re.fullmatch(r"0\.90 \(0\.\d\d–0\.9\d\)", tasks[0][3])
     assert [row[0] for row in settings] == [
         "fp32 · by task: proposed · batch 1 (recommended)",
         "fp32 · by task: the article's · batch 1",
@@ -591,9 +594,9 @@ def test_each_task_has_its_resolution_beside_the_articles(sides):
 def test_the_articles_resolutions_need_not_be_measured_as_a_setting(sides):
     """Then its numbers are those of the same resolution for all tasks, where there is one."""
     (tasks,) = table_rows(text(sections.resolutions(review(Runs(sides[:3]), **CENT_A_SECOND))))
-    assert [without_intervals(row)[3:5] for row in tasks] == [["native", "?"], ["256 px", "1.00"]]
+    assert [without_intervals(row)[4:6] for row in tasks] == [["native", "?"], ["256 px", "1.00"]]
     (tasks,) = table_rows(text(sections.resolutions(review(Runs(sides[::2][:2]), **CENT_A_SECOND))))
-    assert [without_intervals(row)[3:5] for row in tasks] == [["native", "?"], ["256 px", "?"]]
+    assert [without_intervals(row)[4:6] for row in tasks] == [["native", "?"], ["256 px", "?"]]
 
 
 def test_resolutions_are_proposed_in_chinese_too(sides):
@@ -671,6 +674,83 @@ def test_rows_of_another_workload_are_left_out_and_counted(grid, on_cpu, runs_fi
     assert "rows of another workload, model or way of measuring: 1" in text(
         sections.provenance(page)
     )
+
+
+def test_rows_that_are_not_compared_are_named_at_the_top(on_cpu, runs_file):
+    """A quarter of the price, for passes that answer other items: no saving, and no secret."""
+    before = {"started_at": "2020-01-01T00:00:00+00:00", "plan": {"batches": None}}
+    cheap = on_cpu(1, [20.0] * 3, key="whole", **before)
+    cheap = replace(cheap, repeats=[replace(r, answered=80) for r in cheap.repeats])
+    path = runs_file(cheap, on_cpu(1, 10.0, plan={"batches": 1}))
+    said = text(sections.headline(review(path, **CENT_A_SECOND)))
+    assert "no measured setting is cheaper" not in said
+    assert "¥1.00 per 100 images today, and no setting that was measured alike is cheaper." in said
+    assert "Not compared: 1 rows of this file, since they differ in what they answer" in said
+    assert "(passes over 80 items)" in said
+    assert (
+        "The cheapest of them costs ¥0.25 per 100 images where today's setting costs ¥1.00" in said
+    )
+    chinese = text(sections.headline(review(path, **CENT_A_SECOND, lang="zh")))
+    assert "未参与比较：本文件中的 1 行" in chinese
+    assert "每遍 80 个请求" in chinese
+
+
+def test_the_committed_file_with_a_row_at_a_quarter_of_the_price_names_it():
+    page = review("reports/h200-fast/w2.jsonl", **CENT_A_SECOND)
+    said = text(sections.headline(page))
+    assert "no measured setting is cheaper" not in said
+    assert "passes over 480 items" in said
+    assert len(page.recommendation.left_out) == 1
+
+
+def test_todays_setting_may_be_named_that_was_timed_otherwise_than_the_newest(runs_file, on_cpu):
+    other = on_cpu(2, 30.0, plan={"timed_items": 1}, started_at="2020-01-01T00:00:00+00:00")
+    path = runs_file(other, on_cpu(1), on_cpu(4, 4.0))
+    page = review(path, **CENT_A_SECOND, current={"batch_size": 2})
+    assert (page.recommendation.current["batch_size"], len(page.frame)) == (2, 1)
+
+
+def test_quality_that_is_not_shown_to_be_kept_is_flagged_in_the_headline(scored):
+    runs = scored(1, 10.0, {"colour": forty(40)}), scored(4, 4.0, {"colour": forty(40)})
+    page = review(Runs(runs), **CENT_A_SECOND)
+    first = first_line(page)
+    assert "60% less" in first
+    assert first.endswith("That quality is kept is not shown: the answers are too few to tell.")
+    said = "\n".join(quality_sentences(page, page.recommendation))
+    assert "none of 40 answers got worse, but so few allow for a true change of −6.7" in said
+    assert re.search(r"About \d+0 more scored answers would tell", said)
+    assert "尚未证明质量得到保持" in first_line(review(Runs(runs), **CENT_A_SECOND, lang="zh"))
+
+
+def test_a_setting_with_a_worse_answer_stays_out_and_says_how_many_questions_would_tell(scored):
+    many, fewer = {"colour": [1.0] * 200}, {"colour": [1.0] * 199 + [0.0]}
+    page = review(Runs([scored(1, 10.0, many), scored(4, 4.0, fewer)]), **CENT_A_SECOND)
+    assert page.recommendation.best["batch_size"] == 1
+    said = text(sections.headline(page))
+    assert "200 answers are too few to show that it keeps today's" in said
+    assert "more scored answers would tell" in said
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({"colour": [0.0] * 40}, "Hardly an answer is right"),
+        ({"colour": [1.0, 1.0]}, "So few answers cannot guide a choice"),
+    ],
+)
+def test_quality_that_cannot_guide_is_said_and_keeps_resolution_and_precision(
+    scored, scores, words
+):
+    runs = [
+        scored(1, 10.0, scores),
+        scored(1, 5.0, scores, resolution=128),
+        scored(1, 6.0, scores, precision="bf16"),
+    ]
+    page = review(Runs(runs), **CENT_A_SECOND)
+    assert page.recommendation.best["key"] == page.recommendation.current["key"]
+    said = text(sections.headline(page))
+    assert words in said
+    assert "-0.02" not in said and "−0.02" not in said
 
 
 def test_damaged_lines_are_named(grid, runs_file):

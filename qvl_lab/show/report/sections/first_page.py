@@ -21,7 +21,8 @@ from qvl_lab.show.report.sections.money import (
     start_sentences,
 )
 from qvl_lab.show.report.sections.quality import quality_sentences
-from qvl_lab.show.wording import field, resolution, side
+from qvl_lab.show.report.selection import left_out_words
+from qvl_lab.show.wording import field
 
 #: The fields that name a setting in a line.
 MAIN = ("engine", "precision", "resolution", "batch_size")
@@ -38,6 +39,8 @@ def headline(context: ReportContext) -> list[Any]:
     parts = [f"# {plain(title(context))}", f"## {plain(first_line(context))}"]
     if advice := context.recommendation:
         command = f"```\n{in_lines(run_command(advice.best))}\n```"
+        if advice.left_out:
+            parts.append(f"> {plain(left_out_sentence(context, advice))}")
         parts += [_summary(context, advice), *map(plain, _sentences(context, advice))]
         parts.append(f"{context.say('run_it')}\n\n{command}")
     parts += [f"> ⚠ {plain(sentence)}" for sentence in _warnings(context)]
@@ -50,6 +53,8 @@ def first_line(context: ReportContext) -> str:
     if advice is None:
         return context.say("headline_nothing")
     from_today = change(context, advice)
+    if advice.quality_kept == "not shown":
+        from_today = f"{from_today} {context.say('headline_not_shown')}"
     wanted, best = context.options.min_quality, advice.best["quality"]
     if wanted is not None and best < wanted - 1e-9:
         unreached = context.say("headline_unreached", wanted=f"{wanted:g}", best=score(best))
@@ -66,7 +71,7 @@ def change(context: ReportContext, advice: Recommendation) -> str:
         "setting": context.setting(advice.best),
     }
     if advice.best["key"] == advice.current["key"]:
-        return context.say(_why_same(advice), today=words["today"], unit=context.unit)
+        return context.say(_why_same(context, advice), today=words["today"], unit=context.unit)
     value, low, high = advice.saving
     if low is None or high is None:
         return context.say("headline_one_repeat", percent=f"{100 * value:.0f}%", **words)
@@ -78,11 +83,32 @@ def change(context: ReportContext, advice: Recommendation) -> str:
     return context.say(key, **words)
 
 
-def _why_same(advice: Recommendation) -> str:
-    """Which sentence says why today's setting stays: pixels held, limits, or nothing cheaper."""
+def _why_same(context: ReportContext, advice: Recommendation) -> str:
+    """Which sentence says why today's setting stays: answers held, limits, or nothing cheaper."""
     if "resolution" in advice.held and advice.cheaper is not None:
         return "headline_same_held"
-    return "headline_same_limits" if any(advice.excluded.values()) else "headline_same"
+    if any(advice.excluded.values()):
+        return "headline_same_limits"
+    return "headline_same" if _cheapest_left_out(context, advice) is None else "headline_same_alike"
+
+
+def _cheapest_left_out(context: ReportContext, advice: Recommendation) -> pd.Series | None:
+    """The cheapest row that is not compared, if it is cheaper than the recommended one."""
+    rows = [row for left in advice.left_out if (row := left.cheapest) is not None]
+    cheaper = [row for row in rows if row[context.cost] < advice.best[context.cost]]
+    return min(cheaper, key=lambda row: float(row[context.cost]), default=None)
+
+
+def left_out_sentence(context: ReportContext, advice: Recommendation) -> str:
+    """Which rows of the file are not compared, and what the cheapest costs if it is cheaper."""
+    count = sum(map(len, advice.left_out))
+    said = context.say("left_out", n=count, what=left_out_words(advice.left_out, context.lang))
+    row = _cheapest_left_out(context, advice)
+    if row is None:
+        return said
+    words = {"cost": context.cost_of(row), "today": context.cost_of(advice.current)}
+    words["unit"] = context.unit
+    return f"{said} {context.say('left_out_cheaper', **words)}"
 
 
 def _summary(context: ReportContext, advice: Recommendation) -> str:
@@ -100,7 +126,7 @@ def _sentences(context: ReportContext, advice: Recommendation) -> list[str]:
     said += month_sentences(context, advice) + start_sentences(context, advice)
     said += answers_sentences(context, advice.current) + price_sentences(context)
     if advice.cheaper is not None:
-        said.append(_cheaper(context, advice.current, advice.cheaper))
+        said.append(_cheaper(context, advice, advice.cheaper))
     said += quality_sentences(context, advice)
     return [*said, *how_sure(context, advice)]
 
@@ -118,15 +144,19 @@ def _how_chosen(context: ReportContext) -> str:
     return context.say("today_named_in_part", fields=told)
 
 
-def _cheaper(context: ReportContext, today: pd.Series, cheaper: pd.Series) -> str:
+def _cheaper(context: ReportContext, advice: Recommendation, cheaper: pd.Series) -> str:
+    today, more = advice.current, advice.cheaper_more_answers
     words = {
         "setting": context.setting(cheaper),
-        "resolution": resolution(side(cheaper), context.lang),
         "cost": context.cost_of(cheaper),
         "percent": context.change(today, cheaper),
         "quality": score(cheaper["quality"]),
     }
-    return context.say("cheaper" if pd.isna(cheaper["quality"]) else "cheaper_worse", **words)
+    if advice.cheaper_kept == "not shown":
+        said = context.say("cheaper_not_shown", n=int(cheaper["quality_items"]), **words)
+        return f"{said} {context.say('more_answers', more=more)}" if more else said
+    unknown = pd.isna(cheaper["quality"]) or advice.quality_unusable
+    return context.say("cheaper" if unknown else "cheaper_worse", **words)
 
 
 def _warnings(context: ReportContext) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -9,12 +10,8 @@ from IPython.display import Markdown
 
 from qvl_lab.analysis.frame import task_column
 from qvl_lab.analysis.money.recommend import Recommendation, baseline
-from qvl_lab.analysis.quality.tradeoffs import (
-    Proposal,
-    at_each_resolution,
-    precision_loss,
-    propose_resolutions,
-)
+from qvl_lab.analysis.quality.resolutions import MOST_CHANCE, Proposal, propose_resolutions
+from qvl_lab.analysis.quality.tradeoffs import at_each_resolution, precision_loss
 from qvl_lab.analysis.stats.intervals import NOISE_FROM
 from qvl_lab.config import BY_TASK, NATIVE
 from qvl_lab.errors import ConfigError
@@ -39,6 +36,12 @@ def quality_sentences(context: ReportContext, advice: Recommendation) -> list[st
     said = [_difference(context, advice)]
     if normalised := _normalised(context, today, best):
         said.append(normalised)
+    if advice.quality_unusable:
+        said.append(context.say(f"quality_{advice.quality_unusable.replace(' ', '_')}"))
+    if advice.quality_kept == "not shown":
+        low, more = points(advice.quality.low), advice.more_answers
+        said.append(context.say("quality_not_shown", n=advice.quality.count, low=low))
+        said += [context.say("more_answers", more=more)] if more else []
     if lost := _lost_tasks(context, today, best):
         said.append(context.say("quality_lost_tasks", tasks=lost))
     for name in ("missing", "unparsed"):
@@ -113,7 +116,9 @@ def resolutions(context: ReportContext) -> list[Any]:
         proposal = propose_resolutions(context.grid)
     except ConfigError:
         return []
-    note = context.say("resolutions_note", tolerance=f"{100 * proposal.tolerance:g}")
+    limits = {"tolerance": proposal.tolerance, "chance": MOST_CHANCE}
+    shares = {name: f"{100 * share:g}" for name, share in limits.items()}
+    note = context.say("resolutions_note", **shares)
     shown = [section(context, "resolutions_heading"), Markdown(note)]
     shown.append(table(context, _by_task(context, proposal)))
     rows = context.frame[
@@ -133,20 +138,38 @@ def _by_task(context: ReportContext, proposal: Proposal) -> pd.DataFrame:
     article_row = _article_row(context.frame)
     rows = []
     for row in proposal.table.to_dict("records"):
-        task, ours = str(row["task"]), row["resolution"]
+        task, ours = str(row["task"]), None if pd.isna(row["resolution"]) else row["resolution"]
         article, column = str(_article_resolution(task)), task_column(task)
         theirs = grid.get(article) if article_row is None else article_row
         rows.append(
             {
                 "column_task": task_name(task, context.lang),
-                "column_proposed": resolution(ours, context.lang),
-                "column_quality_there": context.scored(grid[ours], column),
+                "column_proposed": _proposed(context, row),
+                "column_chance": _chance(context, row),
+                "column_quality_there": "?" if ours is None else context.scored(grid[ours], column),
                 "column_article": resolution(article, context.lang),
                 "column_quality_article": "?" if theirs is None else context.scored(theirs, column),
                 "column_quality_best": context.scored(grid[row["reference_resolution"]], column),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _proposed(context: ReportContext, row: Mapping[str, Any]) -> str:
+    if pd.isna(row["resolution"]):
+        return context.say("resolution_unknown")
+    return resolution(row["resolution"], context.lang)
+
+
+def _chance(context: ReportContext, row: Mapping[str, Any]) -> str:
+    """The chance that a proposal misses its promise, and what would let it go lower."""
+    if pd.isna(row["resolution"]):
+        return "?"
+    chance = f"{100 * row['chance']:.0f}%"
+    if not row["more_items"] > 0:
+        return chance
+    looks = {"resolution": resolution(row["looks_enough"], context.lang)}
+    return context.say("looks_enough", chance=chance, more=int(row["more_items"]), **looks)
 
 
 def _article_row(frame: pd.DataFrame) -> pd.Series | None:
