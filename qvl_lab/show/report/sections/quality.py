@@ -155,13 +155,13 @@ def _by_task(context: ReportContext, proposal: Proposal) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _proposed(context: ReportContext, row: Mapping[str, Any]) -> str:
+def _proposed(context: ReportContext, row: Mapping[Any, Any]) -> str:
     if pd.isna(row["resolution"]):
         return context.say("resolution_unknown")
     return resolution(row["resolution"], context.lang)
 
 
-def _chance(context: ReportContext, row: Mapping[str, Any]) -> str:
+def _chance(context: ReportContext, row: Mapping[Any, Any]) -> str:
     """The chance that a proposal misses its promise, and what would let it go lower."""
     if pd.isna(row["resolution"]):
         return "?"
