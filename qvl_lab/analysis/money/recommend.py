@@ -76,7 +76,8 @@ class Recommendation:
         measured.
     quality_kept : str or None
         "shown", "not shown" or "lost": whether ``best`` keeps today's quality, less
-        ``max_quality_loss``; see :mod:`qvl_lab.analysis.quality.kept`. None if that is not known.
+        ``max_quality_loss``; see :mod:`qvl_lab.analysis.quality.kept`. None if that is not known,
+        or if one setting has the other's scores, being taken to answer alike.
     more_answers : int or None
         About how many more scored answers would show it; 0 where it is shown.
     quality_unusable : str or None
@@ -309,14 +310,23 @@ def _may_replace(today: pd.Series, rows: pd.DataFrame, max_loss: float) -> pd.Se
     return pd.Series([may(row) for _, row in rows.iterrows()], rows.index, dtype=bool)
 
 
+def _scored_by(row: pd.Series) -> list[str]:
+    """The keys of the runs that a row's scores come from."""
+    sources = row.get("quality_from")
+    return sources if isinstance(sources, list) else [row["key"]]
+
+
 def _verdict(
     today: pd.Series, row: pd.Series, max_loss: float, unusable: Unusable | None
 ) -> tuple[Kept | None, int | None]:
-    """Whether a row keeps today's quality, and how many more answers would show it."""
+    """Whether a row keeps today's quality, and how many more answers would show it.
+
+    Neither where the row has today's own scores, since only one of the two was asked.
+    """
     if row["key"] == today["key"]:
         return "shown", 0
     pair = quality_difference(today, row)
-    if pair is None or unusable:
+    if pair is None or unusable or _scored_by(row) == _scored_by(today):
         return None, None
     return quality_kept(pair, max_loss), more_answers(pair, max_loss)
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from qvl_lab.analysis.money.recommend import Step, saving
+from qvl_lab.analysis.money.recommend import saving
+from qvl_lab.analysis.money.steps import Step
 
 
 def sure_steps(current: pd.Series, steps: Sequence[Step]) -> list[Step]:

@@ -23,7 +23,7 @@ def advised(on_cpu, *seconds: float | list[float]) -> Recommendation:
     ]
     pairs = zip(settings, seconds, strict=True)
     runs = [on_cpu(batch, wall_s, **parts) for (batch, parts), wall_s in pairs]
-    return recommend(frame(runs), current=TODAY)
+    return recommend(frame(runs), current=TODAY, hold=())
 
 
 def shown(advice: Recommendation) -> list[tuple[list[str], float, float]]:

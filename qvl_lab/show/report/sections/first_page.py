@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from qvl_lab.analysis.money.recommend import Recommendation, matching, measured
+from qvl_lab.analysis.money.comparable import matching
+from qvl_lab.analysis.money.recommend import Recommendation, measured
 from qvl_lab.show.quantities import score
 from qvl_lab.show.report.commands import in_lines, run_command
 from qvl_lab.show.report.components import named_rows, plain, settings_table
