@@ -334,10 +334,10 @@ def what_is_timed(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _failed_share(row: Mapping[str, Any], run: Run) -> float | None:
-    """Of the items, those without an answer, timed or scored."""
+    """Of the items, those without an answer, timed or scored; not those of shared scores."""
     failed, answered = (sum(getattr(r, n) for r in run.repeats) for n in ("failed", "answered"))
     shares = [failed / (failed + answered)] if failed + answered else []
-    if row["quality_items"]:
+    if row["quality_items"] and row["quality_from"] is None:
         shares.append(row["quality_missing"] / row["quality_items"])
     return max(shares, default=None)
 

@@ -293,7 +293,8 @@ def test_resolution_is_held_where_todays_quality_is_not_known(setting):
     """Though that of others is: there is nothing to compare it with."""
     rows = [
         setting(1.0, resolution=512, tokens=80),
-        setting(0.5, resolution=512, tokens=80, batch_size=8, right=50),
+        setting(0.5, resolution=512, tokens=80, batch_size=8),
+        setting(0.4, resolution=512, tokens=80, batch_size=8, precision="bf16", right=50),
         setting(0.1, resolution=256, batch_size=8, right=25),
     ]
     found = recommend(frame(rows))
@@ -305,10 +306,17 @@ def test_resolution_is_held_where_todays_quality_is_not_known(setting):
 
 
 def test_unknown_quality_does_not_pass_a_limit(setting):
-    table = frame([setting(1.0, right=50), setting(0.1, batch_size=8)])
+    table = frame([setting(1.0, right=50), setting(0.1, batch_size=8, precision="bf16")])
     found = recommend(table)
     assert (chosen(found.best), found.excluded) == ((1, "fp32"), {"max_quality_loss": 1})
-    assert chosen(found.cheaper) == (8, "fp32")
+    assert chosen(found.cheaper) == (8, "bf16")
+
+
+def test_a_batch_that_has_todays_scores_is_not_said_to_have_shown_its_quality(setting):
+    """Only one of the two was asked; the other is taken to answer alike."""
+    found = recommend(frame([setting(1.0, right=50), setting(0.1, batch_size=8)]))
+    assert chosen(found.best) == (8, "fp32")
+    assert (found.quality_kept, found.more_answers) == (None, None)
 
 
 def test_a_quality_out_of_reach_is_a_limit_error_that_names_the_best(setting):

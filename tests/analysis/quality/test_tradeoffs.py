@@ -313,7 +313,7 @@ def test_settings_without_common_items_are_not_compared(setting):
     rows = frame(
         [
             setting({"read": right(5)}),
-            setting(batch_size=2),
+            setting(batch_size=2, precision="bf16"),
             setting({"read": right(9)}, workload=workload, batch_size=4),
         ]
     )
