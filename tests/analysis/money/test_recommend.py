@@ -314,7 +314,8 @@ def test_unknown_quality_does_not_pass_a_limit(setting):
 
 def test_a_batch_that_has_todays_scores_is_not_said_to_have_shown_its_quality(setting):
     """Only one of the two was asked; the other is taken to answer alike."""
-    found = recommend(frame([setting(1.0, right=50), setting(0.1, batch_size=8)]))
+    alike = setting(0.1, batch_size=8, plan={"quality": False})
+    found = recommend(frame([setting(1.0, right=50), alike]))
     assert chosen(found.best) == (8, "fp32")
     assert (found.quality_kept, found.more_answers) == (None, None)
 
