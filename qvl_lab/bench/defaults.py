@@ -134,7 +134,7 @@ def default_sweep(
     sweep(**fixed, **sizes, batch_size=batches, precision=list(exact), quality=False)
     tasks = {item.task for item in loaded.items}
     tables = [_for_all(tasks, table) for table in (article_resolutions(), *_proposed(runs))]
-    if effort.by_task and len(tables) > 1:
+    if effort.by_task and runs.frame()["quality"].notna().any():
         _say("resolutions by task: the article's, and the lowest that keep quality", progress)
         by_task: dict[str, Any] = {
             "resolution": BY_TASK,
@@ -174,11 +174,15 @@ def device_ceilings(runs: Path) -> None:
 
 
 def _proposed(runs: Runs) -> list[dict[str, int | str]]:
-    """The table of the lowest resolutions that keep quality; none if quality is not known."""
+    """The table of the lowest resolutions that keep quality.
+
+    None if quality is not known, or if all tasks need the same resolution, which was measured.
+    """
     try:
-        return [propose_resolutions(runs.frame()).task_resolutions]
+        table = propose_resolutions(runs.frame()).task_resolutions
     except ConfigError:
         return []
+    return [table] if len(set(table.values())) > 1 else []
 
 
 def _for_all(tasks: Iterable[str | None], table: Mapping[str, int | str]) -> dict[str, int | str]:

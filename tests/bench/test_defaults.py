@@ -71,12 +71,13 @@ def made_up(monkeypatch, make_repeat) -> Callable[..., None]:
 
 @pytest.fixture
 def table(tmp_path) -> Callable[..., str]:
-    """A workload of eight questions of these tasks in turn."""
+    """A workload of 144 questions of these tasks in turn, each about a picture of its own."""
 
     def make(*tasks: str) -> str:
         path = tmp_path / "items.csv"
-        Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-        rows = [f"{i},a.png,{tasks[i % len(tasks)]}" for i in range(8)]
+        for i in range(144):
+            Image.new("RGB", (64, 64), (i, 0, 90)).save(tmp_path / f"{i}.png")
+        rows = [f"{i},{i}.png,{tasks[i % len(tasks)]}" for i in range(144)]
         path.write_text("\n".join(["id,image,task", *rows]))
         return str(path)
 

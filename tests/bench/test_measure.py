@@ -349,7 +349,7 @@ def test_no_pass_is_paid_for_where_no_answer_is_known(trained, trial, batches):
 
 
 @pytest.mark.parametrize("limit", [None, 1])
-def test_a_failed_item_is_missing_from_the_scores(trained, trial, six, tmp_path, limit):
+def test_a_failed_item_scores_nothing(trained, trial, six, tmp_path, limit):
     """Also where the timed passes did not see it."""
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
@@ -366,7 +366,7 @@ def test_a_failed_item_is_missing_from_the_scores(trained, trial, six, tmp_path,
     assert [repeat.failed for repeat in run.repeats] == [0 if limit else 1]
     assert run.answers[1]["answer"] is None
     found = TaskScores.from_dict(run.scores["colour"])
-    assert (found.values[1], found.count, found.missing) == (None, 1, 1)
+    assert (found.values[1], found.count, found.missing) == (None, 2, 1)
     assert [failure["id"] for failure in run.failures] == ["bad"]
 
 

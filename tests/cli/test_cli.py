@@ -268,7 +268,7 @@ def test_a_task_of_ones_own_is_answered_and_told_how_to_be_scored(qvl, photos):
     assert "not scored: nothing says how answers of task 'tint' are scored" in unscored.err
     assert "quality:" not in unscored.err
     scored = qvl(f"run {table} {SMALL} --metric tint=anls")
-    assert re.search(r"^quality: tint \S+ \(anls, 1 items; 1 missing\)$", scored.err, re.MULTILINE)
+    assert re.search(r"^quality: tint \S+ \(anls, 2 items; 1 missing\)$", scored.err, re.MULTILINE)
 
 
 def test_each_task_may_have_its_resolution(qvl):
@@ -286,7 +286,7 @@ def test_each_task_may_have_its_resolution(qvl):
         else:
             assert f"unknown task '{item.task}'" in answer["error"]
     assert len(last["summary"]["failures"]) == 3
-    total = {"metric": "exact_match", "mean": None, "count": 0, "missing": 1, "unparsed": 0}
+    total = {"metric": "exact_match", "mean": 0.0, "count": 1, "missing": 1, "unparsed": 0}
     assert last["summary"]["quality"]["total"] == total | {"normalised_mean": None}
 
 
@@ -509,13 +509,13 @@ def test_report_passes_its_options_on(qvl, monkeypatch):
 
 @pytest.fixture
 def scored_runs(on_cpu) -> str:
-    """A run file: 10 s and 10 of 10 right one by one; 4 s and 9 right, 2 s and 5 right in batches
-    of four at half the pixels.
+    """A run file: 10 s and 200 of 200 right one by one; 4 s and 180 right, 2 s and 100 right in
+    batches of four at half the pixels.
     """
     cells = [(1, 10.0, 512, 10), (4, 4.0, 256, 9), (4, 2.0, 128, 5)]
     with Store("scored.jsonl") as store:
         for size, seconds, side, right in cells:
-            values = [1.0] * right + [0.0] * (10 - right)
+            values = ([1.0] * right + [0.0] * (10 - right)) * 20
             told = {"colour": {"metric": "exact_match", "values": values, "unparsed": 0}}
             known = {"scores": told, "random_weights": False, "resolution": side}
             store.append(on_cpu(size, seconds, **known))
@@ -552,7 +552,7 @@ def test_a_limit_on_quality_changes_the_recommendation(reported, options, side, 
 
 def test_a_quality_out_of_reach_is_said_with_the_best_there_is(reported, on_cpu):
     with Store("scored.jsonl") as store:  # today's loses one, too
-        values = [1.0] * 9 + [0.0]
+        values = ([1.0] * 9 + [0.0]) * 20
         told = {"colour": {"metric": "exact_match", "values": values, "unparsed": 0}}
         known = {"scores": told, "random_weights": False, "resolution": 512}
         store.append(on_cpu(1, 10.0, **known))

@@ -112,7 +112,7 @@ def test_bars_of_stages_say_it_beside_the_setting(frame):
 
 def test_the_waterfall_marks_bars_that_touch_an_unstable_setting(on_cpu):
     runs = [on_cpu(1, 10.0), on_cpu(4, [2.0, 3.4, 3.0]), on_cpu(4, 1.0, precision="bf16")]
-    advice = recommend(table(runs), current={"batch_size": 1})
+    advice = recommend(table(runs), current={"batch_size": 1}, hold=())
     ax = plots.waterfall(advice)
     names = [t.get_text() for t in ax.get_xticklabels()]
     assert names[1] == "batch 1 → 4\nunstable" and names[2] == "fp32 → bf16\nunstable"
