@@ -362,7 +362,7 @@ def spans(ax) -> list[tuple[float, float]]:
 
 
 def test_waterfall_goes_from_todays_to_the_recommended_cost(frame):
-    advice = recommend(frame[frame["resolution"] == "512"])
+    advice = recommend(frame[frame["resolution"] == "512"], hold=())
     ax = plots.waterfall(advice)
     first, *steps, last = spans(ax)
     column = "cost_cny_per_100_images"
@@ -380,7 +380,7 @@ def test_waterfall_goes_from_todays_to_the_recommended_cost(frame):
 
 
 def test_waterfall_step_that_makes_it_dearer_rises_in_another_colour(frame):
-    advice = recommend(frame[frame["resolution"] == "512"])
+    advice = recommend(frame[frame["resolution"] == "512"], hold=())
     one, two = advice.steps
     dearer = replace(one, after_s=2 * one.before_s)
     ax = plots.waterfall(replace(advice, steps=[dearer, replace(two, before_s=dearer.after_s)]))
@@ -441,7 +441,7 @@ def test_tradeoff_front_is_what_no_setting_beats(frame):
 
 
 def test_tradeoff_names_todays_and_the_recommended_point(frame):
-    advice = recommend(frame)
+    advice = recommend(frame, hold=("resolution",))
     ax = plots.tradeoff(frame, advice)
     column = "cost_cny_per_100_images"
     assert [note.xy[0] for note in ax.texts] == [advice.current[column], advice.best[column]]
