@@ -122,7 +122,7 @@ def test_the_waterfall_marks_bars_that_touch_an_unstable_setting(on_cpu):
 
 def test_the_waterfall_does_not_call_noise_a_saving(on_cpu):
     runs = [on_cpu(1, [9.0, 10.0, 11.0]), on_cpu(4, [8.5, 9.9, 11.0])]
-    ax = plots.waterfall(recommend(table(runs)))
+    ax = plots.waterfall(recommend(table(runs), hold=()))
     assert ax.get_title().endswith("within noise")
     assert ax.texts[-1].get_text().endswith("\nwithin noise")
     assert "batch 1 → 4\nwithin noise" in [t.get_text() for t in ax.get_xticklabels()]
@@ -132,7 +132,7 @@ def test_an_outlying_interval_does_not_flatten_the_waterfall(on_cpu):
     runs = [on_cpu(1, [9.0, 10.0]), on_cpu(4, 4.0)]
     frame = table(runs)
     frame.loc[0, "s_per_100_images_high"] = 900.0
-    ax = plots.waterfall(recommend(frame))
+    ax = plots.waterfall(recommend(frame, hold=()))
     assert ax.get_ylim()[1] < 200
     assert ax.texts[0].get_ha() == "left" and ax.texts[1].get_ha() == "center"
 

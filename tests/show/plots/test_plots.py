@@ -441,7 +441,7 @@ def test_tradeoff_front_is_what_no_setting_beats(frame):
 
 
 def test_tradeoff_names_todays_and_the_recommended_point(frame):
-    advice = recommend(frame, hold=())
+    advice = recommend(frame, hold=("resolution",))
     ax = plots.tradeoff(frame, advice)
     column = "cost_cny_per_100_images"
     assert [note.xy[0] for note in ax.texts] == [advice.current[column], advice.best[column]]
