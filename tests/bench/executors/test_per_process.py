@@ -88,6 +88,7 @@ def test_each_configuration_is_measured_in_a_process_of_its_own(trials, monkeypa
     assert str(os.getpid()) not in pids
 
 
+@pytest.mark.slow
 def test_a_process_measures_what_this_one_measures(trials):
     own, here = run_all(trials(4))[0], next(measure_in_process(trials(4), 60))
     assert own.status == here.status == "ok"
