@@ -72,7 +72,6 @@ def test_notebooks_start_with_a_question_and_have_one_cell_of_parameters(name):
     assert tagged[0].cell_type == "code"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "02_cost_report.ipynb"])
 def test_notebooks_to_learn_from_use_public_names_alone(name):
     """The report's notebook is made of the report's own parts; the others are for readers."""
@@ -82,6 +81,7 @@ def test_notebooks_to_learn_from_use_public_names_alone(name):
     assert ours == {"import qvl_lab as ql"}
 
 
+@pytest.mark.slow
 def test_the_quickstart_goes_from_pictures_to_a_price(execute, tmp_path):
     (tmp_path / "small").mkdir()
     for i in range(8):
