@@ -797,6 +797,7 @@ def test_a_skipped_row_has_the_precision_of_the_row_that_closed_it_off(monkeypat
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["none", "process"])
 def test_a_sweep_shows_no_bar_of_the_weights_being_loaded(sweep, capfd, isolation):
     only = {"batch_size": 1, "resolution": 64, "repeats": 1, "isolation": isolation}

@@ -127,6 +127,7 @@ def test_a_worker_that_takes_too_long_is_given_up_and_ended(trials, monkeypatch)
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_group_does_not_end_a_worker(trials, monkeypatch):
     monkeypatch.setattr(executors, "_child", gets_ctrl_c)
     assert [run.status for run in run_all(trials(1))] == ["ok"]
