@@ -139,6 +139,7 @@ def load(
     source: str, question: str | None, task: str | None = None, model: str | None = None
 ) -> Workload:
     """The workload; says which files were ignored, and which question is asked unasked for."""
+    from qvl_lab.models.names import TINY
     from qvl_lab.workloads.items import DEFAULT_QUESTION
     from qvl_lab.workloads.sources import load_workload
 
@@ -147,20 +148,18 @@ def load(
         note(f"ignored {len(workload.ignored)} other files: {few(workload.ignored)}")
     if question is None and any(item.question == DEFAULT_QUESTION for item in workload.items):
         able = ", as tiny cannot describe: it names colours, counts, locates and reads"
-        hint = able if model == "tiny" else ""
+        hint = able if model == TINY else ""
         note(f"the question is {DEFAULT_QUESTION!r}; --question asks another one{hint}")
     return workload
 
 
 def load_lab(spec: Any, *, quiet: bool) -> Lab:
     """Load a model; quietly without transformers' progress bar."""
-    from transformers.utils.logging import disable_progress_bar
-
+    from qvl_lab.models.load import quiet as without_bar
     from qvl_lab.session import load
 
-    if quiet:
-        disable_progress_bar()
-    return load(spec)
+    with without_bar(quiet):
+        return load(spec)
 
 
 def _quality(

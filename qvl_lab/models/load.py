@@ -126,9 +126,7 @@ def resolve(spec: ModelSpec) -> ModelSpec:
     PrecisionError, ConfigError
         If the machine lacks the device or the precision.
     """
-    device = spec.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(spec)
     kind = device.split(":")[0]
     if kind not in ("cpu", "cuda"):
         raise UnknownNameError("device", spec.device, ["auto", "cpu", "cuda", "cuda:0"])
@@ -161,10 +159,16 @@ def resolve(spec: ModelSpec) -> ModelSpec:
     return replace(spec, device=device, precision=precision)
 
 
+def _device(spec: ModelSpec) -> str:
+    """The device that was asked for; "auto" is the GPU, where torch sees one."""
+    if spec.device != "auto":
+        return spec.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def warn_of_emulation(spec: ModelSpec) -> None:
     """Say that a CPU has no 8-bit floats, if ``spec`` wants to compute with them on one."""
-    on_cpu = spec.device == "cpu" or (spec.device == "auto" and not torch.cuda.is_available())
-    if spec.precision == "fp8" and on_cpu:
+    if (spec.precision, _device(spec)) == ("fp8", "cpu"):
         log.warning(
             "fp8 on a CPU is emulated: answers are those of fp8, speed and memory are not; "
             "measure them on a GPU of compute capability 8.9 or later"

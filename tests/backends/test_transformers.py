@@ -98,7 +98,8 @@ def oom_above(lab, monkeypatch) -> Callable[..., list[int]]:
 # ---- answers
 
 
-@pytest.mark.parametrize("resolution", [256, pytest.param(352, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("resolution", [256, 352])
 def test_batches_of_eight_answer_like_single_requests(lab, mixed, as_ids, resolution):
     options = {"resolution": resolution, "max_new_tokens": 8}
     alone = lab.generate_batch(mixed[:24], batch_size=1, **options)

@@ -523,6 +523,7 @@ def test_an_unknown_metric_is_refused_before_any_work(sweep, invoices, out, meas
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["none", "process"])
 def test_a_function_of_ones_own_scores_answers_wherever_they_are_measured(
     sweep, invoices, isolation
@@ -796,6 +797,7 @@ def test_a_skipped_row_has_the_precision_of_the_row_that_closed_it_off(monkeypat
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["none", "process"])
 def test_a_sweep_shows_no_bar_of_the_weights_being_loaded(sweep, capfd, isolation):
     only = {"batch_size": 1, "resolution": 64, "repeats": 1, "isolation": isolation}
@@ -804,6 +806,7 @@ def test_a_sweep_shows_no_bar_of_the_weights_being_loaded(sweep, capfd, isolatio
     assert "Loading weights" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_of_fp8_on_a_cpu_says_once_that_it_is_emulated(sweep, caplog):
     runs = sweep(device="cpu", precision=["fp32", "fp8"], batch_size=[1, 2], repeats=1)
     assert [run.status for run in runs] == ["ok"] * len(runs)

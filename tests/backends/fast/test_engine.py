@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import GenerationConfig, Qwen3VLMoeConfig
 from qvl_lab.backends.fast.decode_pool import DecodePool
 from qvl_lab.backends.fast.engine import Caches, Engine
 from qvl_lab.backends.fast.model_runner import ModelRunner
+from qvl_lab.backends.generation import Generation
 from qvl_lab.caching.lru import Lru
 from qvl_lab.config import (
     CacheSettings,
@@ -86,6 +88,19 @@ def requests(mixed) -> list[Item]:
     ]
 
 
+@pytest.fixture(scope="module")
+def stock_answers() -> Callable[..., Generation]:
+    """The stock engine's answers to the same requests, asked for once."""
+    asked: list[Generation] = []
+
+    def answers(lab: Lab, requests: list[Item], **options: Any) -> Generation:
+        if not asked:
+            asked.append(lab.generate_batch(requests, **options))
+        return asked[0]
+
+    return answers
+
+
 def engine_of(lab: Lab, caches: Caches | None = None, **fields: Any) -> Engine:
     spec = Config().replace(engine="fast", **({"batch_size": 4} | fields)).engine
     policy = ImagePolicy(resolution=128)
@@ -112,10 +127,10 @@ def nothing_held(engine: Engine) -> bool:
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
-def test_tokens_are_those_of_the_stock_engine(lab, ids_of, requests, settings):
+def test_tokens_are_those_of_the_stock_engine(lab, ids_of, requests, stock_answers, settings):
     ids_of(lab)
     options = {"resolution": 160, "max_new_tokens": 9, "batch_size": 5}
-    stock = lab.generate_batch(requests, **options)
+    stock = stock_answers(lab, requests, **options)
     fast = lab.generate_batch(requests, engine="fast", **options, **settings)
     assert fast.texts == stock.texts
     assert len(set(stock.texts)) > 8  # equality says little about equal answers
@@ -128,6 +143,7 @@ def test_tokens_are_those_of_the_stock_engine(lab, ids_of, requests, settings):
     assert nothing_held(engine)
 
 
+@pytest.mark.slow
 def test_tokens_of_a_mixture_of_experts_are_those_of_the_stock_engine(experts, ids_of, requests):
     ids_of(experts)
     options = {"resolution": 128, "max_new_tokens": 8, "batch_size": 4}
@@ -137,6 +153,7 @@ def test_tokens_of_a_mixture_of_experts_are_those_of_the_stock_engine(experts, i
     assert len(set(stock.texts)) > 8  # equality says little about equal answers
 
 
+@pytest.mark.slow
 def test_answers_of_the_trained_model_end_where_the_stock_engines_do(trained):
     items = load_workload("evaluation").sample(24).items
     options = {"resolution": 256, "max_new_tokens": 40}

@@ -88,6 +88,7 @@ def test_each_configuration_is_measured_in_a_process_of_its_own(trials, monkeypa
     assert str(os.getpid()) not in pids
 
 
+@pytest.mark.slow
 def test_a_process_measures_what_this_one_measures(trials):
     own, here = run_all(trials(4))[0], next(measure_in_process(trials(4), 60))
     assert own.status == here.status == "ok"
@@ -126,6 +127,7 @@ def test_a_worker_that_takes_too_long_is_given_up_and_ended(trials, monkeypatch)
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_group_does_not_end_a_worker(trials, monkeypatch):
     monkeypatch.setattr(executors, "_child", gets_ctrl_c)
     assert [run.status for run in run_all(trials(1))] == ["ok"]
