@@ -21,7 +21,8 @@ class Answer:
     All times run from the moment the request was handed over, the same for every backend:
     ``queue_s`` until work on it starts, ``ttft_s`` until its first token is known, ``e2e_s`` until
     the answer is complete. Waiting and reading the image are part of them. An error has none.
-    ``prompt_tokens`` counts the visual tokens too.
+    ``prompt_tokens`` counts the visual tokens too, and ``image_size`` is the width and height in
+    pixels of the image as the model saw it; None of an image that could not be read.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Answer:
     error: str | None = None
     prompt_tokens: int = 0
     visual_tokens: int = 0
+    image_size: tuple[int, int] | None = None
     new_tokens: int = 0
     queue_s: float | None = None
     ttft_s: float | None = None

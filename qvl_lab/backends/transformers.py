@@ -149,6 +149,7 @@ class TransformersBackend:
                 error=error,
                 prompt_tokens=prompt_tokens[row],
                 visual_tokens=request.visual_tokens,
+                image_size=request.size,
                 new_tokens=self._count(tokens[row]),
             )
             done.append((request, answer))

@@ -35,8 +35,9 @@ class Effort:
     Attributes
     ----------
     batches, resolutions, precisions : tuple
-        The grid of the stock engine has all batches in the most exact precision, that of the fast
-        engine all precisions at the largest batch.
+        The stock engine is measured at every batch and resolution in the most exact precision, the
+        fast engine at the largest batch: at every resolution in the most exact precision, and at
+        the lowest resolution in the others.
     questions : int
         Questions that quality is scored on, for each resolution and precision.
     timed_items : int
@@ -53,12 +54,12 @@ class Effort:
     resolutions: tuple[int, ...] = (256, 512)
     precisions: tuple[str, ...] = ("fp32", "bf16")
     questions: int = 150
-    timed_items: int = 16
+    timed_items: int = 8
     by_task: bool = True
     min_pass_s: float = 2.0
     repeats: int = 3
-    budget_s: float = 150.0
-    confirm_s: float = 90.0
+    budget_s: float = 90.0
+    confirm_s: float = 75.0
 
 
 THOROUGH = Effort()
@@ -125,11 +126,14 @@ def default_sweep(
     fixed |= {name: getattr(effort, name) for name in ("repeats", "min_pass_s", "budget_s")}
     fixed |= {"on_busy": on_busy}
     sizes: dict[str, Any] = {"resolution": list(effort.resolutions)}
-    scored: dict[str, Any] = {"precision": list(effort.precisions), "batch_size": largest} | sizes
     engine = "fast" if runs_fast(model) else "stock"
+    scored: dict[str, Any] = {"engine": engine, "batch_size": largest}
     other = _fresh_if_other(out)
-    _say(f"every precision and resolution with the {engine} engine, and their quality", progress)
-    runs = sweep(**fixed, **scored, engine=engine, on_other_environment=other)
+    _say(f"resolutions with the {engine} engine, and their quality", progress)
+    runs = sweep(**fixed, **sizes, **scored, precision=list(exact), on_other_environment=other)
+    if rounded := list(effort.precisions[1:]):
+        _say(f"lower precision with the {engine} engine, and its quality", progress)
+        sweep(**fixed, **scored, resolution=list(effort.resolutions[:1]), precision=rounded)
     _say("batch sizes with the stock engine", progress)
     sweep(**fixed, **sizes, batch_size=batches, precision=list(exact), quality=False)
     tasks = {item.task for item in loaded.items}

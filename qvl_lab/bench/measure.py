@@ -17,6 +17,7 @@ from qvl_lab.bench.trial import Trial
 from qvl_lab.config import ImagePolicy, ModelSpec
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import gpu_index
+from qvl_lab.models.architecture import PIXEL_BOXES
 from qvl_lab.models.load import load_model, quiet, resolve
 from qvl_lab.models.memory import first_line, free, memory_limit, out_of_memory
 from qvl_lab.probe.contention import Contention, Monitor
@@ -171,7 +172,11 @@ def _score(trial: Trial, lab: Lab, generation: Generation, builder: RunBuilder) 
         everything = _in_memory(trial.workload, config.images)
         generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
     metrics = trial.plan.metrics
-    scores = {} if trial.answers_only else score_items(items, generation.texts, metrics)
+    scores = {}
+    if not trial.answers_only:
+        sizes = [answer.image_size for answer in generation]
+        pixels = lab.loaded.model.config.model_type in PIXEL_BOXES
+        scores = score_items(items, generation.texts, metrics, sizes=sizes, pixels=pixels)
     builder.scored(generation, scores)
 
 

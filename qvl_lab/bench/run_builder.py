@@ -107,9 +107,10 @@ class RunBuilder:
                     "task": item.task,
                     "question": item.question,
                     "expected": item.reference,
-                    "answer": text,
+                    "answer": answer.text,
+                    "image_size": answer.image_size,
                 }
-                for item, text in zip(items, generation.texts, strict=True)
+                for item, answer in zip(items, generation, strict=True)
             ],
             "scores": {task: found.to_dict() for task, found in scores.items()},
             "failures": self._failures(generation),

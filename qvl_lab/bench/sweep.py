@@ -30,6 +30,7 @@ from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
+from qvl_lab.models.architecture import PIXEL_BOXES
 from qvl_lab.runs.records import Run, environment_key
 from qvl_lab.runs.store import Runs, Store
 from qvl_lab.workloads.items import Workload
@@ -266,8 +267,10 @@ def _scored(run: Run, spec: SweepSpec) -> Run:
     tasks, answers, expected = (
         [row[name] for row in run.answers] for name in ("task", "answer", "expected")
     )
+    sizes = [row.get("image_size") for row in run.answers]
+    pixels = run.architecture.get("model_type") in PIXEL_BOXES
     try:
-        scores = score(tasks, answers, expected, spec.metrics)
+        scores = score(tasks, answers, expected, spec.metrics, sizes=sizes, pixels=pixels)
     except ConfigError as e:
         return replace(run, status="error", reason=str(e))
     return replace(run, scores={task: found.to_dict() for task, found in scores.items()})

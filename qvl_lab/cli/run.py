@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qvl_lab.analysis.money.prices import Price
     from qvl_lab.analysis.quality.metrics import Metric
     from qvl_lab.backends.base import Answer
+    from qvl_lab.backends.generation import Generation
     from qvl_lab.session import Lab
     from qvl_lab.workloads.items import Workload
 
@@ -98,7 +99,7 @@ def run(
         "cut_answers": None
         if lab.loaded.random_weights
         else result.at_limit(config.engine.sampling.max_new_tokens),
-        "quality": None if lab.loaded.random_weights else _quality(workload, result.texts, metrics),
+        "quality": None if lab.loaded.random_weights else _quality(workload, result, lab, metrics),
         "failures": failures,
     }
     if price and answered:
@@ -163,13 +164,16 @@ def load_lab(spec: Any, *, quiet: bool) -> Lab:
 
 
 def _quality(
-    workload: Workload, texts: Sequence[str | None], metrics: Mapping[str, str | Metric]
+    workload: Workload, answers: Generation, lab: Lab, metrics: Mapping[str, str | Metric]
 ) -> dict[str, dict[str, Any]] | None:
     """Task to metric, mean score and counts; None where no answer is known or scored."""
     from qvl_lab.analysis.quality.scoring import score_items
+    from qvl_lab.models.architecture import PIXEL_BOXES
 
+    sizes = [answer.image_size for answer in answers]
+    pixels = lab.loaded.model.config.model_type in PIXEL_BOXES
     try:
-        scores = score_items(workload.items, texts, metrics)
+        scores = score_items(workload.items, answers.texts, metrics, sizes=sizes, pixels=pixels)
     except ConfigError as e:
         note(f"not scored: {e}")
         return None

@@ -177,8 +177,9 @@ class Run:
         ``TaskScores`` writes them; empty where no answer is known
         or the weights are random.
     answers : list of dict
-        ``id``, ``task``, ``question``, ``expected`` and ``answer`` of every item. A store keeps
-        them in a file of their own, so a run that was read from a file has none.
+        ``id``, ``task``, ``question``, ``expected``, ``answer`` and ``image_size`` (width and
+        height in pixels, as the model saw it) of every item. A store keeps them in a file of their
+        own, so a run that was read from a file has none.
     """
 
     key: str
@@ -202,7 +203,7 @@ class Run:
     failures: list[dict[str, str]] = field(default_factory=list)
     cut_answers: int | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answers: list[dict[str, str | None]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
     schema: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -140,6 +140,7 @@ class Sequence:
             error=error,
             prompt_tokens=self.num_prompt_tokens,
             visual_tokens=self.request.visual_tokens,
+            image_size=self.request.size,
             new_tokens=self.num_output_tokens if new_tokens is None else new_tokens,
             **{name: at - self.handed_over_s for name, at in times_s.items()},
         )
