@@ -62,6 +62,8 @@ class Effort:
     confirm_s: float = 75.0
 
 
+#: A budget after which no round begins but those that every setting has.
+_NO_MORE_S = 1e-6
 THOROUGH = Effort()
 #: Two minutes instead of seven: fewer settings and questions, two rounds, wider intervals.
 QUICK = Effort(
@@ -95,7 +97,8 @@ def default_sweep(
     fastest setting that has them. Where it is known, two settings with a resolution for each task
     follow: the article's table, and the lowest resolutions that keep each task's quality. At last
     today's setting, the best and the runner-up are measured head to head. Rows of another
-    environment are moved aside rather than mixed in.
+    environment are moved aside rather than mixed in. Rows of an earlier call that came to its end
+    are not measured further, so that a second report of them, in another language say, is quick.
 
     Parameters
     ----------
@@ -123,12 +126,13 @@ def default_sweep(
     exact, largest = effort.precisions[:1], batches[-1:]
     fixed: dict[str, Any] = {"model": model, "workload": loaded, "out": out, "progress": progress}
     fixed |= {"max_new_tokens": 40, "timed_items": min(effort.timed_items, len(loaded))}
-    fixed |= {name: getattr(effort, name) for name in ("repeats", "min_pass_s", "budget_s")}
-    fixed |= {"on_busy": on_busy}
+    fixed |= {"repeats": effort.repeats, "min_pass_s": effort.min_pass_s, "on_busy": on_busy}
     sizes: dict[str, Any] = {"resolution": list(effort.resolutions)}
     engine = "fast" if runs_fast(model) else "stock"
     scored: dict[str, Any] = {"engine": engine, "batch_size": largest}
     other = _fresh_if_other(out)
+    complete = other == "refuse" and _is_complete(out)
+    fixed["budget_s"] = _NO_MORE_S if complete else effort.budget_s
     _say(f"resolutions with the {engine} engine, and their quality", progress)
     runs = sweep(**fixed, **sizes, **scored, precision=list(exact), on_other_environment=other)
     if rounded := list(effort.precisions[1:]):
@@ -152,13 +156,13 @@ def default_sweep(
     measuring: dict[str, Any] = {
         "on_busy": on_busy,
         "progress": progress,
-        "budget_s": effort.confirm_s,
+        "budget_s": _NO_MORE_S if complete else effort.confirm_s,
     }
     try:
         confirm(out, workload=loaded, **measuring, **choice)
     except (ConfigError, LimitError) as e:  # the report says what it cannot say
         log.warning("nothing to confirm: %s", e)
-    if not quick:
+    if not quick and not (complete and beside(Path(out)).exists()):
         device_ceilings(Path(out))  # last: on a GPU it leaves a context behind
     return Runs.load(out)
 
@@ -192,6 +196,14 @@ def _proposed(runs: Runs) -> list[dict[str, int | str]]:
 def _for_all(tasks: Iterable[str | None], table: Mapping[str, int | str]) -> dict[str, int | str]:
     """The table with native, which loses nothing, for tasks that it does not know."""
     return dict(table) | {task: NATIVE for task in tasks if task and not knows_task(task, table)}
+
+
+def _is_complete(out: str | Path) -> bool:
+    """Whether a default sweep came to its end, which is the confirmation."""
+    try:
+        return any(run.plan.get("phase") == "confirmation" for run in Runs.load(out))
+    except QvlError:
+        return False
 
 
 def _fresh_if_other(out: str | Path) -> str:

@@ -122,10 +122,27 @@ def quotes(frame: pd.DataFrame, options: ReviewOptions, *, kind: str | None = No
     if quoted is None or options.per_hour is not None:
         return []
     known = [p for p in price_list(options.prices_file) if p.gpu.lower() == quoted["gpu"].lower()]
+    found = _converted([one for one in known if kind in (None, one.kind)], options)
+    return sorted(found, key=lambda quote: (KINDS.index(quote.price.kind), quote.per_hour))
+
+
+def other_gpus(frame: pd.DataFrame, options: ReviewOptions) -> list[Quote]:
+    """The cheapest known price on demand of every GPU but the priced one, the cheapest first."""
+    quoted = frame.attrs["price"]
+    if quoted is None:
+        return []
+    known = [p for p in price_list(options.prices_file) if p.kind == "on_demand"]
+    others = [p for p in known if p.gpu.lower() != str(quoted["gpu"]).lower()]
+    cheapest: dict[str, Quote] = {}
+    for quote in sorted(_converted(others, options), key=lambda quote: quote.per_hour):
+        cheapest.setdefault(quote.price.gpu, quote)
+    return list(cheapest.values())
+
+
+def _converted(known: list[Price], options: ReviewOptions) -> list[Quote]:
+    """The prices in the review's currency, as far as an exchange rate is known."""
     found = []
     for one in known:
-        if kind not in (None, one.kind):
-            continue
         try:
             converted, _ = convert(
                 one, options.currency, options.exchange_rates, file=options.prices_file
@@ -133,4 +150,4 @@ def quotes(frame: pd.DataFrame, options: ReviewOptions, *, kind: str | None = No
         except ConfigError:
             continue
         found.append(Quote(price=one, per_hour=converted.per_hour))
-    return sorted(found, key=lambda quote: (KINDS.index(quote.price.kind), quote.per_hour))
+    return found

@@ -17,7 +17,7 @@ from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.show.quantities import amount, money, number
 from qvl_lab.show.report.components import named_rows, plain, section, table
 from qvl_lab.show.report.context import ReportContext
-from qvl_lab.show.report.pricing import ARTICLE_PROVIDER, is_machines_own, quotes
+from qvl_lab.show.report.pricing import ARTICLE_PROVIDER, is_machines_own, other_gpus, quotes
 from qvl_lab.show.report.selection import on_gpu
 
 #: Traffic that the table of a month looks at besides the one that was given.
@@ -79,8 +79,10 @@ def what_if(context: ReportContext) -> list[Any]:
     listed = [_at(context, advice, words, factor) for words, factor in rows]
     parts = [section(context, "what_if_heading", "what_if_note")]
     parts.append(table(context, pd.DataFrame(listed)))
+    if not is_machines_own(context.frame, context.options):
+        return parts
     known = quotes(context.frame, context.options)
-    if len(known) > 1 and is_machines_own(context.frame, context.options):
+    if len(known) > 1:
         paid = _per_hour(context)
         offered = [
             {"column_price": price_words(context, vars(quote.price))}
@@ -89,7 +91,25 @@ def what_if(context: ReportContext) -> list[Any]:
         ]
         note = context.say("prices_note", gpu=context.frame.attrs["price"]["gpu"])
         parts += [Markdown(plain(note)), table(context, pd.DataFrame(offered))]
-    return parts
+    return parts + _other_gpus(context, advice)
+
+
+def _other_gpus(context: ReportContext, advice: Recommendation) -> list[Any]:
+    """How fast every other GPU with a known price would have to be to cost as little."""
+    hour, paid = context.frame.attrs["cost_per_hour"], _per_hour(context)
+    takes_s = float(advice.best[context.cost]) / hour * 3600
+    listed = [
+        {
+            "column_price": price_words(context, vars(quote.price)),
+            "column_as_cheap": amount(takes_s * paid / quote.per_hour, "", context.lang),
+        }
+        for quote in other_gpus(context.frame, context.options)
+    ]
+    if not listed:
+        return []
+    words = {"takes": amount(takes_s, "", context.lang), "unit": context.unit}
+    note = context.say("other_gpus_note", **words)
+    return [Markdown(plain(note)), table(context, pd.DataFrame(listed))]
 
 
 def price_words(context: ReportContext, price: dict[str, Any]) -> str:
