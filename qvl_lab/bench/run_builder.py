@@ -108,7 +108,7 @@ class RunBuilder:
                     "question": item.question,
                     "expected": item.reference,
                     "answer": answer.text,
-                    "image_size": answer.image_size,
+                    "image_size": answer.image_size and list(answer.image_size),
                 }
                 for item, answer in zip(items, generation, strict=True)
             ],

@@ -178,8 +178,8 @@ class Run:
         or the weights are random.
     answers : list of dict
         ``id``, ``task``, ``question``, ``expected``, ``answer`` and ``image_size`` (width and
-        height in pixels, as the model saw it) of every item. A store keeps them in a file of their
-        own, so a run that was read from a file has none.
+        height in pixels, as the model saw it) of every item. A store keeps their texts in a
+        file of their own, so a run that was read from a file has none.
     """
 
     key: str

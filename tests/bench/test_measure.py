@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from qvl_lab.analysis.frame import frame
 from qvl_lab.analysis.quality.scoring import TaskScores, score_items
@@ -25,6 +26,7 @@ from qvl_lab.models.load import parameter_count
 from qvl_lab.probe import contention
 from qvl_lab.runs.records import PARTS, STAGES, Run, Work
 from qvl_lab.workloads.items import Item, Workload
+from qvl_lab.workloads.resize import target_size
 from qvl_lab.workloads.sources import load_workload
 
 FIELDS: dict[str, Any] = {
@@ -290,6 +292,7 @@ def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, trial, six
             "question": i.question,
             "expected": i.reference,
             "answer": text,
+            "image_size": list(target_size(Image.open(i.path or i.image).size, 128)),
         }
         for i, text in zip(items, texts, strict=True)
     ]
