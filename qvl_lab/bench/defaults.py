@@ -58,7 +58,7 @@ class Effort:
     by_task: bool = True
     min_pass_s: float = 2.0
     repeats: int = 3
-    budget_s: float = 90.0
+    budget_s: float = 40.0
     confirm_s: float = 75.0
 
 
