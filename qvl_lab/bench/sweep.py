@@ -140,7 +140,8 @@ def trials_of(configs: Sequence[Config], spec: SweepSpec, workload: Workload) ->
     chosen = {f.name: getattr(spec, f.name) for f in fields(Plan) if f.name != "phase"}
     shared: dict[str, Any] = {"workload": workload, "round": 0}
     shared |= {"plan": Plan(**chosen | {"metrics": metric_names(spec.metrics)})}
-    shared |= {"gate": None if spec.on_busy == "ignore" else Gate()}
+    gates = {"wait": Gate(), "keep": Gate(tries=2, wait_s=0.0), "ignore": None}
+    shared |= {"gate": gates[spec.on_busy]}
     shared |= {"insist": spec.on_busy == "keep", "answers_only": _scores_here(spec)}
     return [Trial(config=config, **shared) for config in configs]
 

@@ -61,9 +61,9 @@ class SweepSpec:
     on_busy : str
         What to do with a pass beside which others used the machine: ``"wait"`` throws it away and
         tries again a few times, and a setting without any quiet pass has the status "busy";
-        ``"keep"`` does as much, and in the end keeps it, marked as disturbed; ``"ignore"`` does
-        not look. By default what the environment variable ``QVL_LAB_ON_BUSY`` says, for machines
-        that always have neighbours, else ``"wait"``.
+        ``"keep"`` tries again once and at once, and then keeps it, marked as disturbed;
+        ``"ignore"`` does not look. By default what the environment variable ``QVL_LAB_ON_BUSY``
+        says, for machines that always have neighbours, else ``"wait"``.
     warmup : int
         Whether to run untimed passes before a timed one: whole passes, so that every shape occurs,
         until two in a row agree or ten seconds have gone by. 0 is without. With a ``min_pass_s``

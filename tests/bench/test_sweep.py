@@ -24,6 +24,7 @@ from qvl_lab.analysis.quality.metrics import METRICS
 from qvl_lab.assets import asset
 from qvl_lab.bench.executors import per_process as executors
 from qvl_lab.bench.planning import closed_by, smallest_first, spec_from
+from qvl_lab.bench.sweep import trials_of
 from qvl_lab.config import Config
 from qvl_lab.errors import ConfigError, ModelError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
@@ -291,6 +292,15 @@ def test_a_script_without_a_main_guard_measures_its_settings(pictures, out, tmp_
     )
     assert done.stdout.splitlines() == ["started", "['ok', 'ok'] [None, None]"], done.stderr
     assert [run.status for run in Runs.load(out)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(("on_busy", "tries"), [("wait", 4), ("keep", 2), ("ignore", None)])
+def test_who_keeps_what_was_disturbed_waits_for_nobody(pictures, on_busy, tries):
+    spec = spec_from({"workload": pictures, "on_busy": on_busy})
+    (trial,) = trials_of([Config()], spec, ql.load_workload(pictures))
+    assert (trial.gate and trial.gate.tries) == tries
+    assert trial.insist == (on_busy == "keep")
+    assert on_busy != "keep" or trial.gate.wait_s == 0
 
 
 # ---- other environments

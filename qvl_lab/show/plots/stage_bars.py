@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from qvl_lab.runs.records import STAGES
 from qvl_lab.show import fonts, quantities, wording
@@ -40,10 +41,11 @@ def stages(
     ends = widths.cumsum(axis=1)
     ax = fonts.new_axes((8, 1.9 + 0.42 * len(frame))) if ax is None else ax
     doubts = [wording.doubt(row, lang) for _, row in frame.iterrows()]
+    shown: list[Patch] = []
     for i, (name, colour) in enumerate(STAGE_COLOURS.items()):
         looks: dict[str, Any] = {"color": colour, "ec": "white", "lw": 0.5, "height": 0.7}
         if (widths[:, i] >= _VISIBLE * ends[:, -1].max(initial=0)).any():
-            looks["label"] = label(f"stage_{name}", lang)
+            shown.append(Patch(facecolor=colour, label=label(f"stage_{name}", lang)))
         bars = ax.barh(range(len(frame)), widths[:, i], left=ends[:, i] - widths[:, i], **looks)
         for bar, doubted in zip(bars, doubts, strict=True):
             bar.set_alpha(0.35 if doubted else 1)
@@ -52,6 +54,10 @@ def stages(
         words = quantities.amount(total[y], "", lang) if total[y] > 0 else missing
         note(ax, words, (ends[y, -1], y), (4, 0), va="center")
     _stage_axes(ax, frame, ends.max(initial=0), lang)
+    # below the axis label: the pad is in font sizes, whatever the number of bars
+    ax.legend(
+        handles=shown, ncols=3, loc="upper center", bbox_to_anchor=(0.45, 0), borderaxespad=4.2
+    )
     ax.set_xlabel(label("stages_share_axis" if normalise else "stages_axis", lang))
     ax.set_title(label("stages_share_title" if normalise else "stages_title", lang))
     return ax
@@ -80,5 +86,3 @@ def _stage_axes(ax: Axes, frame: pd.DataFrame, longest: float, lang: str) -> Non
     ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, longest * 1.14 or 1))  # room for the totals
     fonts.number_axis(ax.xaxis, lang)
     ax.grid(axis="y", visible=False)
-    # below the axis label: the pad is in font sizes, whatever the number of bars
-    ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.45, 0), borderaxespad=4.2)

@@ -9,6 +9,7 @@ import pandas as pd
 from qvl_lab.analysis.money.cost import check_utilisation, price, with_costs
 from qvl_lab.analysis.money.prices import (
     KINDS,
+    VCPU,
     Price,
     convert,
     find_price,
@@ -132,7 +133,7 @@ def other_gpus(frame: pd.DataFrame, options: ReviewOptions) -> list[Quote]:
     if quoted is None:
         return []
     known = [p for p in price_list(options.prices_file) if p.kind == "on_demand"]
-    others = [p for p in known if p.gpu.lower() != str(quoted["gpu"]).lower()]
+    others = [p for p in known if p.gpu.lower() not in (str(quoted["gpu"]).lower(), VCPU.lower())]
     cheapest: dict[str, Quote] = {}
     for quote in sorted(_converted(others, options), key=lambda quote: quote.per_hour):
         cheapest.setdefault(quote.price.gpu, quote)

@@ -273,6 +273,13 @@ def test_how_fast_another_gpu_would_have_to_be_is_said_for_every_known_price(pai
     assert limits["H200"] == [f"{40 * 6.88 / 3.59:.1f} s"]
 
 
+def test_a_run_on_a_cpu_is_set_beside_gpus_and_not_beside_a_virtual_cpu(pair):
+    page = text(sections.what_if(review(pair(), currency="USD")))
+    limits = [row[0] for row in rows(page) if len(row) == 2]
+    assert any(": H100," in price for price in limits)
+    assert not any("vCPU" in price for price in limits)
+
+
 def test_prices_of_another_gpu_are_not_set_beside_the_run(pair):
     page = text(sections.what_if(review(pair(**H100), gpu="A100 80GB")))
     assert "USD/h" not in page
