@@ -13,13 +13,13 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := report
-.PHONY: help report test test-slow test-full test-gpu test-browser test-all coverage lint types notebooks lab
+.PHONY: help report test test-slow test-full test-gpu test-browser test-all coverage figures-check lint types notebooks lab
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
-report: $(VENV)/.installed  ## sweep the embedded model and leave a report to open; lang=zh, OUT=folder
-	$(BIN)/python -m qvl_lab report --model tiny --lang "$(lang)" --out "$(OUT)"
+report: $(VENV)/.installed  ## sweep the embedded model and leave a report to open; QUICK=1, lang=zh, OUT=folder
+	$(BIN)/python -m qvl_lab report --model tiny $(if $(QUICK),--quick) --lang "$(lang)" --out "$(OUT)"
 
 test: $(VENV)/.installed  ## the fast tests; ARGS="-k word" chooses, JOBS=4 takes four processes
 	$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
@@ -41,6 +41,9 @@ test-all: $(VENV)/.installed  ## every test that this machine can run
 
 coverage: $(VENV)/.installed  ## the tests of the gate with branch coverage; pyproject.toml names what needs a GPU
 	$(PYTEST) -n $(JOBS) -m 'not full and not gpu and not browser' --cov --cov-report term --cov-report html $(ARGS)
+
+figures-check: $(VENV)/.installed  ## recompute the figures of README and reports/README from the run files
+	$(BIN)/python reports/figures.py
 
 lint: $(VENV)/.installed  ## ruff: rules and format
 	$(BIN)/python -m ruff check .

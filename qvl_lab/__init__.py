@@ -29,6 +29,7 @@ _HOME = {
     "biggest_wins": "qvl_lab.analysis.limits.roofline",
     "break_even": "qvl_lab.analysis.levers.cache_savings",
     "claim": "qvl_lab.claims",
+    "confirm": "qvl_lab.bench.confirm",
     "finding_sentences": "qvl_lab.show.report.finding_text",
     "hit_points": "qvl_lab.analysis.levers.cache_savings",
     "hit_rates": "qvl_lab.bench.cache_savings",
@@ -38,9 +39,9 @@ _HOME = {
     "measured_ceilings": "qvl_lab.analysis.limits.roofline",
     "plots": "qvl_lab.show",
     "price": "qvl_lab.analysis.money.cost",
-    "prices": "qvl_lab.analysis.money.cost",
+    "prices": "qvl_lab.analysis.money.prices",
     "profile": "qvl_lab.bench.profile",
-    "propose_resolutions": "qvl_lab.analysis.quality.tradeoffs",
+    "propose_resolutions": "qvl_lab.analysis.quality.resolutions",
     "read_architecture": "qvl_lab.models.load",
     "recommend": "qvl_lab.analysis.money.recommend",
     "report": "qvl_lab.show.report.render",
@@ -70,6 +71,7 @@ __all__ = [
     "biggest_wins",
     "break_even",
     "claim",
+    "confirm",
     "finding_sentences",
     "hit_points",
     "hit_rates",
@@ -96,11 +98,13 @@ if TYPE_CHECKING:
     from qvl_lab.analysis.limits.advice import advise
     from qvl_lab.analysis.limits.memory import BatchShape, batches_by_card
     from qvl_lab.analysis.limits.roofline import biggest_wins, measured_ceilings, roofline
-    from qvl_lab.analysis.money.cost import price, prices
+    from qvl_lab.analysis.money.cost import price
+    from qvl_lab.analysis.money.prices import prices
     from qvl_lab.analysis.money.recommend import recommend
-    from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
+    from qvl_lab.analysis.quality.resolutions import propose_resolutions
     from qvl_lab.bench.ablation import ablate
     from qvl_lab.bench.cache_savings import hit_rates
+    from qvl_lab.bench.confirm import confirm
     from qvl_lab.bench.profile import profile
     from qvl_lab.bench.sweep import sweep
     from qvl_lab.claims import claim

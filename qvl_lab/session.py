@@ -149,6 +149,7 @@ class Lab:
             where two files have the same name. An image that cannot be used has an error instead
             of a text, and the others go on. A batch that does not fit is halved; ``events`` tells.
         """
+        handed_over_s = time.perf_counter()
         items = items_in_hand(images, prompts, tasks)
         options |= {"batch_size": batch_size, "resolution": resolution}
         options |= {"max_new_tokens": max_new_tokens}
@@ -157,7 +158,14 @@ class Lab:
         chosen |= {"seed": seed}
         engine, policy = settings_of(options)
         sampling = engine.sampling.resolved(self.loaded.random_weights, **chosen)
-        return self.run(items, engine, policy, sampling=sampling, progress=progress)
+        return self.run(
+            items,
+            engine,
+            policy,
+            sampling=sampling,
+            progress=progress,
+            handed_over_s=handed_over_s,
+        )
 
     def run(
         self,
@@ -170,6 +178,7 @@ class Lab:
         max_batches: int | None = None,
         progress: bool = False,
         on_answer: Callable[[int, Answer], None] | None = None,
+        handed_over_s: float | None = None,
     ) -> Generation:
         """As :meth:`generate_batch`, from settings.
 
@@ -183,6 +192,9 @@ class Lab:
             Stop after so many batches, for a warm-up; the largest come first.
         on_answer : callable, optional
             Is called with each (index, answer) as its batch finishes. It cannot use this lab.
+        handed_over_s : float, optional
+            When the items were handed over, on the clock of :func:`time.perf_counter`; by default
+            now, before waiting for a call of another thread. The times of answers run from there.
 
         Raises
         ------
@@ -193,9 +205,18 @@ class Lab:
         ModelError
             If the model fails for another reason.
         """
+        handed_over_s = time.perf_counter() if handed_over_s is None else handed_over_s
         with self._lock:
             result = self._run(
-                items, engine, policy, sampling, halve_on_oom, max_batches, progress, on_answer
+                items,
+                engine,
+                policy,
+                sampling,
+                halve_on_oom,
+                max_batches,
+                progress,
+                on_answer,
+                handed_over_s,
             )
         if self.listeners:
             call: dict[str, Any] = {"items": list(items), "engine": engine, "policy": policy}
@@ -214,6 +235,7 @@ class Lab:
         max_batches: int | None,
         progress: bool,
         on_answer: Callable[[int, Answer], None] | None,
+        handed_over_s: float,
     ) -> Generation:
         answers: list[Answer | None] = [None] * len(items)
         backend: Backend = self.fast if engine.engine == "fast" else self.stock
@@ -229,6 +251,7 @@ class Lab:
                 sampling=sampling,
                 halve_on_oom=halve_on_oom,
                 max_batches=max_batches,
+                handed_over_s=handed_over_s,
             )
             for index, answer in stream:
                 answers[index] = answer

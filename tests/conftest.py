@@ -6,17 +6,20 @@ import os
 
 # Before anything imports transformers or matplotlib.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests run beside tests; those of the gate say what the neighbours do.
+os.environ["QVL_LAB_ON_BUSY"] = "ignore"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Threads that spin while they wait make torch ten times slower beside other busy processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qvl_lab.config import FIELDS, Config
+from qvl_lab.config import FIELDS, Config, SweepSpec
 from qvl_lab.runs.records import Repeat, Run, run_key
 from qvl_lab.workloads.items import Item
 from qvl_lab.workloads.sources import load_workload
@@ -40,7 +43,9 @@ def repeat(wall_s: float = 10.0, answered: int = 10, **parts: Any) -> Repeat:
         "visual_tokens": 20 * answered,
         "new_tokens": 5 * answered,
         "stages_s": {},
+        "queue_s": [0.25] * answered,
         "ttft_s": [0.5] * answered,
+        "e2e_s": [wall_s] * answered,
         "batch_s": [wall_s],
     }
     return Repeat(wall_s=wall_s, answered=answered, **(known | parts))
@@ -50,7 +55,7 @@ def run(repeats: list[Repeat] | None = None, status: str = "ok", **parts: Any) -
     """A run; fields of a configuration may be given by name, the rest are fields of Run."""
     settings = {name: parts.pop(name) for name in set(parts) & set(FIELDS)}
     config = Config().replace(**{"batch_size": 8} | settings).flat()
-    workload = {"name": "hand", "fingerprint": "f" * 16, "items": 10}
+    workload = {"name": "hand", "fingerprint": "f" * 16, "items": 10, "images": 10}
     known: dict[str, Any] = {
         "key": run_key(config, workload, {}),
         "started_at": "2025-06-01T12:00:00+00:00",
@@ -60,6 +65,29 @@ def run(repeats: list[Repeat] | None = None, status: str = "ok", **parts: Any) -
         "environment": {"gpu": "NVIDIA A10G", "torch": "2.11"},
     }
     return Run(status=status, repeats=repeats or [], **(known | parts))
+
+
+@pytest.fixture(autouse=True)
+def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test says otherwise, a sweep measures each setting as often as it is told, in short
+    passes: other tests do otherwise.
+    """
+    quick = {"min_pass_s": 0.0, "max_repeats": 1}
+    defaults = SweepSpec.__init__.__kwdefaults__
+    assert defaults is not None
+    for name, value in quick.items():
+        monkeypatch.setitem(defaults, name, value)
+    if find_spec("typer") is None:  # a machine without the command line's packages
+        return
+    from qvl_lab.cli.options import PlanOptions
+
+    settings = PlanOptions.settings
+
+    def told(options: PlanOptions) -> dict[str, object]:
+        own = {n: v for n, v in quick.items() if getattr(options, n) == getattr(PlanOptions, n)}
+        return settings(options) | own
+
+    monkeypatch.setattr(PlanOptions, "settings", told)
 
 
 class Clock:

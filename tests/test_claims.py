@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qvl_lab.analysis.money.cost import find_price
+from qvl_lab.analysis.money.prices import find_price
 from qvl_lab.assets import asset
 from qvl_lab.claims import article, claim, claims
 from qvl_lab.errors import UnknownNameError

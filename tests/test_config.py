@@ -37,6 +37,11 @@ def write(folder, text):
     return path
 
 
+@pytest.fixture(autouse=True)
+def quick_sweeps() -> None:
+    """Here the defaults are those of the package."""
+
+
 @pytest.mark.parametrize(
     ("part", "settings", "message"),
     [

@@ -21,7 +21,7 @@ REPLACED = {
         Job jobs Stock Fast attend settle look see quick_look quick_see attend_weights
         finish_weights look_weights places starts scores draw stops read land hear matrices
         joined put joins expect late forget reader forward pictures sight network see_images
-        read_again heard used slots_
+        read_again heard used slots_ latency_s
     """,
     "backends/fast/**/*.py": "table",
     "backends/fast/model/*.py": "finish finish_weights",

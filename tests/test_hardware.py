@@ -94,7 +94,8 @@ def test_rates_of_the_table_are_plausible_and_sourced(gpu):
     assert 16 <= gpu.memory_gb <= 300
     assert 200 <= gpu.bandwidth_gb_s <= 20_000
     assert 50 <= gpu.bf16_tflops <= 5_000  # sparse figures would be twice the data sheet's
-    assert gpu.int8_tops is None or 1.5 <= gpu.int8_tops / gpu.bf16_tflops <= 2.5
+    most = 4 if "RTX" in gpu.name else 2.5  # GeForce sums products of bf16 in fp32 at half the rate
+    assert gpu.int8_tops is None or 1.5 <= gpu.int8_tops / gpu.bf16_tflops <= most
     assert gpu.source
 
 

@@ -16,9 +16,9 @@ ROOT = Path(qvl_lab.__file__).parent
 NAMES = """
     BatchShape Config Fast ImagePolicy ModelSpec QvlError Run Runs SamplingParams SweepSpec
     Transformers __version__ ablate advise article_resolutions batches_by_card biggest_wins
-    break_even claim finding_sentences hit_points hit_rates load load_workload measure_ceilings
-    measured_ceilings plots price prices profile propose_resolutions read_architecture
-    recommend report roofline sweep visual_tokens watch
+    break_even claim confirm finding_sentences hit_points hit_rates load load_workload
+    measure_ceilings measured_ceilings plots price prices profile propose_resolutions
+    read_architecture recommend report roofline sweep visual_tokens watch
 """.split()
 #: The rooms from the ground up. A module may import its own room and the rooms of earlier lines.
 LAYERS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
@@ -18,8 +18,11 @@ from qvl_lab.workloads.items import Item
 class Answer:
     """One request's result: ``text``, or ``error`` in words.
 
-    ``ttft_s`` and ``latency_s`` run from the start of the request's batch to its first and last
-    token. ``prompt_tokens`` counts the visual tokens too.
+    All times run from the moment the request was handed over, the same for every backend:
+    ``queue_s`` until work on it starts, ``ttft_s`` until its first token is known, ``e2e_s`` until
+    the answer is complete. Waiting and reading the image are part of them. An error has none.
+    ``prompt_tokens`` counts the visual tokens too, and ``image_size`` is the width and height in
+    pixels of the image as the model saw it; None of an image that could not be read.
     """
 
     id: str
@@ -27,9 +30,21 @@ class Answer:
     error: str | None = None
     prompt_tokens: int = 0
     visual_tokens: int = 0
+    image_size: tuple[int, int] | None = None
     new_tokens: int = 0
+    queue_s: float | None = None
     ttft_s: float | None = None
-    latency_s: float | None = None
+    e2e_s: float | None = None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "latency_s":
+                raise AttributeError(
+                    "latency_s is e2e_s now: from the moment the request was handed over, so that "
+                    "it counts the time in the queue too (queue_s)"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,7 @@ class Backend(Protocol):
         sampling: SamplingParams | None = None,
         halve_on_oom: bool = True,
         max_batches: int | None = None,
+        handed_over_s: float | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Yield (index, answer) of every item, in the order in which they are answered.
 
@@ -124,6 +140,9 @@ class Backend(Protocol):
             Go on with less at a time when memory runs out, rather than raise.
         max_batches : int, optional
             Stop after this many batches.
+        handed_over_s : float, optional
+            When the items were handed over, on the clock of :func:`time.perf_counter`; by default
+            when the first answer is asked for.
 
         Raises
         ------

@@ -65,4 +65,9 @@ def too_large(request: Request) -> Answer:
         f"out of memory even alone, with {request.visual_tokens:,} visual tokens; lower the "
         "resolution or the precision"
     )
-    return Answer(id=request.item.id, error=error, visual_tokens=request.visual_tokens)
+    return Answer(
+        id=request.item.id,
+        error=error,
+        visual_tokens=request.visual_tokens,
+        image_size=request.size,
+    )

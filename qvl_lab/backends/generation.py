@@ -70,6 +70,10 @@ class Generation(BackendStats, Sequence[Answer]):
         """``id`` and ``error`` of every request without an answer."""
         return [{"id": a.id, "error": a.error} for a in self.answers if a.error is not None]
 
+    def at_limit(self, max_new_tokens: int) -> int:
+        """Answers that ended because they had ``max_new_tokens`` tokens, so may be cut off."""
+        return sum(a.text is not None and a.new_tokens >= max_new_tokens for a in self.answers)
+
     def frame(self) -> pd.DataFrame:
         """One row per request."""
         import pandas as pd

@@ -59,8 +59,14 @@ class TransformersBackend:
         sampling: SamplingParams | None = None,
         halve_on_oom: bool = True,
         max_batches: int | None = None,
+        handed_over_s: float | None = None,
     ) -> Iterator[tuple[int, Answer]]:
-        """Yield (index, answer) as batches finish; see ``Backend``."""
+        """Yield (index, answer) as batches finish; see ``Backend``.
+
+        Work on a request starts with the batch that answers it.
+        """
+        if handed_over_s is None:
+            handed_over_s = time.perf_counter()
         stats = self._stats = BackendStats()
         sampling = sampling or spec.sampling.resolved(self.loaded.random_weights)
         size = stats.batch_size = spec.most_at_once
@@ -71,9 +77,10 @@ class TransformersBackend:
             while requests:
                 batch, requests = requests[:size], requests[size:]
                 done: list[tuple[Request, Answer]] = []
+                started_s = time.perf_counter()
                 failure = memory_shortage(self._answer, batch, spec, policy, sampling, done)
                 if failure is None:
-                    yield from self._finish(done, recorder)
+                    yield from self._finish(done, recorder, handed_over_s, started_s)
                     if max_batches and len(stats.batch_s) >= max_batches:
                         return
                     continue
@@ -107,7 +114,6 @@ class TransformersBackend:
         done: list[tuple[Request, Answer]],
     ) -> None:
         """Decode, preprocess, generate and detokenize one batch; answers are added to ``done``."""
-        started = time.perf_counter()
         requests, resized = [], []
         for request in batch:  # one full-size image in memory at a time
             try:
@@ -132,7 +138,6 @@ class TransformersBackend:
         tokens, finite = self._generate(inputs, spec, sampling)
         with stage("detokenize", tokens=tokens.numel()):
             texts = self.loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        latency_s = time.perf_counter() - started
         self._stats.work += _work(
             patches, prompt_tokens, inputs["input_ids"].shape[1], tokens.shape[1]
         )
@@ -144,8 +149,8 @@ class TransformersBackend:
                 error=error,
                 prompt_tokens=prompt_tokens[row],
                 visual_tokens=request.visual_tokens,
+                image_size=request.size,
                 new_tokens=self._count(tokens[row]),
-                latency_s=latency_s,
             )
             done.append((request, answer))
 
@@ -202,18 +207,29 @@ class TransformersBackend:
         return int(ended[0]) + 1 if len(ended) else len(tokens)
 
     def _finish(
-        self, done: list[tuple[Request, Answer]], recorder: Recorder
+        self,
+        done: list[tuple[Request, Answer]],
+        recorder: Recorder,
+        handed_over_s: float,
+        started_s: float,
     ) -> Iterator[tuple[int, Answer]]:
-        """Sum up the batch's stages, and yield its answers with the time to their first token."""
+        """Sum up the batch's stages, and yield its answers with their times."""
         spans = recorder.spans()
         totals(spans, into=self._stats.totals)
         prefill_end_s = next((span.end_s for span in spans if span.path == "prefill"), None)
-        ttft_s = None
-        if prefill_end_s is not None:
-            ttft_s = prefill_end_s - min(span.start_s for span in spans)
-        self._stats.batch_s.extend({a.latency_s for _, a in done if a.latency_s is not None})
+        ended_s = time.perf_counter()
+        if any(answer.prompt_tokens for _, answer in done):  # some reached the model
+            self._stats.batch_s.append(ended_s - started_s)
+        ttft_s = None if prefill_end_s is None else prefill_end_s - handed_over_s
         for request, answer in done:
-            yield request.index, replace(answer, ttft_s=ttft_s if answer.text is not None else None)
+            if answer.text is not None:
+                answer = replace(
+                    answer,
+                    queue_s=started_s - handed_over_s,
+                    ttft_s=ttft_s,
+                    e2e_s=ended_s - handed_over_s,
+                )
+            yield request.index, answer
 
 
 def _generate_options(sampling: SamplingParams) -> dict[str, Any]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from qvl_lab.analysis.quality.tradeoffs import propose_resolutions
+from qvl_lab.analysis.quality.resolutions import propose_resolutions
+from qvl_lab.bench.confirm import confirm
 from qvl_lab.bench.sweep import sweep
 from qvl_lab.config import BY_TASK, NATIVE, ModelSpec
-from qvl_lab.errors import ConfigError, QvlError
+from qvl_lab.config.checks import bounded
+from qvl_lab.errors import ConfigError, LimitError, QvlError
 from qvl_lab.hardware import fingerprint
 from qvl_lab.probe.ceilings import beside, measure_ceilings, save_ceilings
 from qvl_lab.runs.records import environment_key
@@ -21,16 +25,91 @@ from qvl_lab.tasks import article_resolutions
 from qvl_lab.workloads.resize import knows_task
 from qvl_lab.workloads.sources import load_workload
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How thoroughly the default sweep measures.
+
+    Attributes
+    ----------
+    batches, resolutions, precisions : tuple
+        The stock engine is measured at every batch and resolution in the most exact precision, the
+        fast engine at the largest batch: at every resolution in the most exact precision, and at
+        the lowest resolution in the others.
+    questions : int
+        Questions that quality is scored on, for each resolution and precision.
+    timed_items : int
+        Items of a pass, which answers them again until it is long enough.
+    by_task : bool
+        Measure a resolution for each task too: the article's, and what the scores propose.
+    repeats, budget_s : int, float
+        Rounds at least, and when no further one begins.
+    confirm_s : float
+        When no further round of the confirmation begins.
+    """
+
+    batches: tuple[int, ...] = (1, 4, 8)
+    resolutions: tuple[int, ...] = (256, 512)
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    questions: int = 150
+    timed_items: int = 8
+    by_task: bool = True
+    min_pass_s: float = 2.0
+    repeats: int = 3
+    budget_s: float = 40.0
+    confirm_s: float = 75.0
+
+
+#: A budget after which no round begins but those that every setting has.
+_NO_MORE_S = 1e-6
+THOROUGH = Effort()
+#: Two minutes instead of seven: fewer settings and questions, two rounds, wider intervals.
+QUICK = Effort(
+    batches=(1, 8),
+    precisions=("fp32",),
+    questions=48,
+    timed_items=8,
+    by_task=False,
+    min_pass_s=1.0,
+    repeats=2,
+    budget_s=20.0,
+    confirm_s=20.0,
+)
+
 
 def default_sweep(
-    model: str, workload: str, out: str | Path, *, items: int = 36, progress: bool = True
+    model: str,
+    workload: str,
+    out: str | Path,
+    *,
+    items: int | None = None,
+    quick: bool = False,
+    on_busy: str = "wait",
+    progress: bool = True,
+    **choice: Any,
 ) -> Runs:
-    """Measure a small grid; it takes minutes on two CPU cores for ``tiny``.
+    """Measure at most twelve settings and confirm the best: seven minutes on two CPU cores.
 
-    The largest batch is measured with the fast engine too, where it runs the model. Where quality
-    is known, two settings with a resolution for each task follow the grid: the article's table,
-    and the lowest resolutions that keep each task's quality. Rows of another environment are moved
-    aside rather than mixed in.
+    Batch sizes with the stock engine, then the largest with the fast engine, where it runs the
+    model, in every precision. Quality is scored once for each resolution and precision, with the
+    fastest setting that has them. Where it is known, two settings with a resolution for each task
+    follow: the article's table, and the lowest resolutions that keep each task's quality. At last
+    today's setting, the best and the runner-up are measured head to head. Rows of another
+    environment are moved aside rather than mixed in. Rows of an earlier call that came to its end
+    are not measured further, so that a second report of them, in another language say, is quick.
+
+    Parameters
+    ----------
+    items : int, optional
+        Questions to score quality on, and at most so many items to time; by default 150.
+    quick : bool
+        Measure for two minutes instead; see :data:`QUICK`.
+    on_busy : str
+        See :class:`~qvl_lab.config.SweepSpec`.
+    **choice
+        Today's setting and limits for the confirmation, as of :func:`qvl_lab.recommend`.
 
     Raises
     ------
@@ -39,27 +118,52 @@ def default_sweep(
     """
     from qvl_lab.backends.fast.sizing import runs_fast
 
-    loaded = load_workload(workload)
-    most = max(1, min(items, len(loaded)))
-    batches, precisions = [size for size in (1, 4, 8) if size <= most], ["fp32", "bf16"]
-    fixed: dict[str, Any] = {"model": model, "workload": workload, "items": items, "out": out}
-    fixed |= {"max_new_tokens": 40, "progress": progress, "timed_items": batches[-1]}
-    grid: dict[str, Any] = {"resolution": [128, 256, 512], "precision": precisions}
+    effort = QUICK if quick else THOROUGH
+    if items is not None:
+        bounded("items", items, 1, 10**9)
+    loaded = load_workload(workload).sample(items or effort.questions)
+    batches = [size for size in effort.batches if size <= len(loaded)]
+    exact, largest = effort.precisions[:1], batches[-1:]
+    fixed: dict[str, Any] = {"model": model, "workload": loaded, "out": out, "progress": progress}
+    fixed |= {"max_new_tokens": 40, "timed_items": min(effort.timed_items, len(loaded))}
+    fixed |= {"repeats": effort.repeats, "min_pass_s": effort.min_pass_s, "on_busy": on_busy}
+    sizes: dict[str, Any] = {"resolution": list(effort.resolutions)}
+    engine = "fast" if runs_fast(model) else "stock"
+    scored: dict[str, Any] = {"engine": engine, "batch_size": largest}
     other = _fresh_if_other(out)
-    _say("the grid: batch sizes, resolutions and precisions with the stock engine", progress)
-    runs = sweep(**fixed, **grid, batch_size=batches, on_other_environment=other)
-    engines = ["stock"]
-    if runs_fast(model):
-        engines.append("fast")
-        _say("the largest batch again, with the fast engine", progress)
-        runs = sweep(**fixed, **grid, batch_size=batches[-1:], engine="fast")
+    complete = other == "refuse" and _is_complete(out)
+    fixed["budget_s"] = _NO_MORE_S if complete else effort.budget_s
+    _say(f"resolutions with the {engine} engine, and their quality", progress)
+    runs = sweep(**fixed, **sizes, **scored, precision=list(exact), on_other_environment=other)
+    if rounded := list(effort.precisions[1:]):
+        _say(f"lower precision with the {engine} engine, and its quality", progress)
+        sweep(**fixed, **scored, resolution=list(effort.resolutions[:1]), precision=rounded)
+    _say("batch sizes with the stock engine", progress)
+    sweep(**fixed, **sizes, batch_size=batches, precision=list(exact), quality=False)
     tasks = {item.task for item in loaded.items}
     tables = [_for_all(tasks, table) for table in (article_resolutions(), *_proposed(runs))]
-    if len(tables) > 1:
-        fixed |= {"resolution": BY_TASK, "task_resolutions": tables}
+    if effort.by_task and runs.frame()["quality"].notna().any():
         _say("resolutions by task: the article's, and the lowest that keep quality", progress)
-        sweep(**fixed, batch_size=batches[-1:], precision=precisions, engine=engines)
-    device_ceilings(Path(out))  # last: on a GPU it leaves a context behind
+        by_task: dict[str, Any] = {
+            "resolution": BY_TASK,
+            "batch_size": largest,
+            "precision": list(exact),
+        }
+        for table in tables:
+            known = all(table.get(task) in effort.resolutions for task in tasks if task)
+            sweep(**fixed, **by_task, task_resolutions=[table], engine=engine, quality=not known)
+    _say("the best setting and today's once more, head to head", progress)
+    measuring: dict[str, Any] = {
+        "on_busy": on_busy,
+        "progress": progress,
+        "budget_s": _NO_MORE_S if complete else effort.confirm_s,
+    }
+    try:
+        confirm(out, workload=loaded, **measuring, **choice)
+    except (ConfigError, LimitError) as e:  # the report says what it cannot say
+        log.warning("nothing to confirm: %s", e)
+    if not quick and not (complete and beside(Path(out)).exists()):
+        device_ceilings(Path(out))  # last: on a GPU it leaves a context behind
     return Runs.load(out)
 
 
@@ -78,16 +182,28 @@ def device_ceilings(runs: Path) -> None:
 
 
 def _proposed(runs: Runs) -> list[dict[str, int | str]]:
-    """The table of the lowest resolutions that keep quality; none if quality is not known."""
+    """The table of the lowest resolutions that keep quality.
+
+    None if quality is not known, or if all tasks need the same resolution, which was measured.
+    """
     try:
-        return [propose_resolutions(runs.frame()).task_resolutions]
+        table = propose_resolutions(runs.frame()).task_resolutions
     except ConfigError:
         return []
+    return [table] if len(set(table.values())) > 1 else []
 
 
 def _for_all(tasks: Iterable[str | None], table: Mapping[str, int | str]) -> dict[str, int | str]:
     """The table with native, which loses nothing, for tasks that it does not know."""
     return dict(table) | {task: NATIVE for task in tasks if task and not knows_task(task, table)}
+
+
+def _is_complete(out: str | Path) -> bool:
+    """Whether a default sweep came to its end, which is the confirmation."""
+    try:
+        return any(run.plan.get("phase") == "confirmation" for run in Runs.load(out))
+    except QvlError:
+        return False
 
 
 def _fresh_if_other(out: str | Path) -> str:

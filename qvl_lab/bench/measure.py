@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -10,19 +11,26 @@ from typing import Any
 
 from qvl_lab.analysis.quality.scoring import score_items
 from qvl_lab.backends.generation import Generation
+from qvl_lab.bench.protocol import Gate, quiet_pass
 from qvl_lab.bench.run_builder import RunBuilder
 from qvl_lab.bench.trial import Trial
 from qvl_lab.config import ImagePolicy, ModelSpec
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import gpu_index
+from qvl_lab.models.architecture import PIXEL_BOXES
 from qvl_lab.models.load import load_model, quiet, resolve
 from qvl_lab.models.memory import first_line, free, memory_limit, out_of_memory
+from qvl_lab.probe.contention import Contention, Monitor
 from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.vram import peak_bytes, reset_peak
 from qvl_lab.runs.records import Run
 from qvl_lab.session import Lab
 from qvl_lab.workloads.decode import read_bytes
 from qvl_lab.workloads.items import Item, Workload
+
+Reading = tuple[list[Generation], dict[str, float | None]]
+#: Two warm-up passes agree within this share, or warming up ends after so many seconds.
+AGREE, WARM_UP_S = 0.1, 10.0
 
 
 def load(spec: ModelSpec) -> Lab:
@@ -87,24 +95,69 @@ def _measure(trial: Trial, lab: Lab, builder: RunBuilder) -> None:
     builder.drawn(len(items))
 
     def once(max_batches: int | None = None) -> Generation:
+        lab.clear_caches()  # hits are those that the items themselves bring
         return lab.run(
             items, config.engine, config.images, halve_on_oom=False, max_batches=max_batches
         )
 
     started = perf_counter()
-    if trial.plan.warmup:
-        static = config.flat().get("cache_implementation") == "static"
-        once(None if static else trial.plan.warmup)
+    _warm_up(trial, once)
     builder.warmed_up(perf_counter() - started)
     reset_peak(device)
-    with Sampler(gpu_index(device)) as sampler:
-        for _ in range(trial.plan.repeats):
-            lab.clear_caches()  # hits are those that the items themselves bring
-            generation = once()
-            builder.repeated(generation)
-    builder.sampled(peak_bytes(device), sampler.summary())
-    if trial.plan.quality and not lab.loaded.random_weights:
-        _score(trial, lab, generation, builder)
+    passed: list[Generation] = []
+    for _ in range(trial.passes):
+        passed = _pass(trial, once, device, builder)
+        if not passed:
+            return
+    builder.peaked(peak_bytes(device))
+    if trial.plan.quality and not trial.round and not lab.loaded.random_weights:
+        _score(trial, lab, passed[-1], builder)
+
+
+def _warm_up(trial: Trial, once: Callable[..., Generation]) -> None:
+    """Run untimed passes.
+
+    Without a least length of a pass, the plan's batches are run once. With one, whole passes are
+    run, so that every shape occurs, until two in a row agree or :data:`WARM_UP_S` have gone by.
+    """
+    if not trial.plan.warmup:
+        return
+    if not trial.plan.min_pass_s:
+        static = trial.config.flat().get("cache_implementation") == "static"
+        once(None if static else trial.plan.warmup)
+        return
+    started = perf_counter()
+    last_s = once().wall_s
+    while perf_counter() - started < WARM_UP_S:
+        before_s, last_s = last_s, once().wall_s
+        if abs(last_s / before_s - 1) < AGREE:
+            break
+
+
+def _pass(
+    trial: Trial, once: Callable[[], Generation], device: str, builder: RunBuilder
+) -> list[Generation]:
+    """One timed pass that nobody disturbed, call by call; empty if the machine stayed busy."""
+
+    def timed() -> tuple[Reading, Contention]:
+        monitor = Monitor(device) if trial.gate else None
+        with monitor or nullcontext(), Sampler(gpu_index(device)) as sampler:
+            generations = [once()]
+            while sum(g.wall_s for g in generations) < trial.plan.min_pass_s:
+                generations.append(once())
+        return (generations, sampler.summary()), monitor.seen if monitor else Contention()
+
+    quiet = quiet_pass(timed, trial.gate or Gate(), trial.best_canary_s)
+    builder.disturbed(quiet)
+    if quiet.value is None and not trial.insist:
+        return []
+    generations, readings = quiet.last
+    note = None
+    if trial.gate:
+        note = quiet.disturbed[-1] if quiet.value is None else ""
+    builder.repeated(generations, disturbed=note)
+    builder.sampled(readings)
+    return generations
 
 
 def _score(trial: Trial, lab: Lab, generation: Generation, builder: RunBuilder) -> None:
@@ -119,7 +172,11 @@ def _score(trial: Trial, lab: Lab, generation: Generation, builder: RunBuilder) 
         everything = _in_memory(trial.workload, config.images)
         generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
     metrics = trial.plan.metrics
-    scores = {} if trial.answers_only else score_items(items, generation.texts, metrics)
+    scores = {}
+    if not trial.answers_only:
+        sizes = [answer.image_size for answer in generation]
+        pixels = lab.loaded.model.config.model_type in PIXEL_BOXES
+        scores = score_items(items, generation.texts, metrics, sizes=sizes, pixels=pixels)
     builder.scored(generation, scores)
 
 

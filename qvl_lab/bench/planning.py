@@ -93,12 +93,15 @@ def _rank(resolution: int | str) -> float:
 
 
 def is_settled(run: Run, *, retry_errors: bool) -> bool:
-    """Whether a stored run is kept rather than measured again.
+    """Whether a stored run is kept as it is, rather than measured again or further.
 
-    A worker that died says nothing about its setting, so such a run is never kept.
+    A worker that died or a machine that was busy says nothing about a setting, so such a run is
+    never kept. One that was measured in rounds may need more of them.
     """
+    if run.status == "ok":
+        return all(repeat.round is None for repeat in run.repeats)
     if run.status != "error":
-        return True
+        return run.status != "busy"
     return not retry_errors and not (run.reason or "").startswith(DIED)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Hashable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from tqdm.auto import tqdm
 
@@ -21,14 +23,17 @@ from qvl_lab.bench.planning import (
     is_settled,
     smallest_first,
 )
+from qvl_lab.bench.protocol import Gate, Rounds, Visit, in_rounds
 from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config, SweepSpec
 from qvl_lab.config.settings import PARTS
 from qvl_lab.config.signatures import names_settings
 from qvl_lab.errors import ConfigError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
+from qvl_lab.models.architecture import PIXEL_BOXES
 from qvl_lab.runs.records import Run, environment_key
 from qvl_lab.runs.store import Runs, Store
+from qvl_lab.workloads.items import Workload
 from qvl_lab.workloads.sources import load_workload
 
 log = logging.getLogger(__name__)
@@ -103,11 +108,7 @@ def measure_each(
         raise UnknownNameError("choice", on_other_environment, ON_OTHER_ENVIRONMENT)
     workload = load_workload(spec.workload, question=spec.question).sample(spec.items, spec.seed)
     check(configs, spec, workload)
-    chosen = {f.name: getattr(spec, f.name) for f in fields(Plan)}
-    plan = Plan(**chosen | {"metrics": metric_names(spec.metrics)})
-    shared: dict[str, Any] = {"workload": workload, "plan": plan}
-    shared |= {"answers_only": _scores_here(spec)}
-    trials = [Trial(config=c, **shared) for c in smallest_first(configs)]
+    trials = trials_of(smallest_first(configs), spec, workload)
     keys = {trial.key for trial in trials}
     with Store(out) as store:
         for note in store.runs.notes:
@@ -119,43 +120,139 @@ def measure_each(
         check_models(pending)
         _tell_kept_errors([run for run in known if run.key in keys & settled])
         closing = [run for run in known if run.workload["fingerprint"] == workload.fingerprint]
-        bar = tqdm(
-            total=len(trials),
-            initial=len(trials) - len(pending),
-            disable=not progress,
-            unit="setting",
-        )
-        with bar:
-            _run(pending, store, spec, closing, bar)
+        with Turns(pending, store, spec, closing, progress=progress) as turns:
+            in_rounds(
+                [trial.key for trial in pending],
+                turns.visit,
+                rounds_of(spec),
+                rivals=turns.answers_alike,
+                known=turns.known,
+                seed=spec.seed,
+            )
         mine = [run for run in _here(store.runs) if run.key in keys]
         _tell_nothing_measured(mine)
+        _tell_cut(mine)
         return Runs(mine, path=store.path, notes=store.runs.notes)
 
 
-def _run(
-    pending: Sequence[Trial], store: Store, spec: SweepSpec, known: Sequence[Run], bar: Any
-) -> None:
-    """Measure what is pending and store each row; larger settings after an OOM are skipped."""
-    oom = [run for run in known if run.status == "oom"]
-    answers_only = _scores_here(spec)
+def trials_of(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> list[Trial]:
+    """What to measure, each the first turn of its setting."""
+    chosen = {f.name: getattr(spec, f.name) for f in fields(Plan) if f.name != "phase"}
+    shared: dict[str, Any] = {"workload": workload, "round": 0}
+    shared |= {"plan": Plan(**chosen | {"metrics": metric_names(spec.metrics)})}
+    gates = {"wait": Gate(), "keep": Gate(tries=2, wait_s=0.0), "ignore": None}
+    shared |= {"gate": gates[spec.on_busy]}
+    shared |= {"insist": spec.on_busy == "keep", "answers_only": _scores_here(spec)}
+    return [Trial(config=config, **shared) for config in configs]
 
-    def open_trials() -> Iterator[Trial]:
-        for trial in pending:
-            if cause := closed_by(trial.config, oom):
-                reason = f"a smaller setting ran out of memory: {in_words(cause.config)}"
-                store.append(trial.result("skipped", reason, resolved=cause.resolved))
-                bar.update()
-            else:
-                bar.set_postfix_str(f"measuring {in_words(trial.config.flat())}")
-                yield trial
 
-    for measured in EXECUTORS[spec.isolation](open_trials(), spec.timeout_s):
-        run = _scored(measured, spec) if answers_only else measured
-        store.append(run)
+def rounds_of(spec: SweepSpec) -> Rounds:
+    """How often the settings of a spec take turns."""
+    return Rounds(
+        least=spec.repeats,
+        most=max(spec.repeats, spec.max_repeats),
+        half_width=spec.half_width,
+        budget_s=spec.budget_s,
+    )
+
+
+class Turns:
+    """Measures settings in turns, and stores each turn before the next one starts.
+
+    A setting whose turns were all disturbed is given up after as many as it would have had.
+
+    Parameters
+    ----------
+    trials : sequence of Trial
+    closing : sequence of Run
+        Earlier runs; larger settings than those that ran out of memory are skipped.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        store: Store,
+        spec: SweepSpec,
+        closing: Sequence[Run],
+        *,
+        progress: bool,
+    ) -> None:
+        self._trials = {trial.key: trial for trial in trials}
+        self._store = store
+        self._oom = [run for run in closing if run.status == "oom"]
+        self._best_canary_s: float | None = None
+        self._busy: Counter[str] = Counter()
+        self._spec, self._scores_here = spec, _scores_here(spec)
+        #: Seconds per item by round, of what an earlier call measured.
+        self.known = {run.key: by_round(run) for run in _here(store.runs)}
+        self._waiting: deque[Trial] = deque()
+        # an executor asks for a trial when the last one's result was taken
+        self._results = EXECUTORS[spec.isolation](iter(self._waiting.popleft, None), spec.timeout_s)
+        self._bar = tqdm(
+            total=len(trials) * spec.repeats,
+            initial=sum(min(len(self.known.get(key, {})), spec.repeats) for key in self._trials),
+            disable=not progress,
+            unit="pass",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._results.close()
+        if kind is None:  # what needed fewer turns than were expected is done as well
+            self._bar.total = self._bar.n
+        self._bar.close()
+
+    def answers_alike(self, key: str) -> Hashable:
+        """Equal for settings whose answers differ by chance at most, so that the faster wins."""
+        config = self._trials[key].config
+        return config.model, config.images
+
+    def visit(self, key: str, number: int) -> Visit:
+        """Measure a turn of a setting."""
+        trial = self._trials[key]
+        if number == 0 and (cause := closed_by(trial.config, self._oom)):
+            reason = f"a smaller setting ran out of memory: {in_words(cause.config)}"
+            self._store.append(trial.result("skipped", reason, resolved=cause.resolved))
+            return self._seen(Visit(seconds=None, again=False))
+        self._bar.set_postfix_str(f"measuring {in_words(trial.config.flat())}")
+        self._waiting.append(replace(trial, round=number, best_canary_s=self._best_canary_s))
+        run = next(self._results)
+        if self._scores_here and run.answers:
+            run = _scored(run, self._spec)
+        self._store.append(run)
         if run.status == "oom":
-            oom.append(run)
-        bar.set_postfix_str(f"{in_words(run.config)}: {run.status}")
-        bar.update()
+            self._oom.append(run)
+        self._note_canary(run)
+        self._bar.set_postfix_str(f"{in_words(run.config)}: {run.status}")
+        seconds = by_round(run).get(number)
+        self._busy[key] += run.status == "busy"
+        busy = run.status == "busy" and self._busy[key] < self._spec.repeats
+        return self._seen(Visit(seconds=seconds, again=busy or seconds is not None))
+
+    def _seen(self, visit: Visit) -> Visit:
+        self._bar.total = max(self._bar.total or 0, self._bar.n + 1)
+        self._bar.update()
+        return visit
+
+    def _note_canary(self, run: Run) -> None:
+        seen = (run.contention.get("canary_s"), self._best_canary_s)
+        self._best_canary_s = min((s for s in seen if s is not None), default=None)
+
+
+def by_round(run: Run) -> dict[int, float]:
+    """Seconds per answered item of the passes that were measured in rounds, by round."""
+    return {
+        repeat.round: repeat.wall_s / repeat.answered
+        for repeat in run.repeats
+        if repeat.round is not None and repeat.answered
+    }
 
 
 def _scores_here(spec: SweepSpec) -> bool:
@@ -171,8 +268,10 @@ def _scored(run: Run, spec: SweepSpec) -> Run:
     tasks, answers, expected = (
         [row[name] for row in run.answers] for name in ("task", "answer", "expected")
     )
+    sizes = [row.get("image_size") for row in run.answers]
+    pixels = run.architecture.get("model_type") in PIXEL_BOXES
     try:
-        scores = score(tasks, answers, expected, spec.metrics)
+        scores = score(tasks, answers, expected, spec.metrics, sizes=sizes, pixels=pixels)
     except ConfigError as e:
         return replace(run, status="error", reason=str(e))
     return replace(run, scores={task: found.to_dict() for task, found in scores.items()})
@@ -184,6 +283,22 @@ def _tell_kept_errors(kept: Sequence[Run]) -> None:
             "%d settings failed in an earlier sweep and are kept as errors; "
             "retry_errors=True (--retry-errors) measures them again",
             len(failed),
+        )
+
+
+def _tell_cut(runs: Sequence[Run]) -> None:
+    """Say where answers ended for want of tokens: a box that is cut off scores 0."""
+    cut = [run for run in runs if run.cut_answers]
+    if cut:
+        most = max(cut, key=lambda run: run.cut_answers or 0)
+        log.warning(
+            "in %d of %d settings answers ended at max_new_tokens and may be cut off, at most %d "
+            "(%s); raise max_new_tokens (--max-new-tokens) above %s",
+            len(cut),
+            len(runs),
+            most.cut_answers,
+            in_words(most.config),
+            most.config["max_new_tokens"],
         )
 
 

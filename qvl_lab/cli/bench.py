@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.cli.app import app
 from qvl_lab.cli.options import (
     Gpu,
+    OnBusy,
     Out,
     PlanOptions,
     Provider,
@@ -29,6 +30,7 @@ from qvl_lab.cli.options import (
     number,
     pairs,
     several,
+    single,
 )
 from qvl_lab.cli.output import CANNOT_RUN, SOME_FAILED, counts_in_words, note, note_failures
 from qvl_lab.cli.run import load, load_lab
@@ -37,7 +39,7 @@ from qvl_lab.errors import ConfigError
 from qvl_lab.models.names import check_name
 
 if TYPE_CHECKING:
-    from qvl_lab.analysis.money.cost import Price
+    from qvl_lab.analysis.money.prices import Price
     from qvl_lab.runs.store import Runs
 
 
@@ -61,7 +63,7 @@ def sweep(
     batch_size: Annotated[str, typer.Option(help="Values, separated by commas.")] = "1,2,4,8",
     resolution: Annotated[str, typer.Option(help="Values, separated by commas.")] = "128,256,512",
     precision: Annotated[str, typer.Option(help="Values, separated by commas.")] = "fp32,bf16",
-    max_new_tokens: Tokens = 16,
+    max_new_tokens: Tokens = 64,
     set_: SetOption = None,
 ) -> None:
     """Measure every setting of a grid; run it again to resume.
@@ -85,6 +87,61 @@ def sweep(
         check_name(named)
     _check_tasks(chosen)
     _report(run_sweep(chosen, out=out, **resume.settings()), out, resume)
+
+
+@app.command(
+    epilog="Example: qvl-lab confirm runs.jsonl --current batch_size=1 --current precision=bf16"
+)
+def confirm(
+    runs: Annotated[Path, typer.Argument(help="Run file of a sweep; the rounds join it.")],
+    workload: Annotated[
+        str | None, typer.Option(help="What the sweep answered; by default what its rows name.")
+    ] = None,
+    current: Annotated[
+        list[str] | None, typer.Option(help="Today's setting: batch_size=1 (repeatable).")
+    ] = None,
+    min_quality: Annotated[float | None, typer.Option(help="Limit on quality, 0-1.")] = None,
+    max_vram_gib: Annotated[float | None, typer.Option(help="Limit on peak memory.")] = None,
+    max_ttft_s: Annotated[
+        float | None, typer.Option(help="Limit on the 95th percentile of the time to first token.")
+    ] = None,
+    half_width: Annotated[
+        float, typer.Option(help="Wanted half-width of the saving's interval, as a share.")
+    ] = 0.05,
+    budget_s: Annotated[
+        float | None, typer.Option(help="Begin no further round after so many seconds.")
+    ] = None,
+    isolation: Annotated[str, typer.Option(help="process or none, as of sweep.")] = "process",
+    on_busy: OnBusy = "wait",
+    quiet: Quiet = False,
+) -> None:
+    """Measure today's setting, the best one and the runner-up once more, head to head.
+
+    The cheapest of many settings is partly the luckiest; a report's headline rests on these rounds
+    where they are there. Run it again to resume.
+    """
+    from qvl_lab.analysis.money.recommend import recommend
+    from qvl_lab.bench.confirm import confirm as run_confirm
+
+    choice: dict[str, Any] = {
+        "min_quality": min_quality,
+        "max_vram_gib": max_vram_gib,
+        "max_ttft_s": max_ttft_s,
+    }
+    today = {name: single(name, text) for name, text in pairs("--current", current).items()}
+    measured = run_confirm(
+        runs,
+        workload=workload,
+        half_width=half_width,
+        budget_s=budget_s,
+        isolation=isolation,
+        on_busy=on_busy,
+        progress=not quiet,
+        current=today or None,
+        **choice,
+    )
+    print(repr(recommend(measured.frame(), current=today or None, **choice)))
+    print(f"next: qvl-lab report {runs}")
 
 
 @app.command(
@@ -155,7 +212,7 @@ def hit_rates(
     table says what it saved, and the hit rate from which each cache pays for its memory: a share
     of the priced GPU's, or else of the measured one's. Exit codes as of sweep.
     """
-    from qvl_lab.analysis.money.cost import find_price
+    from qvl_lab.analysis.money.prices import find_price
     from qvl_lab.bench.cache_savings import hit_rates as run_hit_rates
 
     chosen = setting.config("fast").flat()

@@ -34,6 +34,13 @@ Question = Annotated[
         help="Asked about every image that brings no question; without it: Describe this image."
     ),
 ]
+OnBusy = Annotated[
+    str,
+    typer.Option(
+        help="A pass beside other programs: wait, keep (and mark it), ignore.",
+        envvar="QVL_LAB_ON_BUSY",
+    ),
+]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
 SetOption = Annotated[
     list[str] | None,
@@ -69,7 +76,7 @@ class SettingOptions:
         list[str] | None,
         typer.Option("--task-resolution", help="TASK=SIDE for --resolution by_task (repeatable)."),
     ] = None
-    max_new_tokens: Tokens = 16
+    max_new_tokens: Tokens = 64
     set_: SetOption = None
 
     def config(self, engine: str = "stock") -> Config:
@@ -126,8 +133,21 @@ class ScoringOptions:
 class PlanOptions:
     """How each setting is measured."""
 
-    repeats: Annotated[int, typer.Option(help="Timed passes.")] = 3
-    warmup: Annotated[int, typer.Option(help="Untimed batches before them.")] = 1
+    repeats: Annotated[
+        int, typer.Option(help="Timed passes of a setting at least, taken in turns.")
+    ] = 3
+    max_repeats: Annotated[
+        int, typer.Option(help="Passes at most; rounds go on until --half-width is reached.")
+    ] = 10
+    half_width: Annotated[
+        float, typer.Option(help="Wanted half-width of a 95% interval, as a share.")
+    ] = 0.05
+    budget_s: Annotated[
+        float | None, typer.Option(help="Begin no further round after so many seconds.")
+    ] = None
+    min_pass_s: Annotated[float, typer.Option(help="Least length of a pass in seconds.")] = 2.0
+    on_busy: OnBusy = "wait"
+    warmup: Annotated[int, typer.Option(help="Whether to warm up before a pass; 0 is not.")] = 1
     timeout_s: Annotated[float, typer.Option(help="Give a setting up after so long.")] = 3600.0
     isolation: Annotated[
         str, typer.Option(help="process: each setting in its own; none: all in this one.")

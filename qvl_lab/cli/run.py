@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +25,10 @@ from qvl_lab.cli.output import SOME_FAILED, few, note, note_failures, one_line
 from qvl_lab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qvl_lab.analysis.money.prices import Price
     from qvl_lab.analysis.quality.metrics import Metric
     from qvl_lab.backends.base import Answer
+    from qvl_lab.backends.generation import Generation
     from qvl_lab.session import Lab
     from qvl_lab.workloads.items import Workload
 
@@ -35,13 +37,13 @@ if TYPE_CHECKING:
     epilog="Examples: qvl-lab run evaluation --limit 12; "
     "qvl-lab run receipts/ --question 'What is the total?' --batch-size 8"
 )
-@grouped(max_new_tokens=64)
+@grouped()
 def run(
     source: Annotated[
         str,
         typer.Argument(
             help="A folder, a table (.csv, .jsonl, .json), an image, or a packaged set: "
-            "evaluation, mixed."
+            "evaluation, mixed; evaluation+hints, mixed+hints say how to answer."
         ),
     ],
     setting: SettingOptions,
@@ -61,7 +63,7 @@ def run(
     failed.
     """
     # all that can be refused is looked at before torch is imported, which takes seconds
-    from qvl_lab.analysis.money.cost import find_price
+    from qvl_lab.analysis.money.prices import find_price
     from qvl_lab.analysis.quality.scoring import check_tasks, own_metrics
     from qvl_lab.models.names import check_name
 
@@ -94,18 +96,44 @@ def run(
         "images_per_s": answered / result.wall_s if result.wall_s else None,
         "stages_s": result.stages_s,
         "events": result.events,
-        "quality": None if lab.loaded.random_weights else _quality(workload, result.texts, metrics),
+        "cut_answers": None
+        if lab.loaded.random_weights
+        else result.at_limit(config.engine.sampling.max_new_tokens),
+        "quality": None if lab.loaded.random_weights else _quality(workload, result, lab, metrics),
         "failures": failures,
     }
     if price and answered:
         cost = price.of(result.wall_s) / answered * 100
-        summary[f"cost_{price.currency.lower()}_per_100_images"] = cost
+        images = len(set(workload.contents))
+        column = f"cost_{price.currency.lower()}_per_100"
+        summary[f"{column}_images"] = cost * len(workload.items) / images
+        summary[f"{column}_answers"] = cost
+        _note_price(price, provider, lab.spec.device)
     if as_json:
         print(json.dumps({"summary": summary}, ensure_ascii=False))
     else:
         _summarise(summary)
     if failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _note_price(price: Price, provider: str | None, device: str) -> None:
+    """What the price is, what else is known, and whether it is that of what ran."""
+    from qvl_lab.analysis.money.prices import age_said, alternatives, price_range
+
+    age = "" if price.date == "undated" else age_said(price.date)  # the label says undated itself
+    note(", ".join(filter(None, [f"price: {price.label}", age])))
+    known = alternatives(price)
+    if provider is None and len(known) > 1:
+        note(
+            f"no provider was named, so that of {price.provider} is taken; {len(known)} prices of "
+            f"{price.gpu} are known, {price_range(known)}: --provider names one"
+        )
+    if not device.startswith("cuda"):
+        note(
+            f"the seconds are this CPU's and the price is that of {price.gpu}: read the cost as "
+            "arithmetic, not as what that GPU would cost"
+        )
 
 
 def load(
@@ -136,17 +164,20 @@ def load_lab(spec: Any, *, quiet: bool) -> Lab:
 
 
 def _quality(
-    workload: Workload, texts: Sequence[str | None], metrics: Mapping[str, str | Metric]
+    workload: Workload, answers: Generation, lab: Lab, metrics: Mapping[str, str | Metric]
 ) -> dict[str, dict[str, Any]] | None:
     """Task to metric, mean score and counts; None where no answer is known or scored."""
     from qvl_lab.analysis.quality.scoring import score_items
+    from qvl_lab.models.architecture import PIXEL_BOXES
 
+    sizes = [answer.image_size for answer in answers]
+    pixels = lab.loaded.model.config.model_type in PIXEL_BOXES
     try:
-        scores = score_items(workload.items, texts, metrics)
+        scores = score_items(workload.items, answers.texts, metrics, sizes=sizes, pixels=pixels)
     except ConfigError as e:
         note(f"not scored: {e}")
         return None
-    counts = ("metric", "mean", "count", "missing", "unparsed")
+    counts = ("metric", "mean", "normalised_mean", "count", "missing", "unparsed")
     return {task: {n: getattr(found, n) for n in counts} for task, found in scores.items()} or None
 
 
@@ -164,7 +195,11 @@ def _summarise(summary: dict[str, Any]) -> None:
         mean = "no answer" if found["mean"] is None else f"{found['mean']:.3f}"
         left_out = ", ".join(f"{found[n]} {n}" for n in ("missing", "unparsed") if found[n])
         rest = f"; {left_out}" if left_out else ""
+        if (said := found["normalised_mean"]) is not None and f"{said:.3f}" != mean:
+            mean = f"{mean}, normalised {said:.3f}"
         note(f"quality: {one_line(task)} {mean} ({found['metric']}, {found['count']} items{rest})")
+    if cut := summary["cut_answers"]:
+        note(f"{cut} answers ended at the limit of tokens and may be cut off; --max-new-tokens")
     for event in summary["events"]:
         size, smaller = event["batch_size"], event["continued_with"]
         note(f"out of memory at batch {size}: went on with {smaller}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,13 @@ from qvl_lab.config.backends import BACKENDS
 from qvl_lab.config.checks import bounded, check_name, member, positive
 from qvl_lab.config.settings import FIELDS, Config, digest, engines_with, wrong_engine
 from qvl_lab.errors import ConfigError
+
+ON_BUSY = ("wait", "keep", "ignore")
+
+
+def default_on_busy() -> str:
+    """What a sweep does beside other programs, unless it is told."""
+    return os.environ.get("QVL_LAB_ON_BUSY", "wait")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +46,28 @@ class SweepSpec:
         Time at most this many batches per repeat, for long grids: small batches then see
         fewer items. Fair only if the items are alike.
     repeats : int
-        Timed passes over the items.
+        Timed passes of a setting, at least: settings take turns in rounds, and a turn has one
+        pass. With process isolation each turn is in a process of its own.
+    max_repeats : int
+        Passes at most. Rounds go on until the 95% interval of each setting reaches no further than
+        ``half_width`` to either side, or until another setting with the same answers (of the same
+        model, resolution and precision) is surely faster.
+    half_width : float
+        See ``max_repeats``; 0.05 is 5%.
+    budget_s : float, optional
+        Begin no further round after so many seconds, once each setting had ``repeats``.
+    min_pass_s : float
+        A pass lasts at least so long: the items are answered again and again until it does.
+    on_busy : str
+        What to do with a pass beside which others used the machine: ``"wait"`` throws it away and
+        tries again a few times, and a setting without any quiet pass has the status "busy";
+        ``"keep"`` tries again once and at once, and then keeps it, marked as disturbed;
+        ``"ignore"`` does not look. By default what the environment variable ``QVL_LAB_ON_BUSY``
+        says, for machines that always have neighbours, else ``"wait"``.
     warmup : int
-        Untimed batches before them, the largest first. The static cache warms up on all.
+        Whether to run untimed passes before a timed one: whole passes, so that every shape occurs,
+        until two in a row agree or ten seconds have gone by. 0 is without. With a ``min_pass_s``
+        of 0, so many batches instead, the largest first.
     seed : int
         Seeds the sample of items.
     timeout_s : float
@@ -64,6 +91,11 @@ class SweepSpec:
     timed_items: int | None = None
     batches: int | None = None
     repeats: int = 3
+    max_repeats: int = 10
+    half_width: float = 0.05
+    budget_s: float | None = None
+    min_pass_s: float = 2.0
+    on_busy: str = field(default_factory=default_on_busy)
     warmup: int = 1
     seed: int = 0
     timeout_s: float = 3600.0
@@ -77,7 +109,14 @@ class SweepSpec:
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise ConfigError(f"axis {name} needs a list of values, not {values!r}")
         bounded("repeats", self.repeats, 1, 1000)
+        bounded("max_repeats", self.max_repeats, 1, 1000)
         bounded("warmup", self.warmup, 0, 1000)
+        positive("half_width", self.half_width)
+        if self.min_pass_s != 0:
+            positive("min_pass_s", self.min_pass_s)
+        if self.budget_s is not None:
+            positive("budget_s", self.budget_s)
+        member("on_busy", self.on_busy, ON_BUSY)
         for name in ("items", "timed_items", "batches"):
             if getattr(self, name) is not None:
                 bounded(name, getattr(self, name), 1, 10**9)
@@ -184,6 +223,7 @@ class SweepSpec:
         del options["axes"], options["base"]
         options["workload"] = str(self.workload)
         defaults = {f.name: f.default for f in fields(self)} | {"metrics": {}}
+        defaults["on_busy"] = default_on_busy()
         default_fields = Config().replace(engine=self.base.engine.engine).flat()
         default_fields["engine"] = Config().engine.engine
         tables = {

@@ -12,6 +12,8 @@ from typing import Any, Self
 from qvl_lab.errors import ConfigError, UnknownNameError
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+#: Those that write boxes in pixels of the resized image; others write thousandths of its sides.
+PIXEL_BOXES = ("qwen2_5_vl",)
 #: Bytes of a value in the text layers' linear weights, and of any other value.
 VALUE_BYTES = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "int8": (1, 2), "fp8": (1, 2)}
 

@@ -1,6 +1,7 @@
 """Run files: append-only JSON lines that survive being killed.
 
-Each row is written and synced to disk before the next configuration starts. A last line torn by a
+Each turn of a setting is a line, written and synced to disk before the next one starts; the turns
+of a setting are joined while reading. A last line torn by a
 crash is cut off on the next append; rows of another schema or environment are never mixed in
 silently. Answers go to a file beside it, ``runs.answers.jsonl`` for ``runs.jsonl``, one line each.
 A hidden file beside it, ``.runs.jsonl.lock``, is locked while somebody writes.
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, overload
 from filelock import FileLock, Timeout
 
 from qvl_lab.errors import StoreError
-from qvl_lab.runs.records import Run, environment_key
+from qvl_lab.runs.records import Run, environment_key, joined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,7 @@ class Runs(Sequence[Run]):
         if not runs:
             why = f" ({'; '.join(notes)})" if notes else ""
             raise StoreError(f"{path} holds no runs{why}; write one with 'qvl-lab sweep'")
-        return cls(_latest(runs), path=path, notes=notes)
+        return cls(_settings(runs), path=path, notes=notes)
 
     @overload
     def __getitem__(self, index: int) -> Run: ...
@@ -218,7 +219,8 @@ class Store:
                 f"cannot write to {self.path}: {e.strerror}. All {len(self.runs)} finished rows "
                 "are kept; free some space and run the same command again"
             ) from e
-        self.runs = Runs(_latest([*self.runs, kept]), path=self.path, notes=self.runs.notes)
+        self._lines.append(kept)
+        self.runs = Runs(_settings(self._lines), path=self.path, notes=self.runs.notes)
 
     def _append_answers(self, run: Run) -> None:
         if not run.answers:
@@ -257,6 +259,7 @@ class Store:
             target.unlink(missing_ok=True)
             raise StoreError(f"cannot move the rows to {target}: {e.strerror}") from e
         self._file.truncate(0)
+        self._lines.clear()
         self.runs = Runs(path=self.path)
         return target
 
@@ -272,7 +275,8 @@ class Store:
             raise StoreError(f"{self.path} cannot be continued: {foreign[0]}. Choose another file")
         if data and not data.endswith(b"\n"):
             self._mend_last_line(data)
-        return Runs(_latest(runs), path=self.path, notes=notes)
+        self._lines: list[Run] = runs
+        return Runs(_settings(runs), path=self.path, notes=notes)
 
     def _mend_last_line(self, data: bytes) -> None:
         """End a complete last row with the line break it lacks; cut off a torn one."""
@@ -301,7 +305,11 @@ def answers_path(path: Path) -> Path:
 def _answer_rows(run: Run) -> list[dict[str, str | None]]:
     """A run's answers with what tells them from others; ``item`` numbers them, as a text."""
     of = {"run": run.key, "environment": environment_key(run.environment)}
-    return [{**of, **answer, "item": str(i)} for i, answer in enumerate(run.answers)]
+    texts = ANSWER_COLUMNS[len(of) :]
+    return [
+        {**of, **{name: answer[name] for name in texts}, "item": str(i)}
+        for i, answer in enumerate(run.answers)
+    ]
 
 
 def _read_answers(path: Path) -> list[dict[str, str | None]]:
@@ -339,9 +347,9 @@ def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
             yield number, line, number < len(lines)
 
 
-def _latest(runs: Iterable[Run]) -> list[Run]:
-    """One run per key and environment, the last written, in order of first appearance."""
-    by_key: dict[tuple[str, str], Run] = {}
-    for run in runs:
-        by_key[(run.key, environment_key(run.environment))] = run
-    return list(by_key.values())
+def _settings(lines: Iterable[Run]) -> list[Run]:
+    """One run per key and environment, its turns joined, in order of first appearance."""
+    by_key: dict[tuple[str, str], list[Run]] = {}
+    for run in lines:
+        by_key.setdefault((run.key, environment_key(run.environment)), []).append(run)
+    return [joined(turns) for turns in by_key.values()]

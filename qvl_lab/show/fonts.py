@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from qvl_lab.assets import asset
-from qvl_lab.show.locale import check_language
+from qvl_lab.show.locale import check_language, label
 
 #: Okabe and Ito's colours for the colour-blind, less the yellow that white paper swallows; then
 #: two of Tol's, for a sweep of more resolutions.
@@ -115,15 +115,37 @@ def new_grid(
 
 #: Characters of a legend's entry that fit beside the axes of a figure of the usual width.
 _LONG = 36
+#: How many letters of a legend fit into an inch.
+LETTERS_PER_INCH = 12
 
 
 def legend_beside(ax: Axes, handles: list[Any], title: str) -> None:
-    """A legend to the right of the axes, where it hides no data."""
-    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
-    ax.legend(handles=handles, title=title, alignment="left", **where)
-    figure, longest = ax.get_figure(root=True), max(len(h.get_label()) for h in handles)
-    if figure is not None and len(figure.axes) == 1 and longest > _LONG:  # leave room for the data
-        figure.set_figwidth(figure.get_figwidth() + 0.07 * (longest - _LONG))
+    """A legend to the right of the axes, where it hides no data; below them if it is too wide."""
+    longest = max(len(h.get_label()) for h in handles)
+    looks: dict[str, Any] = {"handles": handles, "title": title, "alignment": "left"}
+    figure = ax.get_figure(root=True)
+    if longest <= _LONG or figure is None or len(figure.axes) > 1:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), **looks)
+        return
+    columns = max(1, int(figure.get_figwidth() * LETTERS_PER_INCH / (longest + 8)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (2 + len(handles) / columns))
+    # below the axis label: the pad is in font sizes, whatever the height of the axes
+    below: dict[str, Any] = {"bbox_to_anchor": (0, 0), "borderaxespad": 4.2, "ncols": columns}
+    ax.legend(loc="upper left", **below, **looks)
+
+
+#: Letters of a line beside an axis; Chinese ones are twice as wide.
+_LINE = {"en": 38, "zh": 22}
+
+
+def folded(words: str, lang: str) -> str:
+    """Words in lines short enough to stand beside an axis, broken between settings."""
+    dot = label("between", lang)
+    lines: list[str] = []
+    for part in words.split(dot):
+        longer = dot.join([*lines[-1:], part])
+        lines[-1:] = [longer] if len(longer) <= _LINE[lang] else [*lines[-1:], part]
+    return "\n".join(lines)
 
 
 def say(ax: Axes, words: str) -> None:

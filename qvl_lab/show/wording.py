@@ -13,18 +13,30 @@ from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.recommend import PRECISION_ORDER, peak_memory_bytes
 from qvl_lab.config import BY_TASK, ENGINES, FIELDS, default_of, engines_with
 from qvl_lab.show.locale import has_text, label
-from qvl_lab.show.quantities import money_sign
+from qvl_lab.show.quantities import counts_images, money_sign, one_question
 from qvl_lab.tasks import article_resolutions, find_task
 
+#: Resolutions with names of their own, in the order in which they follow the numbers.
+_SIDES = ("native", "by_task", "by_task_proposed", "by_task_article")
+#: Columns that say that a row's times are not to be relied on.
+DOUBTS = ("unstable", "disturbed")
 _DEFAULTS = {name: default_of(name) for name in FIELDS}
 
 
 def resolution(value: Any, lang: str) -> str:
-    """ "512 px", "native", "by task"."""
+    """ "512 px", "native", "by task: the article's"; see :func:`side`."""
     name = str(value)
     if name.isdigit():
         return label("px", lang, n=name)
-    return label(name, lang) if name in ("native", "by_task", "by_task_article") else name
+    return label(name, lang) if name in _SIDES else name
+
+
+def side(row: pd.Series) -> str:
+    """A row's resolution, with whose table it is where it goes by task."""
+    name, tables = str(row["resolution"]), row.get("task_resolutions")
+    if name != BY_TASK or not isinstance(tables, str):
+        return name
+    return "by_task_article" if is_the_articles(tables) else "by_task_proposed"
 
 
 def setting(row: pd.Series, lang: str) -> str:
@@ -41,10 +53,14 @@ def setting_lines(row: pd.Series, lang: str) -> list[str]:
 
 def images_at(row: pd.Series, lang: str) -> str:
     """A row's precision and resolution, whatever its batch size: "fp32 · 1024 px"."""
-    side = row["resolution"]
-    if side == BY_TASK and is_the_articles(row.get("task_resolutions")):
-        side = "by_task_article"
-    return label("between", lang).join([str(row["precision"]), resolution(side, lang)])
+    return label("between", lang).join([str(row["precision"]), resolution(side(row), lang)])
+
+
+def doubt(row: pd.Series, lang: str) -> str:
+    """Why a row's times are not to be relied on: "unstable, disturbed"; "" if they are."""
+    known = {name: row.get(name) for name in DOUBTS}
+    found = [label(name, lang) for name, value in known.items() if value is not None and value == 1]
+    return label("and", lang).join(found)
 
 
 def is_the_articles(table: Any) -> bool:
@@ -89,13 +105,22 @@ def _value(name: str, value: Any, lang: str) -> str:
 
 def title(frame: pd.DataFrame, metric: str, lang: str) -> str:
     """What a metric is called above a panel."""
-    return label(_memory(frame) if metric == "vram" else metric, lang)
+    return label(_metric(frame, metric), lang)
 
 
 def axis(frame: pd.DataFrame, metric: str, lang: str) -> str:
     """What a metric is called beside an axis, with its unit."""
-    key = _memory(frame) if metric == "vram" else metric
-    return label(f"{key}_axis", lang, unit=money_sign(frame).strip())
+    return label(f"{_metric(frame, metric)}_axis", lang, unit=money_sign(frame).strip())
+
+
+def _metric(frame: pd.DataFrame, metric: str) -> str:
+    """The text of a metric: which memory it is, and whether it counts images or answers."""
+    if metric == "vram":
+        return _memory(frame)
+    if metric == "cost":
+        return "cost" if counts_images(frame) else "cost_answers"
+    by_answer = {"images_per_s": "answers_per_s", "s_per_100_images": "s_per_100_answers"}
+    return metric if one_question(frame) else by_answer.get(metric, metric)
 
 
 def quality_axis(frame: pd.DataFrame, lang: str, *, loss: bool = False) -> str:
@@ -121,9 +146,11 @@ def _memory(frame: pd.DataFrame) -> str:
 
 
 def resolution_order(value: Any) -> tuple[int, int]:
-    """Sorts numbers by size, then "native", then "by_task"."""
+    """Sorts numbers by size, then "native", then those by task."""
     name = str(value)
-    return (0, int(name)) if name.isdigit() else ({"native": 1, "by_task": 2}.get(name, 3), 0)
+    if name.isdigit():
+        return (0, int(name))
+    return (1 + _SIDES.index(name) if name in _SIDES else 1 + len(_SIDES), 0)
 
 
 def precisions(frame: pd.DataFrame) -> list[str]:
@@ -136,11 +163,12 @@ def precisions(frame: pd.DataFrame) -> list[str]:
 def differing(frame: pd.DataFrame, drawn: Sequence[str]) -> list[str]:
     """What tells rows apart besides the settings that a figure draws.
 
-    Whether a row has a table of resolutions is told by its resolution; only tables differ here.
+    Whether a row has a table of resolutions, and whether it is the article's, is told by its
+    resolution; only other tables differ here.
     """
     names = [n for n in (*SETTINGS, "workload", "environment") if n not in drawn and n in frame]
     tables = ["task_resolutions"] if "resolution" in drawn else []
-    compared = {n: frame[n].dropna() if n in tables else frame[n] for n in names}
+    compared = {n: pd.Series(tables_of(frame)) if n in tables else frame[n] for n in names}
     own = [n for n in names if len(engines_with(n)) < len(ENGINES)] if "engine" in frame else []
     compared |= {n: frame[n][frame["engine"].isin(engines_with(n))] for n in own}
     return [name for name, values in compared.items() if values.map(str).nunique() > 1]
@@ -156,7 +184,7 @@ def others(frame: pd.DataFrame, drawn: Sequence[str], lang: str) -> list[str]:
 
 
 def told(row: pd.Series, names: Sequence[str], lang: str, tables: Sequence[str] = ()) -> str:
-    """A row's settings of these names in words; ``tables`` numbers tables of resolutions."""
+    """A row's settings of these names in words; ``tables`` are those of the frame, by task."""
     worth = [name for name in names if is_told(row, name)]
     off = [name for name in worth if isinstance(row[name], bool | np.bool_) and not row[name]]
     said = [_in_words(name, row[name], lang, tables) for name in worth if name not in off]
@@ -167,9 +195,18 @@ def told(row: pd.Series, names: Sequence[str], lang: str, tables: Sequence[str] 
 
 
 def tables_of(frame: pd.DataFrame) -> list[str]:
-    """The frame's tables of resolutions, in the order of its rows."""
+    """The frame's tables of resolutions other than the article's, in the order of its rows."""
     column: Iterable[Any] = frame.get("task_resolutions", [])
-    return list(dict.fromkeys(table for table in column if isinstance(table, str)))
+    named = dict.fromkeys(table for table in column if isinstance(table, str))
+    return [table for table in named if not is_the_articles(table)]
+
+
+def _table_in_words(table: str, tables: Sequence[str], lang: str) -> str:
+    """What tells a table of resolutions from the others: "colour 128 px, count 256 px"."""
+    mine, *others = (json.loads(text) for text in (table, *tables))
+    differ = [name for name in mine if any(other.get(name) != mine[name] for other in others)]
+    said = [f"{task(name, lang)} {resolution(mine[name], lang)}" for name in differ or mine]
+    return label("and", lang).join(said)
 
 
 def field(name: str, lang: str) -> str:
@@ -185,7 +222,7 @@ def _in_words(name: str, value: Any, lang: str, tables: Sequence[str]) -> str:
     if name == "engine" and has_text(f"engine_{value}"):
         return label(f"engine_{value}", lang)
     if name == "task_resolutions":
-        return label("table_of_resolutions", lang, n=tables.index(value) + 1)
+        return _table_in_words(value, tables, lang)
     words = field(name, lang)
     if isinstance(value, bool | np.bool_):
         return words
@@ -196,7 +233,11 @@ def _in_words(name: str, value: Any, lang: str, tables: Sequence[str]) -> str:
 def is_told(row: pd.Series, name: str) -> bool:
     """Whether a row's setting is worth a word: it is not the default, and its engine has it."""
     value = row[name]
-    is_default = isinstance(value, bool | np.bool_) and bool(value) == _DEFAULTS.get(name)
+    if name == "task_resolutions" and is_the_articles(value):
+        return False  # the resolution says so
+    off_as_ever = not isinstance(value, str) and value == 0 == _DEFAULTS.get(name)
+    switch = isinstance(value, bool | np.bool_)
+    is_default = off_as_ever or (switch and bool(value) == _DEFAULTS.get(name))
     return not pd.isna(value) and not is_default and is_seen(row, name)
 
 

@@ -18,11 +18,15 @@ from PIL import Image
 
 from qvl_lab.config import digest
 from qvl_lab.errors import InputError, WorkloadError
+from qvl_lab.workloads.answer_hints import with_hint
 
 DEFAULT_QUESTION = "Describe this image."
 
 #: How the names of :meth:`Workload.repeating` end.
 REPEATED = re.compile(r", \d+% repeated")
+
+#: How the names of :meth:`Workload.with_answer_hints` end; packaged sets are loaded by them too.
+HINTED = "+hints"
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -36,6 +40,7 @@ log = logging.getLogger(__name__)
 class Item:
     """One request: an image and a question about it; the reference answer if it is known.
 
+    Several reference answers, any of which is right, are a JSON list of texts in ``reference``.
     ``path`` names the file that the bytes in ``image`` were read from, for caches that know images
     by their path.
     """
@@ -111,6 +116,15 @@ class Workload:
         pairs = zip(self.items, self.contents, strict=True)
         return digest([[i.id, i.question, i.reference, i.task, content] for i, content in pairs])
 
+    @property
+    def images(self) -> int:
+        """How many images the requests bring: different ones, about which several may ask.
+
+        Where requests repeat earlier ones on purpose, each of them brings its own.
+        """
+        repeats = re.search(f"{REPEATED.pattern}$", self.name)
+        return len(self.items) if repeats else len(set(self.contents))
+
     def sample(self, count: int | None, seed: int = 0) -> Self:
         """``count`` items drawn without replacement, in their old order; None keeps all.
 
@@ -171,6 +185,18 @@ class Workload:
         name = f"{self.name}, {100 * hit_rate:.0f}% repeated"
         return replace(self, name=name, items=tuple(items))
 
+    def with_answer_hints(self) -> Self:
+        """The same items with a sentence behind each question that says how to answer it.
+
+        For models that follow instructions, and answer bare questions in sentences. The embedded
+        model knows its questions by their wording and is lost with a hint. The name says it:
+        "evaluation+hints".
+        """
+        items = tuple(
+            replace(item, question=with_hint(item.question, item.reference)) for item in self.items
+        )
+        return replace(self, name=f"{self.name}{HINTED}", items=items)
+
     def _split(self, hit_rate: float) -> tuple[int, tuple[Item, ...]]:
         """How many requests repeat at a hit rate, and the items to draw the others from."""
         number = isinstance(hit_rate, int | float) and not isinstance(hit_rate, bool)
@@ -202,6 +228,7 @@ class Workload:
             "fingerprint": self.fingerprint,
             "items": len(self.items),
             "unique_images": len(set(self.contents)),
+            "images": self.images,
             "with_reference": sum(i.reference is not None for i in self.items),
             "tasks": tasks,
         }

@@ -15,7 +15,7 @@ from qvl_lab.errors import InputError, UnknownNameError, WorkloadError
 from qvl_lab.workloads import tables
 from qvl_lab.workloads.decode import UNSUPPORTED
 from qvl_lab.workloads.in_hand import Images, images_in_hand, items_in_hand
-from qvl_lab.workloads.items import DEFAULT_QUESTION, Item, Workload, refuse_url
+from qvl_lab.workloads.items import DEFAULT_QUESTION, HINTED, Item, Workload, refuse_url
 
 PACKAGED = ("evaluation", "mixed")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ""})
@@ -33,10 +33,12 @@ def load_workload(
     Parameters
     ----------
     source : str, Path, Workload, image, iterable of images or DataFrame
-        ``"mixed"`` or another packaged set; a folder (searched with its subfolders); an image; a
+        ``"mixed"`` or another packaged set, ``"mixed+hints"`` with a sentence behind each question
+        that says how to answer; a folder (searched with its subfolders); an image; a
         table (.csv, .tsv, .jsonl, .json or a pandas DataFrame) with the columns id, image,
-        question, reference (or answer), task, of which only image is needed and whose paths are
-        relative to the file; or images in hand: paths, bytes, PIL images, arrays, items.
+        question, reference (or answer; one, or a list of which any is right), task, of which only
+        image is needed and whose paths are relative to the file; or images in hand: paths, bytes,
+        PIL images, arrays, items.
     question, task : str, optional
         For items that bring none of their own.
 
@@ -59,6 +61,9 @@ def load_workload(
     if not isinstance(source, str | Path):
         return _from_images(source, defaults)
     refuse_url(source)
+    if str(source).removesuffix(HINTED) in PACKAGED and str(source) not in PACKAGED:
+        packaged = load_workload(str(source).removesuffix(HINTED), question=question, task=task)
+        return packaged.with_answer_hints()
     if str(source) in PACKAGED:
         source = asset(f"data/{source}") / f"{source}.jsonl"
     path = Path(source)

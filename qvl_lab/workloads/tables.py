@@ -74,13 +74,20 @@ def row_item(row: Any, folder: Path, label: str, defaults: Mapping[str, Any]) ->
     if not isinstance(image, bytes | Image.Image):
         refuse_url(str(image))
         image = folder / str(image)  # an absolute path stays as it is
-    values = {k: str(v) for k, v in row.items() if k in COLUMNS and v not in (None, "")}
+    values = {k: _as_text(v) for k, v in row.items() if k in COLUMNS and v not in (None, "")}
     del values["image"]
     name = values.pop("id", None) or label
     answer = values.pop("answer", None)
     if answer is not None and values.setdefault("reference", answer) != answer:
         raise WorkloadError("the columns 'reference' and 'answer' differ; keep one of them")
     return Item(name, image, **{**defaults, **values})
+
+
+def _as_text(value: Any) -> str:
+    """A value as an item holds it; several texts, as reference answers may be, as a JSON list."""
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return value[0] if len(value) == 1 else json.dumps(value, ensure_ascii=False)
+    return str(value)
 
 
 def _csv_rows(data: bytes, path: Path) -> list[tuple[int, Any]]:

@@ -50,6 +50,47 @@ def test_speed_is_the_median_over_repeats(row):
     assert (row["repeats"], row["answered"], row["failed"]) == (3, 10, 0)
 
 
+def test_times_of_answers_have_percentiles_over_the_items_of_all_passes(make_run, make_repeat):
+    first, second = [float(n) for n in range(1, 61)], [float(n) for n in range(61, 101)]
+    repeats = [
+        make_repeat(10.0, 60, queue_s=first, ttft_s=[0.5] * 60, e2e_s=first),
+        make_repeat(10.0, 40, queue_s=second, ttft_s=[0.5] * 40, e2e_s=second),
+    ]
+    row = frame([make_run(repeats)]).iloc[0]
+    for name in ("queue", "e2e"):
+        assert row[f"{name}_s"] == (30.5 + 80.5) / 2  # of the passes' medians
+        assert row[f"{name}_s_low"] < row[f"{name}_s"] < row[f"{name}_s_high"]
+        assert (row[f"{name}_p95_s"], row[f"{name}_p99_s"]) == (95.0, 99.0)
+    assert (row["ttft_p95_s"], row["ttft_p99_s"]) == (0.5, 0.5)
+
+
+def test_percentiles_are_unknown_where_they_would_be_the_slowest_item(make_run, make_repeat):
+    def row(answered):
+        times = [float(n) for n in range(answered)]
+        return frame([make_run([make_repeat(10.0, answered, e2e_s=times)])]).iloc[0]
+
+    assert row(19)["e2e_p95_s"] is None
+    assert (row(20)["e2e_p95_s"], row(20)["e2e_p99_s"]) == (18.0, None)
+    assert row(99)["e2e_p99_s"] is None
+    assert row(100)["e2e_p99_s"] == 98.0
+
+
+def test_no_wait_at_all_is_a_wait_of_zero_without_an_interval(make_run, make_repeat):
+    row = frame([make_run([make_repeat(queue_s=[0.0] * 10)] * 2)]).iloc[0]
+    assert (row["queue_s"], row["queue_s_low"]) == (0.0, None)
+
+
+def test_a_first_token_by_an_older_clock_stands_in_a_column_of_its_own(make_run, make_repeat):
+    older = make_repeat(10.0, 30, ttft_s=[0.2] * 30, queue_s=[], e2e_s=[])
+    row = frame([make_run([older, older])]).iloc[0]
+    assert (row["batch_ttft_s"], row["batch_ttft_s_low"]) == (0.2, pytest.approx(0.2))
+    for name in ("queue", "ttft", "e2e"):
+        columns = [f"{name}_s", f"{name}_s_low", f"{name}_p95_s", f"{name}_p99_s"]
+        assert row[columns].isna().all()
+    today = frame([make_run([make_repeat()])]).iloc[0]
+    assert pd.isna(today["batch_ttft_s"])
+
+
 def test_intervals_of_seconds_and_speed_mirror_each_other(row):
     assert row["s_per_100_images_low"] < 120 < row["s_per_100_images_high"]
     assert row["images_per_s_low"] == pytest.approx(100 / row["s_per_100_images_high"])
@@ -142,16 +183,18 @@ def test_quality_is_the_mean_of_the_tasks_means(make_run, make_repeat):
     read, locate = TaskScores("exact_match", (1.0, 0.0, None, 1.0)), TaskScores("iou", (0.5, 1), 1)
     scores = {"read": read.to_dict(), "locate": locate.to_dict()}
     row = frame([make_run([make_repeat()], scores=scores)]).iloc[0]
-    assert row["quality_read"] == pytest.approx(2 / 3)
+    assert row["quality_read"] == 0.5  # no answer is a wrong one
     assert row["quality_locate"] == 0.75
-    assert row["quality"] == pytest.approx((2 / 3 + 0.75) / 2)
+    assert row["quality"] == pytest.approx((0.5 + 0.75) / 2)
     assert row["quality_kind"] == "answers"
-    assert row["scores"] == {"read": (1.0, 0.0, None, 1.0), "locate": (0.5, 1.0)}
+    assert row["scores"] == {"read": (1.0, 0.0, 0.0, 1.0), "locate": (0.5, 1.0)}
+    assert row["score_images"] is None
     counts = row[["quality_items", "quality_missing", "quality_unparsed"]]
-    assert counts.tolist() == [5, 1, 1]
+    assert counts.tolist() == [6, 1, 1]
+    assert row["failed_share"] == pytest.approx(1 / 6)
     for name, groups in (
-        ("quality", [read.values, locate.values]),
-        ("quality_read", [read.values]),
+        ("quality", [read.scored, locate.values]),
+        ("quality_read", [read.scored]),
         ("quality_locate", [locate.values]),
     ):
         bounds = row[[name, f"{name}_low", f"{name}_high"]].tolist()
@@ -159,9 +202,37 @@ def test_quality_is_the_mean_of_the_tasks_means(make_run, make_repeat):
         assert bounds[1] < bounds[0] < bounds[2]
 
 
-def test_without_a_scored_answer_quality_is_unknown(make_run, make_repeat):
-    silent = {"read": TaskScores("exact_match", (None, None)).to_dict()}
-    table = frame([make_run([make_repeat()], scores=told) for told in ({}, silent)])
+def test_questions_about_one_image_are_resampled_together():
+    scores = (1.0, 1.0, 0.0, 0.0) * 5
+    images = tuple(i // 2 for i in range(20))
+    told = {
+        "read": TaskScores("exact_match", scores, images=images),
+        "colour": TaskScores("exact_match", scores, images=images),
+    }
+    columns = quality_columns(told, "answers")
+    assert columns["score_images"] == {"read": images, "colour": images}
+    assert columns["quality_low"] == interval([scores, scores], images=[images, images])[1]
+    assert columns["quality_read_low"] == interval([scores], images=[images])[1]
+    told["colour"] = TaskScores("exact_match", scores)  # of an older file
+    assert quality_columns(told, "answers")["score_images"] is None
+    assert quality_columns(told, "answers")["quality_low"] == interval([scores, scores])[1]
+
+
+def test_the_share_of_failed_items_is_the_larger_of_timed_and_scored(make_run, make_repeat):
+    timed, scored = make_repeat(answered=8, failed=2), TaskScores("iou", (1.0, None))
+    runs = [
+        make_run([timed]),
+        make_run([timed], scores={"read": scored.to_dict()}, batch_size=2),
+        make_run(status="oom", batch_size=4),
+    ]
+    shares = frame(runs)["failed_share"]
+    assert shares.tolist()[:2] == [0.2, 0.5]
+    assert pd.isna(shares[2])
+
+
+def test_without_a_scored_item_quality_is_unknown(make_run, make_repeat):
+    nothing = {"read": TaskScores("exact_match", ()).to_dict()}
+    table = frame([make_run([make_repeat()], scores=told) for told in ({}, nothing)])
     assert table[QUALITY].isna().all(axis=None)
     assert "quality_read" not in table
 
@@ -181,12 +252,12 @@ def test_a_task_that_one_run_lacks_is_unknown_there(make_run, make_repeat):
 def test_a_task_may_be_called_like_another_column(task):
     read = TaskScores("iou", (0.5, 0.75, None))
     columns = quality_columns({task: read, "read": TaskScores("iou", (1.0,))}, "answers")
-    assert columns[task_column(task)] == 0.625
-    assert columns[f"{task_column(task)}_low"] == interval([read.values])[1]
+    assert columns[task_column(task)] == pytest.approx(1.25 / 3)
+    assert columns[f"{task_column(task)}_low"] == interval([read.scored])[1]
     assert columns[task_column("read")] == columns["quality_read"] == 1.0
-    assert columns["quality"] == 0.8125
-    assert columns["quality_low"] == interval([read.values, (1.0,)])[1]
-    assert (columns["quality_kind"], columns["quality_items"]) == ("answers", 3)
+    assert columns["quality"] == pytest.approx((1.25 / 3 + 1) / 2)
+    assert columns["quality_low"] == interval([read.scored, (1.0,)])[1]
+    assert (columns["quality_kind"], columns["quality_items"]) == ("answers", 4)
     assert (columns["quality_missing"], columns["quality_unparsed"]) == (1, 0)
 
 
@@ -217,3 +288,22 @@ def test_every_setting_is_a_column(make_run):
     hidden = {"trust_remote_code"}  # no lever
     assert set(SETTINGS) == set(FIELDS) - hidden
     assert set(SETTINGS) <= set(frame([make_run()]).columns)
+
+
+def test_normalised_scores_have_columns_beside_the_strict_ones(make_run, make_repeat):
+    read = TaskScores("exact_match", (0.0, 1.0), normalised=(1.0, 1.0))
+    locate = TaskScores("iou", (0.0, None), 1, (0.5, None), fractions=2, pixels=1)
+    scores = {task: found.to_dict() for task, found in {"read": read, "locate": locate}.items()}
+    row = frame([make_run([make_repeat()], scores=scores)]).iloc[0]
+    assert row["quality_normalised"] == pytest.approx((1.0 + 0.25) / 2)
+    assert row["quality_normalised_low"] < 0.625 < row["quality_normalised_high"]
+    assert (row["quality_normalised_read"], row["quality_normalised_locate"]) == (1.0, 0.25)
+    assert (row["quality_fractions"], row["quality_pixels"]) == (2, 1)
+    assert row["quality_read"] == 0.5
+
+
+def test_an_older_file_has_no_normalised_scores(make_run, make_repeat):
+    old = {"read": {"metric": "exact_match", "values": [1.0], "unparsed": 0}}
+    row = frame([make_run([make_repeat()], scores=old)]).iloc[0]
+    assert row["quality"] == 1.0
+    assert pd.isna(row["quality_normalised"]) and pd.isna(row["quality_fractions"])

@@ -20,7 +20,7 @@ from qvl_lab.workloads.sources import load_workload
 SMALL: dict[str, Any] = {
     **{"model": "random:tiny", "precision": "fp32", "device": "cpu", "resolution": 64},
     **{"batch_size": 1, "max_new_tokens": 2, "repeats": 2, "isolation": "none"},
-    **{"progress": False, "cache_gib": 0.05},
+    **{"progress": False, "cache_gib": 0.05, "min_pass_s": 0.0, "max_repeats": 2},
 }
 
 

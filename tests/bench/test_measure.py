@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from qvl_lab.analysis.quality.scoring import TaskScores, score
+from qvl_lab.analysis.frame import frame
+from qvl_lab.analysis.quality.scoring import TaskScores, score_items
 from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.bench.executors import per_process as executors
 from qvl_lab.bench.measure import measure, remember
+from qvl_lab.bench.protocol import Gate
 from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config
 from qvl_lab.errors import ModelError
 from qvl_lab.models.architecture import Architecture
 from qvl_lab.models.load import parameter_count
+from qvl_lab.probe import contention
 from qvl_lab.runs.records import PARTS, STAGES, Run, Work
 from qvl_lab.workloads.items import Item, Workload
+from qvl_lab.workloads.resize import target_size
 from qvl_lab.workloads.sources import load_workload
 
 FIELDS: dict[str, Any] = {
@@ -80,7 +86,10 @@ def test_a_run_keeps_every_repeat_and_its_counts(lab, trial):
         assert (repeat.answered, repeat.failed) == (8, 0)
         assert repeat.visual_tokens == 3 * 4 + 5 * 2  # 64 x 64 pixels, 64 x 32 for the wider
         assert repeat.new_tokens == 8 * 3
-        assert len(repeat.ttft_s) == 8
+        times = list(zip(repeat.queue_s, repeat.ttft_s, repeat.e2e_s, strict=True))
+        assert len(times) == 8
+        assert all(0 <= queue < ttft < e2e <= repeat.wall_s for queue, ttft, e2e in times)
+        assert sum(queue > repeat.wall_s / 4 for queue, *_ in times) == 4  # the second batch waits
         assert len(repeat.batch_s) == 2
         assert set(repeat.stages_s) == {*STAGES, "other"}
         assert sum(repeat.stages_s.values()) == pytest.approx(repeat.wall_s, rel=0.02)
@@ -111,7 +120,7 @@ def test_a_run_says_what_was_run_and_on_what(lab, trial):
     assert run.workload["items"] == run.workload["measured_items"] == 8
     assert run.plan == {
         **{"repeats": 2, "warmup": 1, "timed_items": None, "batches": None, "seed": 0},
-        **{"quality": True, "metrics": {}},
+        **{"quality": True, "metrics": {}, "min_pass_s": 0.0, "phase": "sweep"},
     }
     assert run.cold["load_s"] == lab.loaded.load_s
     assert run.cold["warmup_s"] > 0
@@ -283,10 +292,12 @@ def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, trial, six
             "question": i.question,
             "expected": i.reference,
             "answer": text,
+            "image_size": list(target_size(Image.open(i.path or i.image).size, 128)),
         }
         for i, text in zip(items, texts, strict=True)
     ]
-    wanted = score([i.task for i in items], texts, [i.reference for i in items])
+    wanted = score_items(items, texts)
+    assert all(found.images for found in wanted.values())
     assert {task: TaskScores.from_dict(found) for task, found in run.scores.items()} == wanted
     assert list(run.scores) == list(dict.fromkeys(item.task for item in items))
     assert run.scores["locate"]["metric"] == "box_accuracy"
@@ -341,7 +352,7 @@ def test_no_pass_is_paid_for_where_no_answer_is_known(trained, trial, batches):
 
 
 @pytest.mark.parametrize("limit", [None, 1])
-def test_a_failed_item_is_missing_from_the_scores(trained, trial, six, tmp_path, limit):
+def test_a_failed_item_scores_nothing(trained, trial, six, tmp_path, limit):
     """Also where the timed passes did not see it."""
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
@@ -358,7 +369,7 @@ def test_a_failed_item_is_missing_from_the_scores(trained, trial, six, tmp_path,
     assert [repeat.failed for repeat in run.repeats] == [0 if limit else 1]
     assert run.answers[1]["answer"] is None
     found = TaskScores.from_dict(run.scores["colour"])
-    assert (found.values[1], found.count, found.missing) == (None, 1, 1)
+    assert (found.values[1], found.count, found.missing) == (None, 2, 1)
     assert [failure["id"] for failure in run.failures] == ["bad"]
 
 
@@ -449,3 +460,90 @@ def test_images_in_hand_are_told_apart_whatever_their_items_are_called(trained, 
     run = measure(trial(workload, plan={"repeats": 1, "warmup": 0}), lambda _: Lab())
     assert run.status == "ok", run.reason
     assert seen == [images]
+
+
+# ---- turns: quiet passes that last long enough
+
+
+@pytest.fixture
+def neighbours(monkeypatch) -> Callable[..., list[float]]:
+    """Make up who else uses the machine, pass by pass; returns how long was waited."""
+
+    def make(*cores: float) -> list[float]:
+        seen = iter(cores)
+        waited: list[float] = []
+
+        class Made(contention.Monitor):
+            def __exit__(self, *error):
+                self.seen = contention.Contention(others_cores=next(seen), canary_s=0.001)
+
+        monkeypatch.setattr("qvl_lab.bench.measure.Monitor", Made)
+        monkeypatch.setattr("qvl_lab.bench.protocol.time.sleep", waited.append)
+        return waited
+
+    return make
+
+
+def turn(trial: Trial, **parts: Any) -> Trial:
+    return replace(trial, **{"round": 1, "gate": Gate()} | parts)
+
+
+def test_a_turn_has_one_pass_and_its_round(lab, trial, neighbours):
+    neighbours(0.0)
+    run = measure(turn(trial()), lambda _: lab)
+    (repeat,) = run.repeats
+    assert (run.round, repeat.round, repeat.disturbed) == (1, 1, "")
+    assert run.contention["thrown_away"] == 0
+
+
+def test_a_disturbed_pass_is_thrown_away_and_counted(lab, trial, neighbours):
+    waited = neighbours(1.0, 0.0)
+    run = measure(turn(trial()), lambda _: lab)
+    assert (run.status, len(run.repeats)) == ("ok", 1)
+    assert run.contention["thrown_away"] == 1
+    assert run.contention["reason"] == "other programs used 1.0 cores"
+    assert len(waited) == 1
+
+
+def test_a_machine_that_stays_busy_gives_no_number_and_says_what_to_do(lab, trial, neighbours):
+    neighbours(*[1.0] * 4)
+    run = measure(turn(trial()), lambda _: lab)
+    assert (run.status, run.repeats) == ("busy", [])
+    assert "not measurable here: other programs used 1.0 cores" in run.reason
+    assert "--on-busy keep" in run.reason
+
+
+def test_who_insists_gets_a_number_that_says_that_it_was_disturbed(lab, trial, neighbours):
+    neighbours(*[1.0] * 4)
+    run = measure(turn(trial(), insist=True), lambda _: lab)
+    assert run.status == "ok"
+    assert run.repeats[0].disturbed == "other programs used 1.0 cores"
+    assert frame([run])["disturbed"].item()
+
+
+def test_a_pass_lasts_as_long_as_it_is_told(lab, trial):
+    run = measure(turn(trial(plan={"min_pass_s": 4.0}), gate=None), lambda _: lab)
+    (repeat,) = run.repeats
+    assert repeat.calls > 1
+    assert 4.0 <= repeat.wall_s < 8.0
+    assert repeat.answered == 8 * repeat.calls
+    assert len(repeat.batch_s) == 2 * repeat.calls
+    assert repeat.disturbed is None
+
+
+def test_only_the_first_turn_is_scored(trained, trial, six):
+    plan = {"repeats": 1}
+    first = measure(turn(trial(six, plan=plan), round=0, gate=None), lambda _: trained)
+    second = measure(turn(trial(six, plan=plan), round=1, gate=None), lambda _: trained)
+    assert first.scores
+    assert not second.scores
+
+
+@pytest.mark.parametrize(("limit", "cut"), [(1, 6), (40, 0)])
+def test_answers_that_end_at_the_limit_of_tokens_are_counted(trained, trial, six, limit, cut):
+    run = measure(trial(six, max_new_tokens=limit, resolution=512), lambda _: trained)
+    assert run.cut_answers == cut
+
+
+def test_random_weights_always_end_at_the_limit_so_nobody_counts(lab, trial):
+    assert measure(trial(), lambda _: lab).cut_answers is None

@@ -24,6 +24,7 @@ from qvl_lab.analysis.quality.metrics import METRICS
 from qvl_lab.assets import asset
 from qvl_lab.bench.executors import per_process as executors
 from qvl_lab.bench.planning import closed_by, smallest_first, spec_from
+from qvl_lab.bench.sweep import trials_of
 from qvl_lab.config import Config
 from qvl_lab.errors import ConfigError, ModelError, StoreError, UnknownNameError
 from qvl_lab.hardware import fingerprint
@@ -277,7 +278,8 @@ def test_a_script_without_a_main_guard_measures_its_settings(pictures, out, tmp_
         "import qvl_lab as ql\n"
         f"print('started')\nruns = ql.sweep(workload={str(pictures)!r}, out={str(out)!r},\n"
         "    model='random:tiny', device='cpu', precision='fp32', batch_size=[1, 2],\n"
-        "    resolution=64, max_new_tokens=1, repeats=1, warmup=0, progress=False)\n"
+        "    resolution=64, max_new_tokens=1, repeats=1, max_repeats=1, min_pass_s=0, warmup=0,\n"
+        "    progress=False)\n"
         "print([run.status for run in runs], [run.reason for run in runs])\n"
     )
     found = Path(ql.__file__).parents[1]
@@ -290,6 +292,15 @@ def test_a_script_without_a_main_guard_measures_its_settings(pictures, out, tmp_
     )
     assert done.stdout.splitlines() == ["started", "['ok', 'ok'] [None, None]"], done.stderr
     assert [run.status for run in Runs.load(out)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(("on_busy", "tries"), [("wait", 4), ("keep", 2), ("ignore", None)])
+def test_who_keeps_what_was_disturbed_waits_for_nobody(pictures, on_busy, tries):
+    spec = spec_from({"workload": pictures, "on_busy": on_busy})
+    (trial,) = trials_of([Config()], spec, ql.load_workload(pictures))
+    assert (trial.gate and trial.gate.tries) == tries
+    assert trial.insist == (on_busy == "keep")
+    assert on_busy != "keep" or trial.gate.wait_s == 0
 
 
 # ---- other environments
@@ -614,6 +625,8 @@ def test_a_spec_and_settings_together_are_refused(out):
 
 SETTINGS = {"batch_size": [1, 2, 4, 8], "resolution": [64, 96]}
 OPTIONS: dict[str, Any] = {"precision": "fp32", "max_new_tokens": 2, "repeats": 2}
+#: What ``quick_sweeps`` cannot reach in a process of its own.
+SHORT: dict[str, Any] = {"min_pass_s": 0.0, "max_repeats": 2}
 
 
 @pytest.fixture
@@ -650,7 +663,7 @@ def sweep_all(pictures: str, out: str) -> None:
     fork = multiprocessing.get_context("fork")
     executors.multiprocessing.get_context = lambda _: fork
     fork.set_forkserver_preload = lambda _: None
-    ql.sweep(workload=pictures, out=out, progress=False, **SETTINGS, **OPTIONS)
+    ql.sweep(workload=pictures, out=out, progress=False, **SETTINGS, **OPTIONS, **SHORT)
 
 
 def start_forked(pictures: Path, out: Path) -> BaseProcess:
@@ -687,11 +700,12 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 
 def assert_complete(out: Path, kept: list[bytes]) -> None:
-    """Every configuration is there once, and the rows that were kept still are."""
+    """Every configuration is there once in each round, and the rows that were kept still are."""
     lines = complete_lines(out)
     assert lines[: len(kept)] == kept
     rows = [Run.from_json(line) for line in lines]
-    assert sorted(setting(run) for run in rows) == sorted(itertools.product(*SETTINGS.values()))
+    turns = [(*setting(run), repeat.round) for run in rows for repeat in run.repeats]
+    assert sorted(turns) == sorted(itertools.product(*SETTINGS.values(), (0, 1)))
     assert {run.status for run in rows} == {"ok"}
 
 
@@ -709,7 +723,7 @@ def test_a_sweep_killed_again_and_again_loses_no_row_and_repeats_none(pictures, 
         assert complete_lines(out)[: len(kept)] == kept, "a finished row was lost"
         wait_for(lambda: gone(workers), 10, "a worker goes on")  # noqa: B023
     kept = complete_lines(out)
-    assert 2 <= len(kept) < 8
+    assert 2 <= len(kept) < 16
     process = start_forked(pictures, out)
     process.join(60)
     assert process.exitcode == 0
@@ -811,3 +825,13 @@ def test_a_sweep_of_fp8_on_a_cpu_says_once_that_it_is_emulated(sweep, caplog):
     runs = sweep(device="cpu", precision=["fp32", "fp8"], batch_size=[1, 2], repeats=1)
     assert [run.status for run in runs] == ["ok"] * len(runs)
     assert caplog.text.count("fp8 on a CPU is emulated") == 1
+
+
+def test_a_sweep_says_that_answers_were_cut(sweep, caplog):
+    sweep(
+        workload="evaluation", items=6, model="tiny", precision="fp32", repeats=1,
+        batch_size=4, resolution=[64, 96], max_new_tokens=1,
+    )  # fmt: skip
+    (said,) = [r.message for r in caplog.records if "may be cut off" in r.message]
+    assert "in 2 of 2 settings" in said
+    assert "raise max_new_tokens (--max-new-tokens) above 1" in said

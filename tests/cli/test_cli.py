@@ -126,6 +126,22 @@ def test_a_price_gives_a_cost(qvl, photos):
     result = qvl(f"run {photos}/red.png {SMALL} --json --gpu A10G --provider article")
     summary = strict(result.out.splitlines()[-1])["summary"]
     assert summary["cost_cny_per_100_images"] == pytest.approx(summary["wall_s"] * 48 / 36)
+    assert summary["cost_cny_per_100_answers"] == summary["cost_cny_per_100_images"]
+    assert "the seconds are this CPU's and the price is that of A10G" in result.err
+    assert "price: A10G article on demand, 48 CNY/h (undated)\n" in result.err
+    assert "no provider was named" not in result.err
+
+
+def test_images_with_several_questions_cost_more_than_an_answer(qvl, photos):
+    rows = "".join(f"{photos}/red.png,What?{i}\n" for i in range(3))
+    Path("three.csv").write_text(f"image,question\n{rows}")
+    result = qvl(f"run three.csv {SMALL} --json --gpu H100")
+    summary = strict(result.out.splitlines()[-1])["summary"]
+    assert summary["cost_usd_per_100_answers"] == pytest.approx(summary["wall_s"] * 6.88 / 108)
+    by_image = 3 * summary["cost_usd_per_100_answers"]
+    assert summary["cost_usd_per_100_images"] == pytest.approx(by_image)
+    assert "no provider was named, so that of aws is taken; 4 prices of H100 are" in result.err
+    assert "known, 2.69 to 6.88 USD/h" in result.err
 
 
 @pytest.mark.parametrize(
@@ -205,7 +221,9 @@ def test_answers_are_scored_where_the_true_ones_are_known(qvl):
     scores = score([i.task for i in items], texts, [i.reference for i in items])
     lines = [line for line in result.err.splitlines() if line.startswith("quality: ")]
     assert lines == [
-        f"quality: {task} {found.mean:.3f} ({found.metric}, 1 items"
+        f"quality: {task} {found.mean:.3f}"
+        + (f", normalised {found.normalised_mean:.3f}" * (found.normalised != found.values))
+        + f" ({found.metric}, 1 items"
         + ("; 1 unparsed" if found.unparsed else "")
         + ")"
         for task, found in scores.items()
@@ -250,7 +268,7 @@ def test_a_task_of_ones_own_is_answered_and_told_how_to_be_scored(qvl, photos):
     assert "not scored: nothing says how answers of task 'tint' are scored" in unscored.err
     assert "quality:" not in unscored.err
     scored = qvl(f"run {table} {SMALL} --metric tint=anls")
-    assert re.search(r"^quality: tint \S+ \(anls, 1 items; 1 missing\)$", scored.err, re.MULTILINE)
+    assert re.search(r"^quality: tint \S+ \(anls, 2 items; 1 missing\)$", scored.err, re.MULTILINE)
 
 
 def test_each_task_may_have_its_resolution(qvl):
@@ -268,8 +286,8 @@ def test_each_task_may_have_its_resolution(qvl):
         else:
             assert f"unknown task '{item.task}'" in answer["error"]
     assert len(last["summary"]["failures"]) == 3
-    total = {"metric": "exact_match", "mean": None, "count": 0, "missing": 1, "unparsed": 0}
-    assert last["summary"]["quality"]["total"] == total
+    total = {"metric": "exact_match", "mean": 0.0, "count": 1, "missing": 1, "unparsed": 0}
+    assert last["summary"]["quality"]["total"] == total | {"normalised_mean": None}
 
 
 def test_ctrl_c_exits_130_and_promises_nothing_that_is_not_kept(qvl, photos, monkeypatch):
@@ -405,11 +423,12 @@ def test_an_ablation_writes_its_rows_and_the_report_shows_it(qvl, photos):
     named = re.findall(r"^failed: (\S+):", result.err, re.MULTILINE)
     assert named == ["bomb.png", "cut.jpg", "empty.png", "text.png"]
     page = sections.ablation(review("ablation.jsonl", per_hour=36.0))
-    command = re.search("```\n(.*)\n```", page[-1].data)[1]
+    command = re.search("```\n(.*)\n```", page[-1].data, re.DOTALL)[1].replace("\\\n", "")
+    before = Path("ablation.jsonl").read_bytes()
     again = qvl(command.removeprefix("qvl-lab ") + " --json")
     # the same settings: nothing is measured again
     assert strict(again.out) == {"out": "ablation.jsonl", "settings": 6, "statuses": {"ok": 6}}
-    assert len(Path("ablation.jsonl").read_text().splitlines()) == 6
+    assert Path("ablation.jsonl").read_bytes() == before
     more = qvl(f"{ABLATE} --levers batch_size --out ablation.jsonl")
     assert more.out == "4 settings in ablation.jsonl: 4 ok\n"
     assert len(Runs.load("ablation.jsonl")) == 7
@@ -450,9 +469,10 @@ def test_hit_rates_are_measured_and_shown_with_what_they_save(qvl, album):
     assert head.split()[:3] == ["cache", "highest_hit_rate", "highest_saving"]
     assert [row.split()[:2] for row in rows] == [["features", "0.5"], ["prefix", "0.5"]]
     assert last == "6 settings in hits.jsonl: 6 ok"
+    before = Path("hits.jsonl").read_bytes()
     again = qvl(f"{HITS} --json")
     assert strict(again.out) == {"out": "hits.jsonl", "settings": 6, "statuses": {"ok": 6}}
-    assert len(Path("hits.jsonl").read_text().splitlines()) == 6
+    assert Path("hits.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -472,31 +492,32 @@ def test_report_passes_its_options_on(qvl, monkeypatch):
 
     def report(runs, **options):
         asked.update(options, runs=runs)
-        return ReportFiles(Path("a.html"), Path("a.ipynb"), Path("a.csv"))
+        return ReportFiles(Path("a.html"), Path("a.ipynb"), Path("a.csv"), {"saving": 0.6})
 
     monkeypatch.setattr("qvl_lab.show.report.render.report", report)
     result = qvl(
         "report r.jsonl --gpu A10G --rate USD=7.1 --current batch_size=1 --current precision=fp32 "
-        "--monthly-images 5 --lang zh --out review --min-quality 0.9 --json"
+        "--monthly-images 5 --peak-hour-images 3 --lang zh --out review --min-quality 0.9 --json"
     )
     assert result.code == 0
-    assert strict(result.out) == {"html": "a.html", "notebook": "a.ipynb", "csv": "a.csv"}
+    files = {"html": "a.html", "notebook": "a.ipynb", "csv": "a.csv"}
+    assert strict(result.out) == files | {"headline": {"saving": 0.6}}
     assert asked["exchange_rates"] == {"USD": 7.1}
     assert asked["current"] == {"batch_size": 1, "precision": "fp32"}
     assert (asked["runs"], asked["out"]) == (Path("r.jsonl"), Path("review"))
     assert (asked["monthly_images"], asked["lang"], asked["gpu"]) == (5, "zh", "A10G")
-    assert asked["min_quality"] == 0.9
+    assert (asked["min_quality"], asked["peak_hour_images"]) == (0.9, 3)
 
 
 @pytest.fixture
 def scored_runs(on_cpu) -> str:
-    """A run file: 10 s and 10 of 10 right one by one; 4 s and 9 right, 2 s and 5 right in batches
-    of four at half the pixels.
+    """A run file: 10 s and 200 of 200 right one by one; 4 s and 180 right, 2 s and 100 right in
+    batches of four at half the pixels.
     """
     cells = [(1, 10.0, 512, 10), (4, 4.0, 256, 9), (4, 2.0, 128, 5)]
     with Store("scored.jsonl") as store:
         for size, seconds, side, right in cells:
-            values = [1.0] * right + [0.0] * (10 - right)
+            values = ([1.0] * right + [0.0] * (10 - right)) * 20
             told = {"colour": {"metric": "exact_match", "values": values, "unparsed": 0}}
             known = {"scores": told, "random_weights": False, "resolution": side}
             store.append(on_cpu(size, seconds, **known))
@@ -533,7 +554,7 @@ def test_a_limit_on_quality_changes_the_recommendation(reported, options, side, 
 
 def test_a_quality_out_of_reach_is_said_with_the_best_there_is(reported, on_cpu):
     with Store("scored.jsonl") as store:  # today's loses one, too
-        values = [1.0] * 9 + [0.0]
+        values = ([1.0] * 9 + [0.0]) * 20
         told = {"colour": {"metric": "exact_match", "values": values, "unparsed": 0}}
         known = {"scores": told, "random_weights": False, "resolution": 512}
         store.append(on_cpu(1, 10.0, **known))
@@ -575,6 +596,17 @@ def test_prices_name_date_and_source(qvl):
     table = strict(qvl("prices --json").out)
     assert {"gpu", "provider", "per_hour", "currency", "date", "source"} <= set(table["prices"][0])
     assert all(rate["date"] and rate["source"] for rate in table["rates"])
+    assert {"url", "region", "gpus_per_machine", "note", "age_days"} <= set(table["prices"][0])
+
+
+def test_prices_mark_what_is_old_undated_or_doubtful(qvl):
+    result = qvl("prices --gpu L4")
+    (aws,) = (line for line in result.out.splitlines() if re.match(r"\s*L4\s+aws\s", line))
+    assert re.search(r"2025-11-30\s+\d+ days old\s+us-east-1\s+4 GPUs", aws)
+    assert "https://deploybase.ai/articles/runpod-gpu-pricing" in result.out
+    assert "rented as a whole" in result.out
+    assert "undated 1;" in result.err
+    assert re.search(r"\(2026-01-08, \d+ days old, China", result.out)
 
 
 def test_prices_of_ones_own_come_first(qvl):

@@ -17,7 +17,14 @@ from qvl_lab.probe.ceilings import (
 )
 
 
-def test_a_call_is_timed_over_rounds_long_enough(monkeypatch):
+@pytest.fixture
+def rests(monkeypatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr(ceilings.time, "sleep", slept.append)
+    return slept
+
+
+def test_a_call_is_timed_over_rounds_long_enough(monkeypatch, rests):
     clock = count()  # a second passes between two looks at it, however much was done
     monkeypatch.setattr(ceilings.time, "perf_counter", lambda: float(next(clock)))
     assert seconds_per_call(lambda: None, "cpu") == 1.0
@@ -31,6 +38,37 @@ def test_a_call_is_timed_over_rounds_long_enough(monkeypatch):
 
     assert seconds_per_call(work, "cpu") == pytest.approx(0.004)
     assert now["calls"] >= 5 * 25  # five rounds of a tenth of a second
+    assert now["s"] >= 1.0
+
+
+def test_a_call_that_takes_seconds_is_made_a_few_times(monkeypatch, rests):
+    """A CPU without instructions for bf16 takes 3 s for a product that fp32 does in 0.03 s."""
+    now = {"s": 0.0}
+
+    def work():
+        now["s"] += 3.0
+
+    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: now["s"])
+    assert seconds_per_call(work, "cpu") == 3.0
+    assert now["s"] <= 9.0
+
+
+def test_what_a_device_reaches_before_its_clocks_fall_is_its_ceiling(monkeypatch, rests):
+    """Rested, 0.05 s are fast; after that a call takes twice as long until the next rest."""
+    now = {"s": 0.0, "worked": 0.0}
+
+    def sleep(seconds):
+        now["s"] += seconds
+        now["worked"] = 0.0
+
+    def work():
+        took = 0.002 if now["worked"] > 0.05 else 0.001
+        now["s"] += took
+        now["worked"] += took
+
+    monkeypatch.setattr(ceilings.time, "sleep", sleep)
+    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: now["s"])
+    assert seconds_per_call(work, "cpu") == pytest.approx(0.001)
 
 
 @pytest.mark.slow
@@ -44,7 +82,7 @@ def test_ceilings_of_this_cpu_are_within_reason():
 
 
 def test_the_fastest_of_several_products_is_the_ceiling(monkeypatch):
-    rates = {(1024, 1024, 1024): 2e11, (4096, 512, 512): 3e11}
+    rates = dict.fromkeys(ceilings.CPU_PRODUCTS, 2e11) | {(4096, 512, 512): 3e11}
     monkeypatch.setattr(ceilings, "_product_flops_per_s", lambda shape, *_: rates[shape])
     monkeypatch.setattr(ceilings, "seconds_per_call", lambda *_: 0.5)
     found = measure_ceilings("cpu")

@@ -13,7 +13,8 @@ from qvl_lab.runs.records import SCHEMA_VERSION, STATUSES, Run, environment_key,
 from qvl_lab.runs.store import Runs
 
 REPORTS = Path(__file__).parents[2] / "reports"
-#: Sums of the number columns of the committed run files, as the code that wrote them read them.
+#: Sums of the number columns of the committed run files, as the code that wrote them read them;
+#: what they call ``ttft_s`` is ``batch_ttft_s`` since one clock times all.
 OLD = json.loads((Path(__file__).parent / "old_frames.json").read_text("utf-8"))
 
 #: Another value for every field of a configuration.
@@ -89,6 +90,8 @@ def test_the_line_is_plain_json_with_units_in_names(make_run, make_repeat):
     assert values["schema"] == SCHEMA_VERSION
     assert values["repeats"][0]["wall_s"] == 8.0
     assert values["repeats"][0]["ttft_s"] == [0.5] * 4
+    assert values["repeats"][0]["queue_s"] == [0.25] * 4
+    assert values["repeats"][0]["e2e_s"] == [8.0] * 4
 
 
 def test_names_that_are_not_utf8_can_be_written(make_run):
@@ -166,6 +169,24 @@ def test_committed_run_files_load_with_the_figures_that_they_had(path):
 def test_every_committed_run_file_is_compared():
     files = set(REPORTS.rglob("*.jsonl")) - set((REPORTS / "local").rglob("*"))  # not committed
     assert set(OLD) == {file.relative_to(REPORTS.parent).as_posix() for file in files}
+
+
+@pytest.mark.parametrize(
+    ("name", "questions"),
+    [("w1", {1.0}), ("w2", {5.0}), ("fp8-quality", {420 / 180}), ("hits", {1.0})],
+)
+def test_older_files_tell_images_from_answers(name, questions):
+    """Where requests repeat earlier ones on purpose, as in hits, each brings an image."""
+    frame = Runs.load(REPORTS / f"h200-fast/{name}.jsonl").frame()
+    assert set(frame["questions_per_image"]) == questions
+
+
+@pytest.mark.parametrize("counts", [{}, {"unique_images": 0}, {"unique_images": None}])
+def test_how_many_images_there_were_stays_unknown_where_a_file_does_not_say(make_run, counts):
+    workload = {"name": "old", "fingerprint": "f" * 16, "items": 10} | counts
+    read = Run.from_json(make_run(workload=workload).to_json())
+    assert "images" not in read.workload
+    assert Runs([read]).frame()["questions_per_image"].isna().all()
 
 
 def test_names_of_older_versions_are_read_as_those_of_today(make_run, make_repeat):

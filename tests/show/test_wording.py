@@ -276,6 +276,6 @@ def test_chinese_texts_have_full_width_marks_and_no_stray_spaces(key):
 
 def test_a_value_that_ends_in_chinese_leaves_no_stray_space():
     values = {"today": "¥1.00", "best": "¥0.40", "percent": "60%", "low": "50%", "high": "70%"}
-    said = locale.label("headline", "zh", setting="fp32·按任务·快速引擎", **values)
+    said = locale.label("headline", "zh", unit="100 张图", setting="fp32·按任务·快速引擎", **values)
     assert "快速引擎后为" in said
     assert "改用 fp32" in said

@@ -171,6 +171,12 @@ def test_so_many_requests_repeat_an_earlier_image(rate, same_question):
     assert REPEATED.search(repeated.name)
 
 
+def test_images_are_different_ones_but_a_repeated_request_brings_its_own():
+    assert album(3, each=2).info()["images"] == 3
+    assert len(album(3, each=2)) == 6
+    assert album().repeating(0.9).info()["images"] == 20
+
+
 def test_a_repeated_question_keeps_its_answer_and_another_one_has_none():
     whole, another = (album().repeating(0.5, same_question=same) for same in (True, False))
     known = {item.image: item for item in album().items}
@@ -241,6 +247,7 @@ def test_info_counts_items_images_answers_and_tasks():
         "fingerprint": Workload("other", items).fingerprint,
         "items": 3,
         "unique_images": 2,
+        "images": 2,
         "with_reference": 1,
         "tasks": {"ocr": 2, "none": 1},
     }

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from qvl_lab.analysis.quality.metrics import parse_boxes
+from qvl_lab.analysis.quality.boxes import parse_boxes
 from qvl_lab.analysis.quality.scoring import score
 from qvl_lab.errors import InputError, UnknownNameError, WorkloadError
 from qvl_lab.workloads.items import DEFAULT_QUESTION, Item, Workload
@@ -101,6 +101,14 @@ def test_csv_numbers_stay_as_written(tmp_path):
     path = tmp_path / "set.csv"
     path.write_text("image,answer\na.png,007\nb.png,NA\n")
     assert [item.reference for item in load_workload(path).items] == ["007", "NA"]
+
+
+def test_several_reference_answers_are_a_list(tmp_path):
+    rows = [["12.50", "12.5"], ["red"], [], [{"bbox_2d": [1, 2, 3, 4]}], "2"]
+    lines = [json.dumps({"image": "a.png", "answer": answer}) for answer in rows]
+    (tmp_path / "set.jsonl").write_text("\n".join(lines))
+    found = [item.reference for item in load_workload(tmp_path / "set.jsonl").items]
+    assert found == ['["12.50", "12.5"]', "red", "[]", "[{'bbox_2d': [1, 2, 3, 4]}]", "2"]
 
 
 def test_the_true_answer_is_read_from_reference_or_answer(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from qvl_lab.analysis.limits.roofline import HIDEABLE, Ceilings, roofline
+from qvl_lab.analysis.money.comparable import alike
 from qvl_lab.claims import claim
 from qvl_lab.config import FIELDS, default_of, engines_with
 from qvl_lab.runs.records import Run
@@ -103,7 +104,8 @@ def advise(
     limits : Ceilings
         Of its device and precision.
     others : iterable of Run
-        Runs to compare with; those of other models or environments are left out.
+        Runs to compare with; those that are not like this one in model, workload, length of
+        answers, what a pass answers and environment are left out.
     samples, pauses, stage_kernels : DataFrame, optional
         ``power``, ``pauses`` and ``stage_kernels`` of a profile of the same setting.
 
@@ -112,8 +114,8 @@ def advise(
     ConfigError
         As :func:`qvl_lab.analysis.limits.roofline.roofline`.
     """
-    comparable = [o for o in others if o.status == "ok" and _alike(o, run)]
-    case = Case(run=run, table=roofline(run, limits), others=comparable)
+    like = [o for o in others if o.status == "ok" and o.key != run.key and alike(o, run)]
+    case = Case(run=run, table=roofline(run, limits), others=like)
     found = [finding for rule in RULES if (finding := rule(case))]
     if samples is not None:
         found += filter(None, [throttled(samples)])
@@ -333,11 +335,6 @@ def _graphs_option(run: Run) -> str:
     if run.config.get("engine") == "fast":
         return "" if _has(run, "cuda_graphs") else "cuda_graphs=true"
     return "" if run.config.get("cache_implementation") == "static" else _STATIC
-
-
-def _alike(other: Run, run: Run) -> bool:
-    same = other.workload.get("fingerprint") == run.workload.get("fingerprint")
-    return same and other.environment == run.environment and other.key != run.key
 
 
 def _only_differs(case: Case, name: str) -> list[Run]:

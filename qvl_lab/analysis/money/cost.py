@@ -1,199 +1,18 @@
-"""Money: seconds times a price that has a date and a source.
-
-A price is found by GPU and provider in the packaged table, in a TOML file of the user's with the
-same layout, or given as a number. Nothing is converted between currencies without a stated rate.
-"""
+"""Money: seconds times a price that has a date and a source."""
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import date
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from qvl_lab.assets import asset
-from qvl_lab.errors import ConfigError, UnknownNameError
+from qvl_lab.analysis.money.prices import Price, convert, find_price
+from qvl_lab.errors import ConfigError
 
-KINDS = ("on_demand", "spot", "reserved")
 SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€", "GBP": "£", "JPY": "JP¥"}
-_ISO_DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?")
-#: Multiples of one image's seconds that the cost columns are quoted for.
-UNITS = {"per_100_images": 100, "per_1000_answers": 1000}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Price:
-    """What one GPU costs for an hour of wall time.
-
-    ``currency`` is an ISO 4217 code; ``date`` is ISO 8601, or "undated" if the source gives none.
-    """
-
-    gpu: str
-    provider: str
-    per_hour: float
-    currency: str
-    kind: str = "on_demand"
-    date: str = "undated"
-    source: str = "given by the user"
-
-    def __post_init__(self) -> None:
-        for name in ("gpu", "provider", "date", "source"):
-            if not isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} of a price must be text, not {getattr(self, name)!r}")
-        if self.date != "undated" and not _ISO_DATE.fullmatch(self.date):
-            raise ConfigError(
-                "the date of a price is ISO (2026-11-01, 2026-11, 2026) or undated, not "
-                f"{self.date!r}"
-            )
-        if self.kind not in KINDS:
-            raise UnknownNameError("price kind", self.kind, KINDS)
-        if not _positive(self.per_hour):
-            raise ConfigError(f"per_hour must be a number above 0, not {self.per_hour!r}")
-        _check_currency(self.currency)
-
-    def of(self, seconds: Any, utilisation: float = 1.0) -> Any:
-        """What seconds of wall time cost, in ``currency``; of a number, an array or a Series.
-
-        Parameters
-        ----------
-        utilisation : float
-            Share (0-1] of the paid time that does this work; idle time is paid too.
-        """
-        return seconds * self.per_hour / 3600 / utilisation
-
-    @property
-    def label(self) -> str:
-        """For people: "A10G article on demand, 48 CNY/h (2025)"."""
-        kind = self.kind.replace("_", " ")
-        amount = f"{self.per_hour:.4g} {self.currency}/h"
-        return f"{self.gpu} {self.provider} {kind}, {amount} ({self.date})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """How many units of ``quote`` one unit of ``base`` buys."""
-
-    base: str
-    quote: str
-    rate: float
-    date: str = "undated"
-    source: str = "given by the user"
-
-    def __post_init__(self) -> None:
-        _check_currency(self.base)
-        _check_currency(self.quote)
-        if not _positive(self.rate):
-            raise ConfigError(f"an exchange rate must be a number above 0, not {self.rate!r}")
-
-
-def price_list(file: str | Path | None = None) -> list[Price]:
-    """The packaged prices, after those of ``file`` if one is given.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or a price or a rate lacks a field or has an unknown one.
-    """
-    if file:
-        _entries(file, "rate", Rate)  # a file is right as a whole, or refused
-    return [*(_entries(file, "price", Price) if file else []), *_packaged("price", Price)]
-
-
-def rates(file: str | Path | None = None) -> list[Rate]:
-    """The packaged exchange rates, after those of ``file`` if one is given.
-
-    Errors are as of :func:`price_list`.
-    """
-    return [*(_entries(file, "rate", Rate) if file else []), *_packaged("rate", Rate)]
-
-
-def prices(file: str | Path | None = None) -> pd.DataFrame:
-    """The packaged prices, after those of ``file`` if one is given.
-
-    Returns
-    -------
-    DataFrame
-        One row per price, with the fields of :class:`Price`.
-
-    Raises
-    ------
-    ConfigError
-        As :func:`price_list`.
-    """
-    return pd.DataFrame([asdict(p) for p in price_list(file)])
-
-
-def find_price(
-    gpu: str,
-    provider: str | None = None,
-    kind: str | None = None,
-    *,
-    file: str | Path | None = None,
-) -> Price:
-    """The first price that matches, ignoring case; the user's file comes before the package's.
-
-    Without a kind, on demand is preferred.
-
-    Raises
-    ------
-    UnknownNameError
-        If no entry has this GPU, or none of its entries has this provider or kind.
-    """
-    found = price_list(file)
-    for field, wanted in (("gpu", gpu), ("provider", provider), ("kind", kind)):
-        if wanted is None:
-            continue
-        allowed = dict.fromkeys(getattr(p, field) for p in found)
-        found = [p for p in found if getattr(p, field).lower() == wanted.lower()]
-        if not found:
-            what = field if field == "gpu" else f"{field} for {gpu}"
-            raise UnknownNameError(what.replace("gpu", "GPU"), wanted, allowed)
-    return min(found, key=lambda p: KINDS.index(p.kind))
-
-
-def convert(
-    price: Price,
-    currency: str,
-    exchange_rates: Mapping[str, float] | None = None,
-    *,
-    file: str | Path | None = None,
-) -> tuple[Price, Rate | None]:
-    """The price in another currency, and the rate that was used (None if none was needed).
-
-    Parameters
-    ----------
-    exchange_rates : mapping, optional
-        Currency code to the units of ``currency`` that one unit of it buys, ``{"USD": 7.1}``.
-
-    Raises
-    ------
-    ConfigError
-        If no rate between the two is known.
-    """
-    _check_currency(currency)
-    for code in exchange_rates or {}:
-        _check_currency(code)
-    if price.currency == currency:
-        return price, None
-    if price.currency in (exchange_rates or {}):
-        given = (exchange_rates or {})[price.currency]
-        known = [Rate(base=price.currency, quote=currency, rate=given)]
-    else:
-        known = rates(file)
-    for rate in known:
-        if (rate.base, rate.quote) == (price.currency, currency):
-            return replace(price, per_hour=price.per_hour * rate.rate, currency=currency), rate
-        if (rate.quote, rate.base) == (price.currency, currency):
-            return replace(price, per_hour=price.per_hour / rate.rate, currency=currency), rate
-    raise ConfigError(
-        f"no exchange rate from {price.currency} to {currency}; give one, "
-        f"exchange_rates={{'{price.currency}': ...}} or --rate {price.currency}=..."
-    )
 
 
 def price(
@@ -226,14 +45,14 @@ def price(
     Returns
     -------
     DataFrame
-        A copy with ``cost_CUR_per_100_images`` and ``cost_CUR_per_1000_answers`` (CUR is the
-        currency in lower case), each with ``_low`` and ``_high``. ``attrs["price"]`` holds the
-        price as quoted, ``attrs["rate"]`` the exchange rate, ``attrs["utilisation"]``,
-        ``attrs["currency"]``, ``attrs["cost_per_hour"]`` what an hour of this work costs in it.
+        As :func:`with_costs`.
+
+    Raises
+    ------
+    ConfigError
+        If neither a GPU nor a price of your own is given, or one cannot be used.
     """
-    if not 0 < utilisation <= 1:
-        hint = f"; did you mean {utilisation / 100:g}?" if 1 < utilisation <= 100 else ""
-        raise ConfigError(f"utilisation must be above 0 and at most 1, not {utilisation!r}{hint}")
+    check_utilisation(utilisation)
     if per_hour is not None:
         quoted = Price(
             gpu=gpu or "GPU",
@@ -246,13 +65,54 @@ def price(
         quoted = find_price(gpu, provider, kind, file=file)
     else:
         raise ConfigError("name a GPU (see 'qvl-lab prices') or give per_hour")
+    return with_costs(
+        frame,
+        quoted,
+        currency=currency,
+        exchange_rates=exchange_rates,
+        utilisation=utilisation,
+        file=file,
+    )
+
+
+def with_costs(
+    frame: pd.DataFrame,
+    quoted: Price,
+    *,
+    currency: str | None = None,
+    exchange_rates: Mapping[str, float] | None = None,
+    utilisation: float = 1.0,
+    file: str | Path | None = None,
+) -> pd.DataFrame:
+    """Add cost columns at a price.
+
+    Per image counts images, per answer counts answers: a workload that asks three questions about
+    every image needs three answers for an image. Where a frame's ``questions_per_image`` is not
+    known, what an image costs is not either; a frame without that column is taken to ask one.
+
+    Returns
+    -------
+    DataFrame
+        A copy with ``cost_CUR_per_100_images``, ``cost_CUR_per_100_answers`` and
+        ``cost_CUR_per_1000_answers`` (CUR is the currency in lower case), each with ``_low`` and
+        ``_high``. ``attrs["price"]`` holds the price as quoted, ``attrs["rate"]`` the exchange
+        rate, ``attrs["utilisation"]``, ``attrs["currency"]``, ``attrs["cost_per_hour"]`` what an
+        hour of this work costs in it.
+    """
+    check_utilisation(utilisation)
     converted, rate = convert(quoted, currency or quoted.currency, exchange_rates, file=file)
     priced = frame.copy()
-    for unit, count in UNITS.items():
+    images = pd.to_numeric(frame.get("questions_per_image", pd.Series(1.0, frame.index)))
+    counts: dict[str, Any] = {
+        "per_100_images": 100 * images,
+        "per_100_answers": 100,
+        "per_1000_answers": 1000,
+    }
+    for unit, answers in counts.items():
         for bound in ("", "_low", "_high"):
-            seconds = pd.to_numeric(priced[f"s_per_100_images{bound}"])
+            seconds = pd.to_numeric(priced[f"s_per_100_images{bound}"]) / 100
             column = f"cost_{converted.currency.lower()}_{unit}{bound}"
-            priced[column] = converted.of(seconds / 100 * count, utilisation)
+            priced[column] = converted.of(seconds * answers, utilisation)
     priced.attrs |= {
         "price": asdict(quoted),
         "rate": asdict(rate) if rate else None,
@@ -263,72 +123,35 @@ def price(
     return priced
 
 
+def check_utilisation(utilisation: float) -> None:
+    """Raise a ConfigError unless it is a share above 0."""
+    if not 0 < utilisation <= 1:
+        hint = f"; did you mean {utilisation / 100:g}?" if 1 < utilisation <= 100 else ""
+        raise ConfigError(f"utilisation must be above 0 and at most 1, not {utilisation!r}{hint}")
+
+
 def cost_column(frame: pd.DataFrame) -> str:
     """The name of a priced frame's cost per 100 images.
+
+    That of 100 answers, where no row says how many questions an image has.
 
     Raises
     ------
     ConfigError
         If the frame has not been priced.
     """
-    for column in frame.columns:
-        if str(column).startswith("cost_") and str(column).endswith("_per_100_images"):
-            return str(column)
-    raise ConfigError("the frame has no cost columns; call price(frame, gpu=...) first")
+    names = [str(column) for column in frame.columns if str(column).startswith("cost_")]
+    by_image, by_answer = (
+        [name for name in names if name.endswith(unit)]
+        for unit in ("_per_100_images", "_per_100_answers")
+    )
+    if not by_image:
+        raise ConfigError("the frame has no cost columns; call price(frame, gpu=...) first")
+    if by_answer and frame[by_image[0]].isna().all() and frame[by_answer[0]].notna().any():
+        return by_answer[0]
+    return by_image[0]
 
 
 def symbol(currency: str) -> str:
     """The currency's sign, or its code and a space."""
     return SYMBOLS.get(currency, f"{currency} ")
-
-
-def _packaged(table: str, cls: type) -> list[Any]:
-    return _entries(asset("prices.toml"), table, cls)
-
-
-def _entries(file: str | Path, table: str, cls: type) -> list[Any]:
-    try:
-        tables = tomllib.loads(Path(file).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise ConfigError(f"cannot read prices from {file}: {e}") from e
-    for name in tables:
-        if name not in ("price", "rate"):
-            raise UnknownNameError(f"table in {file}", name, ("price", "rate"))
-    rows = tables.get(table, [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{table} in {file} must be a list of tables, [[{table}]]")
-    allowed = [f.name for f in fields(cls)]
-    entries = []
-    for number, row in enumerate(rows, 1):
-        for name in row:
-            if name not in allowed:
-                raise UnknownNameError(f"field in {table} {number} of {file}", name, allowed)
-        try:
-            entries.append(cls(**{k: str(v) if isinstance(v, date) else v for k, v in row.items()}))
-        except TypeError as e:
-            raise ConfigError(f"{table} {number} of {file} is incomplete: {e}") from e
-    return entries
-
-
-def _positive(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < float("inf")
-
-
-def _check_currency(code: Any) -> None:
-    if not (isinstance(code, str) and len(code) == 3 and code.isalpha() and code.isupper()):
-        raise ConfigError(f"a currency is three capital letters such as CNY or USD, not {code!r}")
-
-
-__all__: Sequence[str] = (
-    "Price",
-    "Rate",
-    "convert",
-    "cost_column",
-    "find_price",
-    "price",
-    "price_list",
-    "prices",
-    "rates",
-    "symbol",
-)

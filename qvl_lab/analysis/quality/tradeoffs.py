@@ -1,4 +1,4 @@
-"""Quality across settings: agreement, what a precision loses, what resolution a task needs.
+"""Quality across settings: agreement, what a precision loses, rows that differ in resolution.
 
 Functions over the frame of :func:`qvl_lab.analysis.frame.frame`; two settings are compared item by
 item, which needs rows of one workload.
@@ -7,22 +7,20 @@ item, which needs rows of one workload.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.frame import SETTINGS, quality_columns, task_column
+from qvl_lab.analysis.frame import SETTINGS, quality_columns
+from qvl_lab.analysis.money.comparable import ALIKE, matching
 from qvl_lab.analysis.money.recommend import (
     REFERENCE_GROUP,
     baseline,
-    matching,
     precision_rank,
     quality_difference,
     with_quality,
 )
 from qvl_lab.analysis.quality.scoring import agreement
-from qvl_lab.analysis.stats.intervals import compare
 from qvl_lab.config import BY_TASK, NATIVE, check_name
 from qvl_lab.errors import ConfigError
 
@@ -90,72 +88,6 @@ def precision_loss(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=columns)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """A resolution for each task.
-
-    Attributes
-    ----------
-    task_resolutions : dict
-        Task to side in pixels or "native", as ``ImagePolicy`` takes it.
-    table : DataFrame
-        One row per task: ``task``, ``resolution``, ``quality``, ``low``, ``high``,
-        ``reference_resolution``, ``reference_quality``, ``difference`` and its ``p_value``.
-    tolerance : float
-        How much a task's quality may fall below the reference.
-    """
-
-    task_resolutions: dict[str, int | str]
-    table: pd.DataFrame
-    tolerance: float
-
-
-def propose_resolutions(
-    frame: pd.DataFrame, *, tolerance: float = 0.02, **settings: Any
-) -> Proposal:
-    """The lowest resolution that keeps each task's quality within ``tolerance`` of the highest.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        With quality, at two resolutions or more.
-    tolerance : float
-        In quality (0-1). A task passes at a resolution if its mean is at most this much below the
-        one at the highest resolution measured.
-    settings
-        Which rows to look at, ``precision="bf16"``; by default those that
-        :func:`at_each_resolution` chooses.
-
-    Raises
-    ------
-    ConfigError
-        If quality was not measured, or at one resolution only.
-    """
-    rows = at_each_resolution(frame, **settings)
-    if len(rows) < 2:
-        raise ConfigError(
-            "a resolution for each task needs quality at two resolutions or more; sweep "
-            "resolution=[256, 512, 'native'] over a workload with answers"
-        )
-    reference = rows.iloc[-1]
-    found = []
-    for task in reference["scores"]:
-        column = task_column(task)
-        best = reference[column]
-        keeping = rows[rows[column].astype(float) >= best - tolerance - 1e-9]
-        row = reference if keeping.empty else keeping.iloc[0]  # empty if nothing was answered
-        pair = compare([reference["scores"][task]], [row["scores"][task]])
-        found.append(
-            {"task": task, "resolution": row["resolution"], "quality": row[column]}
-            | {end: row[f"{column}_{end}"] for end in ("low", "high")}
-            | {"reference_resolution": reference["resolution"], "reference_quality": best}
-            | {"difference": pair.difference, "p_value": pair.p_value}
-        )
-    table = pd.DataFrame(found)
-    sides = {r["task"]: _side(r["resolution"]) for r in found}
-    return Proposal(task_resolutions=sides, table=table, tolerance=tolerance)
-
-
 def at_each_resolution(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
     """One row with quality per resolution, the lowest first, all else equal.
 
@@ -186,12 +118,8 @@ def at_each_resolution(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
 
 def _alike(*free: str) -> list[str]:
     """Columns that must agree where only ``free`` may differ."""
-    names = [*SETTINGS, "workload_fingerprint", "environment"]
+    names = dict.fromkeys([*SETTINGS, *ALIKE])
     return [name for name in names if name not in free]
-
-
-def _side(resolution: str) -> int | str:
-    return int(resolution) if resolution.isdigit() else resolution
 
 
 def _texts(column: pd.Series) -> Sequence[str | None]:

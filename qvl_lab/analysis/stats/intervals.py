@@ -2,12 +2,16 @@
 
 The score of several tasks together is the macro mean, the mean of the tasks' means, so that no
 task counts for more because it has more items.
+
+Questions about one image fail together when the image does, so images are resampled and exchanged,
+with all their questions, where it is known which questions share one (``images``). Otherwise every
+question stands for itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Real
@@ -20,7 +24,10 @@ from numpy.typing import NDArray
 from qvl_lab.errors import ConfigError
 
 Groups = Sequence[Sequence[float | None]]
+#: For each score of each group, which image it is about.
+Images = Sequence[Sequence[Hashable]]
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.int64]
 
 #: A difference whose p-value is at least this may be chance.
 NOISE_FROM = 0.05
@@ -42,6 +49,8 @@ class Comparison:
         How often a difference as large would come about if both were equally good.
     count : int
         Items that both have a score for.
+    worse, better : int
+        On how many of them the second's score is lower, and higher.
     """
 
     difference: float
@@ -49,6 +58,8 @@ class Comparison:
     high: float
     p_value: float
     count: int
+    worse: int = 0
+    better: int = 0
 
     @property
     def within_noise(self) -> bool:
@@ -57,7 +68,12 @@ class Comparison:
 
 
 def interval(
-    groups: Groups, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    groups: Groups,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    *,
+    images: Images | None = None,
 ) -> tuple[float, float, float]:
     """Macro mean of scores with its interval, over the choice of items.
 
@@ -78,6 +94,9 @@ def interval(
         Share of such intervals that hold the true mean. At 0.95, 0.92 to 0.98 do for most means of
         0.5 to 0.98 and 20 to 100 items a group, by simulation, some of which the tests repeat;
         with 5 or 10 items, 0.83 to 0.97 do.
+    images : sequence of sequences, optional
+        Of each score, which image it is about: images get the weights, and the imagined items
+        have as many questions as an image of their group has.
 
     Returns
     -------
@@ -85,13 +104,21 @@ def interval(
         Mean, low, high; NaN without any score. Both bounds take in the mean.
     """
     _check_settings(level, resamples)
-    scores = [np.array([_score_value(v) for v in group if v is not None]) for group in groups]
-    scores = [s for s in scores if s.size]
-    return _bootstrap(scores, (0.0, 1.0), _spread(scores), level, resamples, seed)
+    scores, numbers = _with_images(
+        [[None if v is None else _score_value(v) for v in group] for group in groups], images
+    )
+    draws = _draws(scores, numbers, (0.0, 1.0), _spread(scores), resamples, seed)
+    return _mean_and_bounds(scores, draws, level)
 
 
 def compare(
-    a: Groups, b: Groups, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    a: Groups,
+    b: Groups,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    *,
+    images: Images | None = None,
 ) -> Comparison:
     """How much better the second setting is than the first, over the same items.
 
@@ -107,6 +134,8 @@ def compare(
     ----------
     a, b : sequence of sequences of float or None
         Scores from 0 to 1, a group per task, aligned by position. A pair with a None is left out.
+    images : sequence of sequences, optional
+        Of each pair, which image it is about: all scores of an image are exchanged together.
 
     Raises
     ------
@@ -114,11 +143,65 @@ def compare(
         If the two do not have the same groups and items.
     """
     _check_settings(level, resamples)
-    pairs = [d for d in _differences(a, b) if d.size]
+    pairs, numbers = _with_images(_differences(a, b), images)
+    draws = _draws(pairs, numbers, _ends(pairs), 1.0, resamples, seed)
+    return Comparison(
+        *_mean_and_bounds(pairs, draws, level),
+        p_value=_sign_flip_test(pairs, numbers, seed),
+        count=sum(d.size for d in pairs),
+        worse=sum(int((d < 0).sum()) for d in pairs),
+        better=sum(int((d > 0).sum()) for d in pairs),
+    )
+
+
+def chance_below(
+    a: Groups,
+    b: Groups,
+    limit: float,
+    resamples: int = 2000,
+    seed: int = 0,
+    *,
+    images: Images | None = None,
+) -> float:
+    """How likely it is (0-1) that the true difference of :func:`compare` is below ``limit``.
+
+    NaN without pairs.
+    """
+    pairs, numbers = _with_images(_differences(a, b), images)
+    if not pairs:
+        return math.nan
+    return float((_draws(pairs, numbers, _ends(pairs), 1.0, resamples, seed) < limit).mean())
+
+
+def _ends(pairs: Sequence[Floats]) -> tuple[float, float]:
+    """The differences of the two imagined items."""
     largest = max((float(np.abs(d).max()) for d in pairs), default=0.0) or 1.0
-    difference, low, high = _bootstrap(pairs, (-largest, largest), 1.0, level, resamples, seed)
-    count = sum(d.size for d in pairs)
-    return Comparison(difference, low, high, _sign_flip_test(pairs, seed), count)
+    return -largest, largest
+
+
+def _with_images(
+    groups: Groups, images: Images | None
+) -> tuple[list[Floats], list[Numbers] | None]:
+    """Groups without None and the empty ones, and the number of each score's image.
+
+    No numbers where every score has an image of its own.
+    """
+    if images is None:
+        scored = [np.array([v for v in group if v is not None], float) for group in groups]
+        return [group for group in scored if group.size], None
+    if [len(group) for group in groups] != [len(group) for group in images]:
+        raise ConfigError("images must name one image for each score of each group")
+    kept = [
+        [(value, image) for value, image in zip(group, about, strict=True) if value is not None]
+        for group, about in zip(groups, images, strict=True)
+    ]
+    kept = [group for group in kept if group]
+    scored = [np.array([value for value, _ in group], float) for group in kept]
+    order: dict[Hashable, int] = {}
+    numbers = [
+        np.array([order.setdefault(image, len(order)) for _, image in group]) for group in kept
+    ]
+    return scored, numbers if len(order) < sum(map(len, kept)) else None
 
 
 def _spread(groups: Sequence[Floats]) -> float:
@@ -132,23 +215,39 @@ def _spread(groups: Sequence[Floats]) -> float:
     return (actual + 0.25) / (largest + 0.25)
 
 
-def _bootstrap(
-    groups: Sequence[Floats],
-    ends: tuple[float, float],
-    weight: float,
-    level: float,
-    resamples: int,
-    seed: int,
+def _mean_and_bounds(
+    groups: Sequence[Floats], draws: Floats, level: float
 ) -> tuple[float, float, float]:
-    """Macro mean and interval; an item of ``weight`` at both ends is shared among the groups."""
+    """Macro mean with the bounds that the draws give; NaN without any score."""
     if not groups:
         return math.nan, math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    extra = weight / len(groups)
-    draws = sum(_weighted_means(group, ends, extra, resamples, rng) for group in groups)
-    low, high = np.quantile(draws / len(groups), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     mean = fmean(float(group.mean()) for group in groups)
     return mean, min(float(low), mean), max(float(high), mean)
+
+
+def _draws(
+    groups: Sequence[Floats],
+    numbers: Sequence[Numbers] | None,
+    ends: tuple[float, float],
+    weight: float,
+    resamples: int,
+    seed: int,
+) -> Floats:
+    """Resampled macro means; an item of ``weight`` at both ends is shared among the groups."""
+    rng = np.random.default_rng(seed)
+    extra = weight / max(1, len(groups))
+    if numbers is None:
+        means = [_weighted_means(group, ends, extra, resamples, rng) for group in groups]
+    else:
+        count = 1 + max(int(group.max()) for group in numbers)
+        weights = rng.standard_gamma(1.0, (resamples, count))  # an image's, in all groups
+        means = [
+            _means_by_image(group, images, weights, ends, extra, rng)
+            for group, images in zip(groups, numbers, strict=True)
+        ]
+    total: Floats = sum(means, np.zeros(resamples)) / max(1, len(means))
+    return total
 
 
 def _weighted_means(
@@ -168,7 +267,27 @@ def _weighted_means(
     return np.clip(weighted / total, *ends)
 
 
-def _differences(a: Groups, b: Groups) -> list[Floats]:
+def _means_by_image(
+    values: Floats,
+    images: Numbers,
+    weights: Floats,
+    ends: tuple[float, float],
+    extra: float,
+    rng: np.random.Generator,
+) -> Floats:
+    """Means where all scores of an image have its weight, a column of ``weights``."""
+    resamples, count = weights.shape
+    total = weights @ np.bincount(images, minlength=count)
+    weighted = weights @ np.bincount(images, values, minlength=count)
+    questions = values.size / np.unique(images).size
+    for end in ends:
+        weight = questions * rng.standard_gamma(extra, resamples)
+        total += weight
+        weighted += weight * end
+    return np.clip(weighted / total, *ends)
+
+
+def _differences(a: Groups, b: Groups) -> list[list[float | None]]:
     if [len(group) for group in a] != [len(group) for group in b]:
         sizes = [[len(group) for group in groups] for groups in (a, b)]
         raise ConfigError(
@@ -176,21 +295,22 @@ def _differences(a: Groups, b: Groups) -> list[Floats]:
             "compare scores of one workload"
         )
     return [
-        np.array(
-            [
-                _score_value(y) - _score_value(x)
-                for x, y in zip(first, second, strict=True)
-                if x is not None and y is not None
-            ]
-        )
+        [
+            None if x is None or y is None else _score_value(y) - _score_value(x)
+            for x, y in zip(first, second, strict=True)
+        ]
         for first, second in zip(a, b, strict=True)
     ]
 
 
-def _sign_flip_test(groups: Sequence[Floats], seed: int) -> float:
+def _sign_flip_test(
+    groups: Sequence[Floats], numbers: Sequence[Numbers] | None, seed: int
+) -> float:
     """Share of sign assignments under which the macro mean is at least as far from zero."""
     terms = np.concatenate([d / d.size for d in groups]) if groups else np.zeros(0)
-    sizes = np.abs(terms[terms != 0])
+    if numbers is not None:
+        terms = np.bincount(np.concatenate(numbers), terms)
+    sizes = np.abs(terms[np.abs(terms) > 1e-12])
     # sums of the same terms in another order differ in the last digits
     observed = abs(float(terms.sum())) - 1e-9 * float(sizes.sum())
     if sizes.size <= EXACT_UP_TO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -49,12 +50,15 @@ class FastBackend:
         sampling: SamplingParams | None = None,
         halve_on_oom: bool = True,
         max_batches: int | None = None,
+        handed_over_s: float | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Yield (index, answer) as they come; see ``Backend``.
 
         A batch, for ``max_batches``, is as many requests as run at once.
         """
         assert isinstance(spec, Fast)
+        if handed_over_s is None:
+            handed_over_s = time.perf_counter()
         stats = self._stats = BackendStats()
         sampling = sampling or spec.sampling.resolved(self.processor.loaded.random_weights)
         for requests, refused in self.processor.windows(items, policy):
@@ -64,7 +68,7 @@ class FastBackend:
             stats.batch_size = self._prepare(requests, spec, policy, sampling, halve_on_oom)
             if max_batches:
                 requests = requests[: max_batches * stats.batch_size]
-            yield from self._serve(requests, sampling, stats)
+            yield from self._serve(requests, sampling, stats, handed_over_s)
             totals(recorder.spans(), into=stats.totals)
             if max_batches:
                 return
@@ -94,7 +98,11 @@ class FastBackend:
             free(self.processor.loaded.spec.device)
 
     def _serve(
-        self, requests: list[Request], sampling: SamplingParams, stats: BackendStats
+        self,
+        requests: list[Request],
+        sampling: SamplingParams,
+        stats: BackendStats,
+        handed_over_s: float,
     ) -> Iterator[tuple[int, Answer]]:
         engine, waiting = self.engine, deque(requests)
         assert engine is not None
@@ -106,7 +114,7 @@ class FastBackend:
                 while waiting and engine.due < most_due and engine.queued < most_queued:
                     request = waiting.popleft()
                     try:
-                        engine.add_request(request, sampling)
+                        engine.add_request(request, sampling, handed_over_s=handed_over_s)
                     except InputError as e:
                         yield request.index, Answer(id=request.item.id, error=str(e))
                 for sequence in engine.step():

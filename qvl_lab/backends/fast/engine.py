@@ -130,6 +130,7 @@ class Engine:
         self._being_computed: set[str] = set()
         self._stop_token_ids = frozenset(processor.stop_token_ids)
         self._is_closed = False
+        self._step_started_s = time.perf_counter()
         self.halve_on_oom = True
         self.work = Work()
         self.events: list[dict[str, Any]] = []
@@ -163,8 +164,20 @@ class Engine:
 
     # ---- requests
 
-    def add_request(self, request: Request, sampling: SamplingParams | None = None) -> Sequence:
-        """Let a request wait for its turn.
+    def add_request(
+        self,
+        request: Request,
+        sampling: SamplingParams | None = None,
+        *,
+        handed_over_s: float | None = None,
+    ) -> Sequence:
+        """Let a request wait for its turn, which comes with the step that begins to prefill it.
+
+        Parameters
+        ----------
+        handed_over_s : float, optional
+            When the request was handed over, on the clock of :func:`time.perf_counter`; by default
+            now. The times of its answer run from there.
 
         Raises
         ------
@@ -175,6 +188,7 @@ class Engine:
         QueueFullError
             If ``max_queue_size`` requests wait already.
         """
+        handed_over_s = time.perf_counter() if handed_over_s is None else handed_over_s
         if self._is_closed:
             raise ClosedError("this engine was closed and takes no requests; make a new one")
         loaded = self.processor.loaded
@@ -191,6 +205,7 @@ class Engine:
             image_key=key,
             prefix_key=key if self.spec.prefix_cache else None,
             response_key=self._response_key(request, sampling, key),
+            handed_over_s=handed_over_s,
         )
         if (response := self.responses.get(sequence.response_key)) is not None:
             sequence.finish(*response)
@@ -208,6 +223,7 @@ class Engine:
 
     def step(self) -> list[Sequence]:
         """Launch one step and read the tokens of the one before; the sequences that have ended."""
+        self._step_started_s = time.perf_counter()
         with torch.inference_mode():
             self.decode_pool.start_ahead()
             self._admit_incoming()
@@ -336,7 +352,7 @@ class Engine:
         unknown: list[Sequence] = []
         for chunk in chunks:
             sequence = chunk.sequence
-            sequence.started_s = sequence.started_s or time.perf_counter()
+            sequence.started_s = sequence.started_s or self._step_started_s
             if sequence.features is not None or chunk.start >= sequence.image_tokens.stop:
                 continue
             if isinstance(sequence.decoded, DecodedImage) or self._fetch(sequence):

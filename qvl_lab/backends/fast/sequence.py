@@ -57,8 +57,10 @@ class Sequence:
         generated before it.
     num_computed_tokens : int
         Tokens whose keys and values are in the cache, or are computed by a step on its way.
+    handed_over_s : float
+        When it was handed over, on the clock of :func:`time.perf_counter`.
     started_s, first_token_s : float or None
-        When its prefill began; when its first token was known.
+        When the step began that prefills its first tokens; when its first token was known.
     answer : Answer or None
         Set once it has ended.
     """
@@ -77,6 +79,7 @@ class Sequence:
     slot: int | None = None
     block_table: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    handed_over_s: float = field(default_factory=time.perf_counter)
     started_s: float | None = None
     first_token_s: float | None = None
     answer: Answer | None = None
@@ -126,17 +129,18 @@ class Sequence:
         Parameters
         ----------
         new_tokens : int, optional
-            Tokens of a text that another sequence generated.
+            Tokens of a text that another sequence generated. It comes whole, after a wait.
         """
-        started, first = self.started_s, self.first_token_s
-        ran = error is None and started is not None and first is not None
+        now = time.perf_counter()
+        started, first = (now if at is None else at for at in (self.started_s, self.first_token_s))
+        times_s = {"queue_s": started, "ttft_s": first, "e2e_s": now} if error is None else {}
         self.answer = Answer(
             id=self.request.item.id,
             text=text,
             error=error,
             prompt_tokens=self.num_prompt_tokens,
             visual_tokens=self.request.visual_tokens,
+            image_size=self.request.size,
             new_tokens=self.num_output_tokens if new_tokens is None else new_tokens,
-            ttft_s=first - started if ran else None,  # type: ignore[operator]
-            latency_s=time.perf_counter() - started if ran else None,  # type: ignore[operator]
+            **{name: at - self.handed_over_s for name, at in times_s.items()},
         )

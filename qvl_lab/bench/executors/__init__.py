@@ -5,7 +5,7 @@ Each executor is one function of this form; a sweep chooses one by its ``isolati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Protocol
 
 from qvl_lab.bench.executors.in_process import measure_in_process
@@ -20,7 +20,7 @@ class Executor(Protocol):
     ``timeout_s`` bounds the seconds of one trial, where the executor can end one.
     """
 
-    def __call__(self, trials: Iterable[Trial], timeout_s: float) -> Iterator[Run]: ...
+    def __call__(self, trials: Iterable[Trial], timeout_s: float) -> Generator[Run, None, None]: ...
 
 
 EXECUTORS: dict[str, Executor] = {

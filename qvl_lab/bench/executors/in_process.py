@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 from qvl_lab.bench.trial import Trial
 from qvl_lab.runs.records import Run
 
 
-def measure_in_process(trials: Iterable[Trial], timeout_s: float) -> Iterator[Run]:
+def measure_in_process(trials: Iterable[Trial], timeout_s: float) -> Generator[Run, None, None]:
     """Measure one after another here; a model is loaded once for all of its settings.
 
     Nothing can be given up in the middle, so ``timeout_s`` is not looked at.

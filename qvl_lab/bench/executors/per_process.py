@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from types import ModuleType
@@ -30,7 +30,7 @@ DIED = "the worker process died"
 _main_lock = threading.Lock()
 
 
-def measure_per_process(trials: Iterable[Trial], timeout_s: float) -> Iterator[Run]:
+def measure_per_process(trials: Iterable[Trial], timeout_s: float) -> Generator[Run, None, None]:
     """Measure each in a new process; one that dies or takes too long becomes an "error" run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["qvl_lab.bench.executors.preload"])

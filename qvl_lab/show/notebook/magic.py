@@ -15,7 +15,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic_arguments import MagicArgumentParser
 from IPython.display import display
 
-from qvl_lab.analysis.money.cost import Price, convert, find_price
+from qvl_lab.analysis.money.prices import Price, alternatives, convert, find_price, price_range
 from qvl_lab.errors import ConfigError, QvlError
 from qvl_lab.show.notebook.meter import Meter
 
@@ -120,4 +120,8 @@ def _price(options: Any) -> tuple[Price | None, tuple[str, ...]]:
     quoted = find_price(options.gpu, options.provider)
     price, rate = convert(quoted, options.currency or quoted.currency)
     at = f", 1 {rate.base} = {rate.rate:g} {rate.quote} ({rate.date})" if rate else ""
-    return price, (quoted.label + at,)
+    known = alternatives(quoted)
+    notes: tuple[str, ...] = (quoted.label + at,)
+    if options.provider is None and len(known) > 1:
+        notes = (f"{len(known)} prices of {quoted.gpu} known, {price_range(known)}", *notes)
+    return price, notes

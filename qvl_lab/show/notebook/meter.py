@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.money.cost import Price
+from qvl_lab.analysis.money.prices import Price
 from qvl_lab.probe.power import Sampler
 from qvl_lab.probe.stages import Recorder, Total, hearing, listening, stage_table, totals
 from qvl_lab.show.quantities import money, number

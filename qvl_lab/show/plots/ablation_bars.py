@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from qvl_lab.analysis.levers.ablation import ablation_rows
 from qvl_lab.show import fonts, quantities, wording
 from qvl_lab.show.locale import label
-from qvl_lab.show.plots.shared import interval_handle, is_wide, note
+from qvl_lab.show.plots.shared import MISSED, interval_handle, is_wide, note
 
 _COLOURS = {
     "stock_serial": "#AAAAAA",
@@ -28,7 +28,7 @@ def ablation(frame: pd.DataFrame, ax: Axes | None = None, *, lang: str = "en") -
 
     From the top: the stock engine, the fast one with none of the levers, each lever alone, all
     but each, all. Bars have their 95% intervals; a variant that was not measured keeps its place
-    and says why.
+    and says why. One that is not to be relied on is hollow and says so.
 
     Parameters
     ----------
@@ -48,7 +48,9 @@ def ablation(frame: pd.DataFrame, ax: Axes | None = None, *, lang: str = "en") -
     start = _time_axis(ax, rows, lang)
     for y, words, (_, row) in zip(places, _words(rows, lang), rows.iterrows(), strict=True):
         seconds, low, high = _estimate(row)
-        ax.barh(y, seconds - start, left=start, color=_COLOURS[row["variant"]], height=0.72)
+        colour = _COLOURS[row["variant"]]
+        face = "white" if wording.doubt(row, lang) else colour
+        ax.barh(y, seconds - start, left=start, facecolor=face, edgecolor=colour, height=0.72)
         if pd.notna(low):
             error = [[seconds - low], [high - seconds]]
             ax.errorbar(seconds, y, xerr=error, color="#333333", capsize=3, elinewidth=1)
@@ -88,10 +90,10 @@ def _words(rows: pd.DataFrame, lang: str) -> list[str]:
     for _, row in rows.iterrows():
         value = row["s_per_100_images"]
         if pd.isna(value):
-            known = row["status"] if row["status"] in ("oom", "skipped", "error") else None
+            known = row["status"] if row["status"] in MISSED else None
             said.append(label(known or "not_measured", lang))
             continue
-        parts = [quantities.amount(value, "", lang)]
+        parts = [wording.doubt(row, lang), quantities.amount(value, "", lang)]
         if column != "s_per_100_images":
             parts.append(quantities.amount(row[column], column, lang))
         if row["variant"] == "all_but":

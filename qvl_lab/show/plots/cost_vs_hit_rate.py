@@ -17,7 +17,7 @@ from qvl_lab.analysis.levers.cache_savings import (
 )
 from qvl_lab.show import fonts, quantities, wording
 from qvl_lab.show.locale import label
-from qvl_lab.show.plots.shared import MARKERS, interval_handle
+from qvl_lab.show.plots.shared import MARKERS, doubt_handles, hollow_points, interval_handle
 
 _GREY = "#555555"
 
@@ -53,6 +53,7 @@ def hit_rates(
     """
     column = quantities.cost_or_time(frame)
     points = hit_points(frame, column)
+    points["doubt"] = [wording.doubt(frame.loc[index], lang) for index in points.index]
     found = break_even(frame, column=column, images=images, memory_gb=memory_gb, claim=claim)
     ax = fonts.new_axes((8.6, 4.4)) if ax is None else ax
     handles = _reference(ax, found.attrs, lang)
@@ -60,10 +61,12 @@ def hit_rates(
         mine = points[points["cache"] == row["cache"]]
         look: dict[str, Any] = {"color": fonts.PALETTE[i], "marker": MARKERS[i]}
         _cache(ax, mine, row, look)
+        hollow_points(ax, 100 * mine["hit_rate"], mine.assign(value=mine["cost"]), **look)
         _mark(ax, row, look["color"], 0.96 - _PLACE * i)
         handles.append(Line2D([], [], label=label(f"cache_{row['cache']}", lang), **look))
     if points["low"].notna().any():
         handles.append(interval_handle(label("interval", lang)))
+    handles += doubt_handles(points, lang)
     if found["break_even"].notna().any():
         words = label("hits_break_even", lang, n=images)
         handles.append(Line2D([], [], label=words, color=_GREY, **_MARK))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ def feasible(frame: pd.DataFrame, *, precision: str | None = None, lang: str = "
     if data["value"].notna().any():
         bar = figure.colorbar(colours, ax=grid, label=wording.axis(frame, metric, lang), pad=0.02)
         fonts.number_axis(bar.ax.yaxis, lang, log=isinstance(colours.norm, LogNorm))
-    notes = _notes(data, wording.differing(frame, CELL), lang)
+    letters = int(figure.get_figwidth() * fonts.LETTERS_PER_INCH)
+    notes = _notes(data, wording.differing(frame, CELL), letters, lang)
     figure.legend(handles=notes, loc="outside lower center", ncols=2)
     return figure
 
@@ -73,7 +75,7 @@ def _heat_map(
     for cell in _cells(data[data["precision"] == precision]).to_dict("records"):
         y, x = names.index(cell["resolution"]), batches.index(cell["batch_size"])
         status[y, x] = cell["status"]
-        _cell(ax, (x, y), cell["status"], cell["value"], colours, lang)
+        _cell(ax, (x, y), cell, colours, lang)
     ax.add_collection(LineCollection(_boundary(status), colors=_LIMIT, linewidths=3.5))
     ax.set(xlim=(-0.5, len(batches) - 0.5), ylim=(-0.5, len(names) - 0.5))
     ax.set_xticks(range(len(batches)), [str(b) for b in batches])
@@ -85,28 +87,40 @@ def _heat_map(
 
 def _cells(data: pd.DataFrame) -> pd.DataFrame:
     """The best measured run of each cell; without one, what stopped it."""
-    ranks = data["status"].map({"ok": 0, "oom": 1, "error": 2, "skipped": 3})
+    ranks = data["status"].map({"ok": 0, "oom": 1, "error": 2, "busy": 3, "skipped": 4})
     by = ["rank", "value"]
     ranked = data.assign(rank=ranks).sort_values(by, ascending=[True, data.attrs["sign"] != ""])
     return ranked.drop_duplicates(["resolution", "batch_size"])
 
 
 _LIMIT = "#D55E00"
-_MISS_CELLS = {"oom": ("#F3D9CC", "////"), "skipped": ("#F4F4F4", "//"), "error": ("#DDDDDD", "")}
+_MISS_CELLS = {
+    "oom": ("#F3D9CC", "////"),
+    "skipped": ("#F4F4F4", "//"),
+    "error": ("#DDDDDD", ""),
+    "busy": ("#DDDDDD", ""),
+}
 
 
 def _cell(
-    ax: Axes, at: tuple[int, int], status: str, value: float, colours: ScalarMappable, lang: str
+    ax: Axes, at: tuple[int, int], cell: Mapping[Any, Any], colours: ScalarMappable, lang: str
 ) -> None:
+    """Its value on its colour; one in doubt is hollow and says why."""
+    status, value, doubt = (cell[name] for name in ("status", "value", "doubt"))
     known, corner = pd.notna(value), (at[0] - 0.5, at[1] - 0.5)
     face: Any = colours.to_rgba(np.asarray(value)) if known else "none"
     if not known:
         colour, hatch = _MISS_CELLS.get(status, ("w", ""))
         ax.add_patch(Rectangle(corner, 1, 1, facecolor=colour, hatch=hatch, ec="#C9C9C9", lw=0))
     ax.add_patch(Rectangle(corner, 1, 1, facecolor=face, ec="white", lw=1))
+    if doubt:
+        inside = (corner[0] + 0.06, corner[1] + 0.06)
+        ax.add_patch(Rectangle(inside, 0.88, 0.88, facecolor="white", ec=face, lw=2))
     missing = {"oom": "cell_oom", "ok": "not_measured"}.get(status, status)
     words = quantities.number(value) if known else label(missing, lang)
-    dark = known and np.dot(face[:3], (0.299, 0.587, 0.114)) < 0.5
+    if doubt:
+        ax.text(at[0], at[1] - 0.3, doubt, ha="center", va="center", fontsize=6.5, style="italic")
+    dark = known and not doubt and np.dot(face[:3], (0.299, 0.587, 0.114)) < 0.5
     ax.text(*at, words, ha="center", va="center", fontsize=9, color="w" if dark else "#222222")
 
 
@@ -119,13 +133,13 @@ def _boundary(status: np.ndarray) -> list[list[tuple[float, float]]]:
     return edges + [[(x - 0.5, y + 0.5), (x + 0.5, y + 0.5)] for y, x in above]
 
 
-def _notes(data: pd.DataFrame, mixed: Sequence[str], lang: str) -> list[Any]:
+def _notes(data: pd.DataFrame, mixed: Sequence[str], letters: int, lang: str) -> list[Any]:
+    """What the line and the cells are, in lines of so many letters."""
     notes = []
     if data["status"].isin(["oom", "skipped"]).any() and (data["status"] == "ok").any():
         notes.append(Line2D([], [], color=_LIMIT, lw=3.5, label=label("limit_line", lang)))
     if mixed:
-        words = label(
-            "best_of_cell", lang, names=", ".join(wording.field(name, lang) for name in mixed)
-        )
+        names = label("and", lang).join(wording.field(name, lang) for name in mixed)
+        words = fill(label("best_of_cell", lang, names=names), letters)
         notes.append(Line2D([], [], linestyle="none", label=words))
     return notes

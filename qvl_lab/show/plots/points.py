@@ -1,5 +1,5 @@
 """A point per setting: colour is resolution, marker precision (and what else tells settings
-apart), size batch size.
+apart), size batch size. A point whose times are not to be relied on is hollow and says why.
 """
 
 from __future__ import annotations
@@ -10,32 +10,59 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
 
 from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.show import fonts, quantities, wording
 from qvl_lab.show.locale import label
-from qvl_lab.show.plots.shared import MARKERS, cycle, is_wide
+from qvl_lab.show.plots.shared import MARKERS, doubt_handles, is_wide, name_doubt
+
+#: A shape's name as matplotlib knows it, or its outline.
+Marker = str | Path
 
 
-def kinds(data: pd.DataFrame) -> pd.Series:
+def kinds(data: pd.DataFrame, lang: str) -> pd.Series:
     """What a marker stands for: "bf16", or "bf16 · fast engine" where more differs."""
-    return data["precision"].map(str) + data["other"].map(lambda other: f" · {other}" * bool(other))
+    dot = label("between", lang)
+    pairs = zip(data["precision"].map(str), data["other"], strict=True)
+    return pd.Series([dot.join(filter(None, pair)) for pair in pairs], data.index, dtype=object)
 
 
-def kind_markers(frame: pd.DataFrame, data: pd.DataFrame) -> dict[str, str]:
-    """A marker for each kind of the readings, the most exact precision first."""
+def kind_markers(frame: pd.DataFrame, data: pd.DataFrame, lang: str) -> dict[str, Marker]:
+    """A marker for each kind of the readings, the most exact precision first.
+
+    No two are alike: of more kinds than shapes each has a number.
+    """
     order = wording.precisions(frame)
-    named = zip(data["precision"].map(order.index), kinds(data), strict=True)
-    return cycle([kind for _, kind in sorted(named)], MARKERS)
+    named = zip(data["precision"].map(order.index), kinds(data, lang), strict=True)
+    found = list(dict.fromkeys(kind for _, kind in sorted(named)))
+    shapes = MARKERS if len(found) <= len(MARKERS) else map(_numeral, range(1, len(found) + 1))
+    return dict(zip(found, shapes, strict=False))
 
 
-def scatter(ax: Axes, data: pd.DataFrame, y: str, markers: Mapping[str, str]) -> None:
+def _numeral(number: int) -> Path:
+    """A number as a marker's outline, its middle at the point."""
+    outline = TextPath((0, 0), str(number), size=10, prop=FontProperties(family="DejaVu Sans"))
+    box = outline.get_extents()
+    middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+    return Path(outline.vertices - middle, outline.codes)
+
+
+def scatter(ax: Axes, data: pd.DataFrame, y: str, markers: Mapping[str, Marker], lang: str) -> None:
     """Readings by their ``value`` and a column; ``markers`` are those of :func:`kind_markers`."""
-    for (colour, kind), rows in data.groupby([data["colour"], kinds(data)]):
-        looks: dict[str, Any] = {"color": colour, "marker": markers[str(kind)], "ec": "white"}
-        sizes = 22 + 26 * np.log2(rows["batch_size"].to_numpy(float))
-        ax.scatter(rows["value"], rows[y], s=sizes, lw=0.5, alpha=0.85, **looks)
+    for (colour, kind), rows in data.groupby([data["colour"], kinds(data, lang)]):
+        doubtful = (rows["doubt"] != "").to_numpy()
+        looks: dict[str, Any] = {"marker": markers[str(kind)], "alpha": 0.85}
+        looks["facecolors"] = ["white" if doubted else colour for doubted in doubtful]
+        looks["edgecolors"] = [colour if doubted else "white" for doubted in doubtful]
+        looks["linewidths"] = [1.3 if doubted else 0.5 for doubted in doubtful]
+        sizes = 30 + 26 * np.log2(rows["batch_size"].to_numpy(float))
+        ax.scatter(rows["value"], rows[y], s=sizes, **looks)
+        for row in rows[doubtful].to_dict("records"):
+            name_doubt(ax, row["doubt"], (row["value"], row[y]))
 
 
 def front(data: pd.DataFrame, y: str, *, higher_is_better: bool) -> pd.DataFrame:
@@ -73,17 +100,21 @@ def named(recommendation: Recommendation | None) -> dict[str, pd.Series]:
     return {"today": today, "recommended": best}
 
 
-def handles(data: pd.DataFrame, markers: Mapping[str, str], lang: str) -> list[Line2D]:
-    """For the legend: each resolution's colour, then each kind's marker."""
+def handles(data: pd.DataFrame, markers: Mapping[str, Marker], lang: str) -> list[Line2D]:
+    """For the legend: each resolution's colour, each kind's marker, what a hollow point is."""
     shown = data[["resolution", "colour"]].drop_duplicates().to_numpy()
-    names = [(wording.resolution(name, lang), colour, "s") for name, colour in shown]
+    names: list[tuple[str, str, Any]] = [
+        (wording.resolution(name, lang), colour, "s") for name, colour in shown
+    ]
     names += [(name, "#777777", marker) for name, marker in markers.items()]
-    return [Line2D([], [], label=n, color=c, marker=m, ls="none") for n, c, m in names]
+    found = [Line2D([], [], label=n, color=c, marker=m, ls="none") for n, c, m in names]
+    return found + doubt_handles(data, lang)
 
 
-def cost_axis(ax: Axes, data: pd.DataFrame, lang: str) -> None:
+def cost_axis(ax: Axes, data: pd.DataFrame, words: str, lang: str) -> None:
     """Cost, or time, from left to right; from zero, or logarithmic where it ranges wide."""
     log = is_wide(data["value"])
+    ax.set_xlabel(label("log_axis", lang, axis=words) if log else words)
     low, high = data["value"].min(), data["value"].max()
     ax.set_xscale("log" if log else "linear")
     ax.set_xlim(low / 1.3 if log else 0, high * (1.3 if log else 1.1))

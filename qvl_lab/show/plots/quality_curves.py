@@ -157,12 +157,13 @@ def quality_cost(
         fonts.say(ax, label("no_quality" if data["value"].any() else "nothing_measured", lang))
     else:
         named = points.named(recommendation)
-        handles = _points(ax, known, named, points.kind_markers(frame, data), lang)
+        handles = _points(ax, known, named, points.kind_markers(frame, data, lang), lang)
         handles += _limit(ax, min_quality, lang)
         fonts.legend_beside(ax, handles, label("size_is_batch", lang))
-        _cost_axes(ax, known, named, lang)
+        _cost_axes(ax, known, named, wording.axis(frame, metric, lang), lang)
         title.append(wording.items(known["quality_items"], lang))
-    ax.set_xlabel(wording.axis(frame, metric, lang))
+    if known.empty:
+        ax.set_xlabel(wording.axis(frame, metric, lang))
     ax.set_ylabel(wording.quality_axis(frame, lang))
     ax.set_title(label("between", lang).join(title))
     return ax
@@ -175,10 +176,10 @@ def _points(
     ax: Axes,
     data: pd.DataFrame,
     named: dict[str, pd.Series],
-    markers: dict[str, str],
+    markers: dict[str, points.Marker],
     lang: str,
 ) -> list[Any]:
-    points.scatter(ax, data, "quality", markers)
+    points.scatter(ax, data, "quality", markers, lang)
     front = points.front(data, "quality", higher_is_better=True)
     handles: list[Any] = points.handles(data, markers, lang)
     handles += points.front_line(ax, front, "quality", lang)
@@ -196,8 +197,10 @@ def _limit(ax: Axes, limit: float | None, lang: str) -> list[Any]:
     return [ax.axhline(limit, color="#D55E00", lw=1.2, ls=(0, (6, 3)), zorder=0.9, label=words)]
 
 
-def _cost_axes(ax: Axes, data: pd.DataFrame, named: dict[str, pd.Series], lang: str) -> None:
-    points.cost_axis(ax, data, lang)
+def _cost_axes(
+    ax: Axes, data: pd.DataFrame, named: dict[str, pd.Series], cost: str, lang: str
+) -> None:
+    points.cost_axis(ax, data, cost, lang)
     ax.set_ylim(-0.03, 1.3 if named else 1.03)  # room for the names
     ax.set_yticks(np.arange(6) / 5)
     fonts.number_axis(ax.yaxis, lang)

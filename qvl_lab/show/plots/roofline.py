@@ -49,4 +49,4 @@ def _reached(row: pd.Series, lang: str) -> str:
     elif pd.notna(share):
         words.append(label("times_least", lang, times=f"{row['times_slower']:.1f}"))
         words.append(label(f"share_of_{row['bound']}", lang, share=f"{100 * share:.0f}%"))
-    return " · ".join(words)
+    return label("between", lang).join(words)

@@ -15,7 +15,14 @@ from matplotlib.ticker import NullLocator
 
 from qvl_lab.show import fonts, quantities, wording
 from qvl_lab.show.locale import label
-from qvl_lab.show.plots.shared import CELL, interval_handle, is_wide, readings
+from qvl_lab.show.plots.shared import (
+    CELL,
+    doubt_handles,
+    hollow_points,
+    interval_handle,
+    is_wide,
+    readings,
+)
 
 
 @fonts.styled
@@ -73,7 +80,7 @@ def curves(
         bottom.set_xlabel(label("batch_axis", lang))
     title, handles = label("resolution", lang), _legend(tables[0], lang)
     longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() * _LETTERS_PER_INCH / (longest + 8)))
+    columns = max(1, int(figure.get_figwidth() * fonts.LETTERS_PER_INCH / (longest + 8)))
     figure.legend(handles=handles, title=title, ncols=columns, loc="outside lower center")
     return figure
 
@@ -83,7 +90,10 @@ def _panel(ax: Axes, data: pd.DataFrame, whole: pd.DataFrame, lang: str) -> None
     for _, rows in data.dropna(subset=["value"]).groupby(["order", "other"]):
         error = np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]])
         bars: dict[str, Any] = {"yerr": error, "capsize": 2.5, "elinewidth": 1}
-        ax.errorbar(rows["batch_size"], rows["value"], **bars, **_line(rows))
+        look = _line(rows)
+        ax.errorbar(rows["batch_size"], rows["value"], **bars, **look)
+        look.pop("linestyle")
+        hollow_points(ax, rows["batch_size"], rows, **look)
     for row in data.dropna(subset=["place"]).to_dict("records"):
         y = 0.96 - _PLACE * row["place"]  # in shares of the panel; x in data
         looks = _miss(row["status"], row["colour"])
@@ -96,17 +106,15 @@ def _panel(ax: Axes, data: pd.DataFrame, whole: pd.DataFrame, lang: str) -> None
         fonts.say(ax, label("not_measured" if tried else "nothing_measured", lang))
 
 
-#: How many letters of a legend fit into an inch.
-_LETTERS_PER_INCH = 12
 #: Height of one mark along a panel's top, in shares of the panel.
 _PLACE = 0.065
-_MISSES = {"oom": "x", "skipped": "o", "error": "d"}
+_MISSES = {"oom": "x", "skipped": "o", "error": "d", "busy": "s"}
 _OOM_REGION: dict[str, Any] = {"fc": "none", "ec": "#CFCFCF", "hatch": "////", "lw": 0}
 
 
 def _line(rows: pd.DataFrame) -> dict[str, Any]:
     first = rows.iloc[0]
-    return {"color": first["colour"], "marker": first["marker"], "linestyle": first["dashes"]}
+    return {"color": first["line_colour"], "marker": first["marker"], "linestyle": first["dashes"]}
 
 
 def _miss(status: str, colour: str) -> dict[str, Any]:
@@ -117,13 +125,15 @@ def _miss(status: str, colour: str) -> dict[str, Any]:
 def _legend(data: pd.DataFrame, lang: str) -> list[Any]:
     """Handles: the lines, what their bars are, then the marks of what was not measured."""
     handles: list[Any] = []
+    dot = label("between", lang)
     for (_, other), rows in data.groupby(["order", "other"]):
         name = wording.resolution(rows["resolution"].iloc[0], lang)
         handles.append(
-            Line2D([], [], label=" · ".join(filter(None, [name, str(other)])), **_line(rows))
+            Line2D([], [], label=dot.join(filter(None, [name, str(other)])), **_line(rows))
         )
     if data["low"].notna().any():
         handles.append(interval_handle(label("interval", lang)))
+    handles += doubt_handles(data, lang)
     for status in _MISSES:
         if (data["status"] == status).any():
             handles.append(Line2D([], [], label=label(status, lang), **_miss(status, "#555555")))

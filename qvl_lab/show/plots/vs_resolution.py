@@ -14,7 +14,14 @@ from matplotlib.lines import Line2D
 from qvl_lab.show import fonts, quantities, wording
 from qvl_lab.show.locale import label
 from qvl_lab.show.plots import points
-from qvl_lab.show.plots.shared import CELL, cycle, interval_handle, readings
+from qvl_lab.show.plots.shared import (
+    CELL,
+    cycle,
+    doubt_handles,
+    hollow_points,
+    interval_handle,
+    readings,
+)
 
 
 @fonts.styled
@@ -31,28 +38,30 @@ def resolution_curves(
     """
     metrics = [m for m in metrics if m != "cost" or quantities.money_sign(frame)] or list(metrics)
     figure, (axes,) = fonts.new_grid(1, len(metrics), (3.3, 2.6))
-    at = places(frame["resolution"])
+    at = places(wording.side(row) for _, row in frame.iterrows())
     for metric, ax in zip(metrics, axes, strict=True):
         data = readings(frame, metric, CELL, lang)
-        for kind, look in _looks(points.kind_markers(frame, data)).items():
-            rows = data[points.kinds(data) == kind].dropna(subset=["value"])
+        for kind, look in _looks(points.kind_markers(frame, data, lang)).items():
+            rows = data[points.kinds(data, lang) == kind].dropna(subset=["value"])
             error = np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]])
             bars: dict[str, Any] = {"yerr": error, "capsize": 2.5, "elinewidth": 1, "label": kind}
             ax.errorbar(rows["resolution"].map(at), rows["value"], **bars, **look)
+            hollow_points(ax, rows["resolution"].map(at), rows, **look)
         side_axis(ax, at, lang)
         ax.set(title=wording.title(frame, metric, lang), ylabel=wording.axis(frame, metric, lang))
         ax.set_xlabel(label("resolution_axis", lang))
         ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
         fonts.number_axis(ax.yaxis, lang, sign=data.attrs["sign"])
-    looks = _looks(points.kind_markers(frame, data))
+    looks = _looks(points.kind_markers(frame, data, lang))
     handles = [Line2D([], [], label=kind, **look) for kind, look in looks.items()]
     if data["low"].notna().any():
         handles.append(interval_handle(label("interval", lang)))
+    handles += doubt_handles(data, lang)
     figure.legend(handles=handles, ncols=3, loc="outside lower center")
     return figure
 
 
-def _looks(markers: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _looks(markers: dict[str, points.Marker]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each line."""
     colours = cycle(markers, fonts.PALETTE)
     return {kind: {"color": colours[kind], "marker": marker} for kind, marker in markers.items()}

@@ -28,9 +28,26 @@ _SET = (
 )
 
 
+#: Letters of a line of a command, which fit a printed page.
+_LINE = 76
+
+
 def run_command(row: pd.Series) -> str:
     """The command that runs a row's setting on a folder of images."""
     return shlex.join(["qvl-lab", "run", "IMAGES", *_setting_of(row, _SET)])
+
+
+def in_lines(command: str) -> str:
+    """A long command in lines that a shell joins, broken before options alone."""
+    options: list[str] = []  # each with its value
+    for word in map(shlex.quote, shlex.split(command)):
+        joins = options and not word.startswith("--")
+        options[-1:] = [f"{options[-1]} {word}"] if joins else [*options[-1:], word]
+    lines = options[:1]
+    for option in options[1:]:
+        longer = f"{lines[-1]} {option}"
+        lines[-1:] = [longer] if len(longer) <= _LINE else [lines[-1], f"  {option}"]
+    return " \\\n".join(lines)
 
 
 def ablate_command(context: ReportContext, row: pd.Series, levers: Sequence[str]) -> str:

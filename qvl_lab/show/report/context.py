@@ -7,17 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.money.cost import cost_column
-from qvl_lab.analysis.money.recommend import Recommendation
+from qvl_lab.analysis.money.recommend import Recommendation, saving
 from qvl_lab.config import BY_TASK
 from qvl_lab.probe.ceilings import MeasuredCeilings
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.locale import label
 from qvl_lab.show.plots.shared import CELL
-from qvl_lab.show.quantities import money, score
+from qvl_lab.show.quantities import amount, cost_or_time, counts_images, percent, score
 from qvl_lab.show.report.options import ReviewOptions
 from qvl_lab.show.report.selection import environment, on_gpu
-from qvl_lab.show.wording import differing, setting, told
+from qvl_lab.show.wording import differing, doubt, setting, tables_of, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,18 @@ class ReportContext:
 
     @property
     def cost(self) -> str:
-        """The frame's cost column."""
-        return cost_column(self.frame)
+        """The frame's cost column, or its seconds where no price is known."""
+        return cost_or_time(self.frame)
+
+    @property
+    def unit(self) -> str:
+        """What costs are quoted for: "100 images", or "100 answers" where images are not known."""
+        return self.say("unit_images" if counts_images(self.frame) else "unit_answers")
+
+    @property
+    def priced(self) -> bool:
+        """Whether a price is known; otherwise costs are in seconds."""
+        return self.frame.attrs["price"] is not None
 
     @property
     def currency(self) -> str:
@@ -78,7 +87,7 @@ class ReportContext:
         """What the runs ran on."""
         if on_gpu(self.frame):
             return environment(self.frame, "gpu") or "GPU"
-        return f"CPU ({environment(self.frame, 'cpu') or '?'})"
+        return self.say("device_cpu", name=environment(self.frame, "cpu") or "?")
 
     def say(self, key: str, **values: Any) -> str:
         """A text in the report's language."""
@@ -86,20 +95,53 @@ class ReportContext:
 
     def setting(self, row: pd.Series) -> str:
         """A row's setting, with what else tells it from the other rows."""
-        names = differing(self.frame, [*CELL, "engine", "task_resolutions"])
-        more = told(row, names, self.lang)
+        names = differing(self.frame, [*CELL, "engine"])
+        more = told(row, names, self.lang, tables_of(self.frame))
         return self.say("between").join(filter(None, [setting(row, self.lang), more]))
 
     def cost_of(self, row: pd.Series) -> str:
-        """What 100 images cost: "¥3.10"."""
-        return money(row[self.cost], self.currency)
+        """What 100 images cost: "¥3.10"; "12.3 s" where no price is known."""
+        return amount(row[self.cost], self.cost, self.lang)
 
     def cost_interval(self, row: pd.Series) -> str:
         """The cost's 95% interval: "¥3.00 – ¥3.20"; "?" after a single repeat."""
-        bounds = row[f"{self.cost}_low"], row[f"{self.cost}_high"]
+        value, *bounds = (float(row[f"{self.cost}{end}"]) for end in ("", "_low", "_high"))
         if any(pd.isna(bound) for bound in bounds):
             return "?"
-        return " – ".join(money(float(bound), self.currency) for bound in bounds)
+        return " – ".join(amount(bound, self.cost, self.lang, like=value) for bound in bounds)
+
+    def change(self, today: pd.Series, row: pd.Series) -> str:
+        """What a row costs against today: "−60%", "within noise"; "-" for today itself."""
+        if row["key"] == today["key"]:
+            return "-"
+        found = saving(today, row)
+        return self.say("noise") if found.holds_zero else percent(1, 1 - found.value)
+
+    def marked(self, row: pd.Series) -> str:
+        """A row's setting, and what there is to say of it: today's, recommended, unstable."""
+        return self._with(row, [*self._standing(row), doubt(row, self.lang)])
+
+    def doubted(self, row: pd.Series) -> str:
+        """A row's setting, and why its times are not to be relied on."""
+        return self._with(row, [doubt(row, self.lang)])
+
+    def _with(self, row: pd.Series, marks: list[str]) -> str:
+        marks = [mark for mark in marks if mark]
+        if not marks:
+            return self.setting(row)
+        return self.say("marked", setting=self.setting(row), marks=self.say("and").join(marks))
+
+    def _standing(self, row: pd.Series) -> list[str]:
+        advice = self.recommendation
+        if advice is None:
+            return []
+        if row["key"] == advice.current["key"] == advice.best["key"]:
+            return [self.say("today_recommended")]
+        keys = {"today": advice.current["key"], "recommended": advice.best["key"]}
+        marks = [self.say(name) for name, key in keys.items() if row["key"] == key]
+        limit, quality = advice.min_quality, row["quality"]
+        ruled_out = limit is not None and pd.notna(quality) and quality < limit - 1e-9
+        return marks or [self.say("below_limit")] * ruled_out
 
     @staticmethod
     def scored(row: pd.Series, column: str) -> str:

@@ -17,12 +17,14 @@ class ReviewOptions:
     Parameters
     ----------
     gpu, provider, kind, per_hour, currency, exchange_rates, prices_file, utilisation
-        As in :func:`qvl_lab.price`. Without a GPU the measured one is priced, or, if the table has
-        no price for it, the article's A10G; the report then says so.
-    current, min_quality, max_vram_gib, max_ttft_s
+        As in :func:`qvl_lab.price`. Without a GPU the measured one is priced, and a run on a CPU
+        as a CPU machine; if the table has no price for it, costs are in seconds.
+    current, min_quality, max_quality_loss, max_vram_gib, max_ttft_s, max_failed_share
         As in :func:`qvl_lab.recommend`.
-    monthly_images : int
-        For the monthly sum.
+    monthly_images : int, optional
+        For the monthly sum; without it the report says what a machine does in a month instead.
+    peak_hour_images : int, optional
+        Images of the busiest hour, for the machines kept on; by default they come evenly.
     ceilings : path, optional
         What the device can do at most, as ``qvl-lab doctor --ceilings`` writes it. By default the
         file beside the run file, ``runs.ceilings.json``, or else the table of GPUs.
@@ -39,10 +41,13 @@ class ReviewOptions:
     prices_file: str | Path | None = field(default=None, metadata={"flag": "--prices"})
     utilisation: float = 1.0
     current: Mapping[str, Any] = field(default_factory=dict)
-    monthly_images: int = 100_000
+    monthly_images: int | None = None
+    peak_hour_images: int | None = None
     min_quality: float | None = None
+    max_quality_loss: float = 0.02
     max_vram_gib: float | None = None
     max_ttft_s: float | None = None
+    max_failed_share: float | None = None
     ceilings: str | Path | None = None
     lang: str = "en"
 

@@ -6,11 +6,9 @@ it had is kept and the error names the cell.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,16 @@ _CELL_TIMEOUT_S = 600
 
 @dataclass(frozen=True, repr=False)
 class ReportFiles:
-    """What a report leaves: the page to read, the executed notebook, the table."""
+    """What a report leaves: the page to read, the executed notebook, the table.
+
+    ``headline`` holds the first page's numbers, as
+    :func:`~qvl_lab.show.report.summary.headline_numbers` gives them.
+    """
 
     html: Path
     notebook: Path
     csv: Path
+    headline: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<ReportFiles {self.html}, {self.notebook.name}, {self.csv.name}>"
@@ -75,6 +78,7 @@ def report(
     """
     from qvl_lab.show.report.review import review, settings_csv
     from qvl_lab.show.report.sections.first_page import title
+    from qvl_lab.show.report.summary import headline_numbers
 
     path = runs.path if isinstance(runs, Runs) else Path(runs)
     if path is None:
@@ -82,7 +86,12 @@ def report(
     chosen = ReviewOptions.of(options | {"lang": lang})
     context = review(path, chosen)  # refuses what cannot be used before a kernel starts
     folder = Path(out)
-    files = ReportFiles(folder / "report.html", folder / "report.ipynb", folder / "settings.csv")
+    files = ReportFiles(
+        folder / "report.html",
+        folder / "report.ipynb",
+        folder / "settings.csv",
+        headline_numbers(context),
+    )
     with _writing_to(folder):
         settings_csv(context, files.csv)
         parameters = {"runs": str(path.resolve()), "options": chosen.given()}
@@ -128,10 +137,7 @@ def to_html(
     )
     document = nbformat.read(notebook, 4)
     document.metadata["title"] = title
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about alternative texts of images
-        logging.getLogger("traitlets").setLevel(logging.ERROR)
-        page, _ = exporter.from_notebook_node(document, resources={"failure": failure})
+    page, _ = exporter.from_notebook_node(document, resources={"failure": failure})
     Path(html).write_text(page, "utf-8")
 
 

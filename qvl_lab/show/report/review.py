@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qvl_lab.analysis.money.cost import price
 from qvl_lab.runs.records import environment_key
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.locale import check_language
 from qvl_lab.show.report import selection
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.options import ReviewOptions
+from qvl_lab.show.report.pricing import priced
 from qvl_lab.show.report.sections.limits import known_ceilings
 
 
@@ -40,24 +41,10 @@ def review(
     check_language(chosen.lang)
     loaded = runs if isinstance(runs, Runs) else Runs.load(runs)
     rows = loaded.frame()
-    compared, notes = selection.comparable(rows, chosen.lang)
-    gpu, provider = chosen.gpu, chosen.provider
-    if gpu is None and chosen.per_hour is None:
-        gpu, provider = selection.priced_gpu(
-            rows[compared], provider, chosen.kind, chosen.prices_file
-        )
-    all_rows = price(
-        rows,
-        gpu,
-        provider,
-        chosen.kind,
-        per_hour=chosen.per_hour,
-        currency=chosen.currency,
-        exchange_rates=chosen.exchange_rates,
-        utilisation=chosen.utilisation,
-        file=chosen.prices_file,
-    )
+    compared, left_out, notes = selection.compared(rows, chosen)
+    all_rows = priced(rows, compared, chosen)
     frame = all_rows[compared].reset_index(drop=True)
+    left_out = [replace(left, rows=all_rows.loc[left.rows.index]) for left in left_out]
     keys = set(zip(frame["key"], frame["environment"], strict=True))
     kept = [run for run in loaded if (run.key, environment_key(run.environment)) in keys]
     return ReportContext(
@@ -65,12 +52,12 @@ def review(
         all_rows=all_rows,
         runs=Runs(kept, path=loaded.path),
         frame=frame,
-        recommendation=selection.recommended(frame, chosen),
-        notes=[*loaded.notes, *notes],
+        recommendation=selection.recommended(frame, chosen, left_out),
+        notes=[*loaded.notes, *notes, *selection.older_clock(frame, chosen.lang)],
         ceilings=known_ceilings(chosen.ceilings, loaded.path, selection.device(frame)),
     )
 
 
 def settings_csv(context: ReportContext, path: Path) -> None:
     """Write all compared rows, as priced, for a spreadsheet; without the scores of single items."""
-    context.frame.drop(columns="scores").to_csv(path, index=False)
+    context.frame.drop(columns=["scores", "score_images"]).to_csv(path, index=False)

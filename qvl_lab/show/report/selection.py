@@ -1,47 +1,65 @@
-"""What a review rests on: rows that compare, whose price to take, what is recommended."""
+"""What a review rests on: rows that compare, and what is recommended."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
-from qvl_lab.analysis.money.cost import find_price
-from qvl_lab.analysis.money.recommend import Recommendation, find_row, measured, recommend
-from qvl_lab.errors import ConfigError, LimitError, UnknownNameError
+from qvl_lab.analysis.money.comparable import LeftOut, comparable
+from qvl_lab.analysis.money.recommend import Recommendation, measured, recommend, todays_row
+from qvl_lab.errors import ConfigError, LimitError
 from qvl_lab.hardware import Gpu, cpu_label, find_gpu
 from qvl_lab.show.locale import label
 from qvl_lab.show.report.options import ReviewOptions
 
-ARTICLE_GPU, ARTICLE_PROVIDER = "A10G", "article"
-#: Rows that differ in these answer different questions and are not compared.
-_COMPARABLE = (
-    *("model", "revision", "workload_fingerprint", "plan"),
-    *("max_new_tokens", "min_new_tokens"),
-)
-#: Never varied to save money: answers of another length are other answers.
-_HELD = ("max_new_tokens", "min_new_tokens")
 
+def compared(
+    frame: pd.DataFrame, options: ReviewOptions
+) -> tuple[pd.Series, list[LeftOut], list[str]]:
+    """Which rows are compared: those like today's setting; the others, and notes on them.
 
-def comparable(frame: pd.DataFrame, lang: str) -> tuple[pd.Series, list[str]]:
-    """Which rows are like the newest in machine, versions, model and workload; notes on others.
+    Where nothing was measured, those like the newest.
 
     Returns
     -------
-    Series of bool, list of str
+    Series of bool, list of LeftOut, list of str
     """
-    newest = frame.iloc[int(frame["started_at"].argmax())]
-    here = frame["environment"] == newest["environment"]
-    same = here.copy()
-    for name in _COMPARABLE:
-        same &= frame[name].map(str) == str(newest[name])
+    try:
+        rows = measured(frame)
+    except ConfigError:
+        today = None
+    else:
+        today = todays_row(rows, options.current)
+    same, left_out = comparable(frame, today)
     notes = []
-    if left := int((~here).sum()):
-        notes.append(label("note_environments", lang, n=left))
-    if left := int((here & ~same).sum()):
-        notes.append(label("note_workloads", lang, n=left))
-    return same, notes
+    elsewhere = [left for left in left_out if "environment" in left.differs]
+    if count := sum(map(len, elsewhere)):
+        notes.append(label("note_environments", options.lang, n=count))
+    if here := [left for left in left_out if "environment" not in left.differs]:
+        named = left_out_words(here, options.lang)
+        notes.append(f"{label('note_workloads', options.lang, n=sum(map(len, here)))} ({named})")
+    return same, left_out, notes
+
+
+def left_out_words(left_out: Sequence[LeftOut], lang: str) -> str:
+    """What rows that are not compared differ in: "model random:2b; workload other"."""
+    words = [
+        label("and", lang).join(
+            label(f"alike_{name}", lang, values=", ".join(values) or "?")
+            for name, values in left.named().items()
+        )
+        for left in left_out
+    ]
+    return "; ".join(dict.fromkeys(words))
+
+
+def older_clock(frame: pd.DataFrame, lang: str) -> list[str]:
+    """A note on rows whose time to first token was taken by another clock, if there are any."""
+    count = int(frame["batch_ttft_s"].notna().sum())
+    return [label("note_older_clock", lang, n=count)] if count else []
 
 
 def on_gpu(frame: pd.DataFrame) -> bool:
@@ -67,54 +85,40 @@ def measured_gpu(frame: pd.DataFrame) -> Gpu | None:
     return find_gpu(environment(frame, "gpu")) if on_gpu(frame) else None
 
 
-def priced_gpu(
-    frame: pd.DataFrame, provider: str | None, kind: str | None, prices_file: str | Path | None
-) -> tuple[str, str | None]:
-    """GPU and provider to price if none is named: the measured GPU if it has a price, else the
-    article's.
-
-    Raises
-    ------
-    ConfigError
-        If a provider or kind is named that the measured GPU has no price of.
-    """
-    here = measured_gpu(frame)
-    try:
-        find_price(here.name if here else "", provider, kind, file=prices_file)
-    except UnknownNameError:
-        if provider or kind:
-            raise ConfigError(
-                "a provider or kind of price needs a GPU: --gpu NAME; see 'qvl-lab prices'"
-            ) from None
-        return ARTICLE_GPU, ARTICLE_PROVIDER
-    return here.name if here else ARTICLE_GPU, provider
-
-
-def recommended(frame: pd.DataFrame, options: ReviewOptions) -> Recommendation | None:
+def recommended(
+    frame: pd.DataFrame, options: ReviewOptions, left_out: Sequence[LeftOut] = ()
+) -> Recommendation | None:
     """What to run instead; None if nothing was measured.
 
     Where no quality is as high as was asked for, the best one there is is kept.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        The rows that are compared.
+    options : ReviewOptions
+    left_out : sequence of LeftOut
+        The others.
     """
     try:
         rows = measured(frame)
     except ConfigError:
         return None
-    current, min_quality = options.current or None, options.min_quality
-    today = find_row(rows, current or {})
-    # without today's quality nothing says what fewer pixels would lose
-    unknown = min_quality is None and pd.isna(today["quality"])
+    min_quality = options.min_quality
     choose = partial(
         recommend,
         frame,
-        current=current,
-        hold=("resolution", *_HELD) if unknown else _HELD,
+        current=options.current or None,
+        max_quality_loss=options.max_quality_loss,
         max_vram_gib=options.max_vram_gib,
         max_ttft_s=options.max_ttft_s,
+        max_failed_share=options.max_failed_share,
     )
     try:
-        return choose(min_quality=min_quality)
+        advice = choose(min_quality=min_quality)
     except LimitError:
         best = rows["quality"].max()
         if min_quality is None or best >= min_quality:
             raise
-        return choose(min_quality=float(best))
+        advice = choose(min_quality=float(best))
+    return replace(advice, left_out=list(left_out))

@@ -18,6 +18,7 @@ from qvl_lab.analysis.limits.roofline import (
     ceilings,
     flops,
     measured_ceilings,
+    raised,
     roofline,
 )
 from qvl_lab.errors import ConfigError, UnknownNameError
@@ -391,6 +392,35 @@ def test_a_run_beside_its_least_times(measured, large):
     )
     assert (decode["least_s"], decode["bandwidth_share"]) == pytest.approx((0.7, 0.2))
     assert decode["times_slower"] == pytest.approx(5)
+
+
+def test_a_ceiling_is_never_below_what_a_stage_reached(measured, large):
+    low = limits(large, vision_s=4.0, decode_s=7.0)  # the stages took 2 and 3.5 s
+    table = roofline(measured, low)
+    assert table.attrs["raised_by"].keys() == {"flops_per_s", "bytes_per_s"}
+    assert table[["mfu", "bandwidth_share", "reached"]].max().tolist() == pytest.approx([1, 1, 1])
+    assert table["times_slower"].min() == pytest.approx(1)
+    up = raised(low, [measured])
+    for name, column in (("flops_per_s", "mfu"), ("bytes_per_s", "bandwidth_share")):
+        stage = up.raised_by[name]
+        assert table.at[stage, column] == pytest.approx(1)
+        assert getattr(up, name) > getattr(low, name)
+
+
+def test_a_ceiling_is_not_raised_by_what_is_too_short_to_time(make_run, make_repeat, large):
+    """An engine that overlaps batches gives a merger 1 ms, and so a rate that no device has."""
+    parts = {"vision/merger": 0.001}
+    repeats = [make_repeat(10.0, stages_s=STAGES_S, parts_s=parts, work=asdict(WORK))]
+    run = make_run(repeats, precision="bf16", architecture=large.to_dict())
+    high = limits(large, vision_s=0.5, decode_s=0.7)
+    assert raised(high, [run]) == high
+    assert roofline(run, high).at["vision/merger", "mfu"] > 1
+
+
+def test_runs_of_older_files_and_unknown_ceilings_raise_nothing(measured, make_run, make_repeat):
+    unknown = Ceilings(flops_per_s=None, bytes_per_s=None, source="unknown GPU")
+    runs = [measured, make_run([make_repeat(1.0)]), make_run(status="oom")]
+    assert raised(unknown, runs) == unknown
 
 
 def test_what_each_stage_could_win(measured, large):

@@ -9,18 +9,17 @@ import pandas as pd
 import pytest
 
 from qvl_lab.analysis.frame import frame
-from qvl_lab.analysis.money.cost import (
+from qvl_lab.analysis.money.cost import cost_column, price, symbol
+from qvl_lab.analysis.money.prices import (
     KINDS,
+    VCPU,
     Price,
     Rate,
     convert,
-    cost_column,
     find_price,
-    price,
     price_list,
     prices,
     rates,
-    symbol,
 )
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.hardware import gpu_table
@@ -73,7 +72,7 @@ def test_every_packaged_price_is_dated_sourced_and_of_a_known_gpu(entry):
         date.fromisoformat(entry.date)
     assert len(entry.source) > 8
     assert entry.source != Price.source  # nobody gave it
-    assert entry.gpu in gpu_table()
+    assert entry.gpu in {*gpu_table(), VCPU}
     assert entry.currency in ("CNY", "USD")
 
 
@@ -251,6 +250,22 @@ def test_the_articles_62_minutes_cost_49_yuan_60(seconds):
     assert row["cost_cny_per_100_images_high"] == pytest.approx(52.0)
     assert row["cost_cny_per_1000_answers"] == pytest.approx(496.0)
     assert priced.iloc[1].filter(like="cost_").isna().all()
+
+
+def test_per_image_counts_images_and_per_answer_counts_answers(seconds):
+    """Two questions about an image: 100 images take 200 answers."""
+    row = price(seconds.assign(questions_per_image=2.0), gpu="A10G", provider="article").iloc[0]
+    assert row["cost_cny_per_100_answers"] == pytest.approx(49.6)
+    assert row["cost_cny_per_100_images"] == pytest.approx(99.2)
+    assert row["cost_cny_per_100_images_high"] == pytest.approx(104.0)
+    assert row["cost_cny_per_1000_answers"] == pytest.approx(496.0)
+
+
+def test_what_an_image_costs_is_unknown_where_its_questions_are(seconds):
+    priced = price(seconds.assign(questions_per_image=None), gpu="A10G", provider="article")
+    assert priced["cost_cny_per_100_images"].isna().all()
+    assert priced.loc[0, "cost_cny_per_100_answers"] == pytest.approx(49.6)
+    assert cost_column(priced) == "cost_cny_per_100_answers"
 
 
 def test_idle_time_is_paid_too(seconds):

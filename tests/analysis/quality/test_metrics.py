@@ -14,17 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvl_lab.analysis.quality import metrics
+from qvl_lab.analysis.quality import boxes as box_metrics
+from qvl_lab.analysis.quality import metrics as text_metrics
+from qvl_lab.analysis.quality.boxes import box_accuracy, iou, parse_boxes
 from qvl_lab.analysis.quality.metrics import (
     METRICS,
     anls,
-    box_accuracy,
     character_accuracy,
     character_error_rate,
     chrf,
     exact_match,
-    iou,
-    parse_boxes,
     token_f1,
 )
 from qvl_lab.errors import ConfigError
@@ -73,6 +72,11 @@ def as_json(boxes) -> str:
         ("57.", "57"),
         ("$.50", ".50"),
         ("...", "..."),
+        ("10²", "10^2"),
+        ("H₂O", "H2O"),
+        ("(5)", "(5)."),
+        ("(red)", "red"),
+        ("[5]", "5"),
     ],
 )
 def test_the_same_answer_printed_differently_matches(answer, expected):
@@ -95,6 +99,11 @@ def test_the_same_answer_printed_differently_matches(answer, expected):
         ("。", "red"),
         ("...", ""),
         ("元", ""),
+        ("10²", "102"),
+        ("10⁻³", "10-3"),
+        ("x²", "x2"),
+        ("(5)", "5"),
+        ("($ 5.00)", "5.00"),
     ],
 )
 def test_another_answer_does_not_match(answer, expected):
@@ -114,6 +123,7 @@ def test_another_answer_does_not_match(answer, expected):
         ("一只red猫。", "一只 red 猫", 1.0),
         ("ひらカナ", "カナ", 2 / 3),
         ("고양이 두 마리", "고양이", 0.5),
+        ("10²", "102", 0.0),
     ],
 )
 def test_token_f1_by_hand(answer, expected, value):
@@ -195,6 +205,7 @@ def test_anls_is_the_formula_of_the_paper(answer, expected):
         ("AB", "ab", 1.0),
         ("a  b\n", "a b", 0.0),
         ("１２３", "123", 0.0),
+        ("10²", "102", 1 / 3),
     ],
 )
 def test_character_error_rate_by_hand(answer, expected, rate):
@@ -329,14 +340,14 @@ def test_what_is_written_is_read(boxes):
 )
 def test_hostile_text_takes_no_time(piece):
     """A hundred times the limit; a quadratic search of the limit alone would take seconds."""
-    text = "[" + piece * (100 * metrics.MAX_PARSED_CHARS // len(piece))
+    text = "[" + piece * (100 * box_metrics.MAX_PARSED_CHARS // len(piece))
     start = time.perf_counter()
     parse_boxes(text)
     assert time.perf_counter() - start < 0.3
 
 
 def test_only_the_beginning_is_searched():
-    assert parse_boxes(" " * metrics.MAX_PARSED_CHARS + BOX) is None
+    assert parse_boxes(" " * box_metrics.MAX_PARSED_CHARS + BOX) is None
 
 
 @pytest.mark.parametrize(
@@ -403,7 +414,7 @@ def test_importing_loads_nothing_slow():
 def test_without_optional_packages_the_rest_works_and_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance.Levenshtein", None)
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    metrics._chrf.cache_clear()
+    text_metrics._chrf.cache_clear()
     for metric in (anls, character_accuracy, character_error_rate):
         with pytest.raises(ConfigError, match="pip install rapidfuzz;"):
             metric("a", "b")

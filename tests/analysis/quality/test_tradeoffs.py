@@ -7,13 +7,9 @@ import pytest
 
 from qvl_lab.analysis.frame import frame
 from qvl_lab.analysis.money.recommend import quality_difference
+from qvl_lab.analysis.quality.resolutions import propose_resolutions
 from qvl_lab.analysis.quality.scoring import TaskScores
-from qvl_lab.analysis.quality.tradeoffs import (
-    at_each_resolution,
-    precision_loss,
-    propose_resolutions,
-    with_agreement,
-)
+from qvl_lab.analysis.quality.tradeoffs import at_each_resolution, precision_loss, with_agreement
 from qvl_lab.analysis.stats.intervals import compare
 from qvl_lab.errors import ConfigError, UnknownNameError
 from qvl_lab.runs.store import Runs
@@ -100,8 +96,12 @@ def test_batch_counts_before_pixels_and_pixels_before_precision(setting, referen
 
 def test_missing_answers_are_counted_and_score_nothing(setting):
     found = agreed(setting(said=["1", "2", "3"]), setting(said=["1", None, "x"], batch_size=2))
-    assert found["scores"][1] == {"read": (1.0, None, 0.0)}
-    assert found.loc[1, ["quality", "quality_items", "quality_missing"]].tolist() == [0.5, 2, 1]
+    assert found["scores"][1] == {"read": (1.0, 0.0, 0.0)}
+    assert found.loc[1, ["quality", "quality_items", "quality_missing"]].tolist() == [
+        pytest.approx(1 / 3),
+        3,
+        1,
+    ]
 
 
 def test_items_are_paired_by_id_and_not_by_place(setting):
@@ -223,97 +223,13 @@ def test_an_agreement_loses_too(setting):
     assert found["difference"].tolist() == [-0.5]
 
 
-# ---- resolution
-
-
-@pytest.fixture
-def sides(setting):
-    """Right answers of ten by task and resolution; out of order, as rows may be."""
-    counts = {
-        "native": {"read": 8, "colour": 10, "locate": 9},
-        128: {"read": 2, "colour": 10, "locate": 5},
-        256: {"read": 8, "colour": 10, "locate": 6},
-    }
-    return frame(
-        [
-            setting({task: right(n) for task, n in tasks.items()}, resolution=side)
-            for side, tasks in counts.items()
-        ]
-    )
-
-
-def test_each_task_gets_the_lowest_resolution_that_keeps_its_quality(sides):
-    found = propose_resolutions(sides)
-    assert found.task_resolutions == {"read": 256, "colour": 128, "locate": "native"}
-    assert found.tolerance == 0.02
-    table = found.table.set_index("task")
-    assert table["resolution"].tolist() == ["256", "128", "native"]
-    assert table["quality"].tolist() == [0.8, 1.0, 0.9]
-    assert set(table["reference_resolution"]) == {"native"}
-    assert table["reference_quality"].tolist() == [0.8, 1.0, 0.9]
-    assert table["difference"].tolist() == [0, 0, 0]
-    row = sides[sides["resolution"] == "256"].iloc[0]
-    assert table.loc["read", ["low", "high"]].tolist() == [
-        row["quality_read_low"],
-        row["quality_read_high"],
-    ]
-
-
-def test_a_larger_tolerance_goes_lower_and_says_what_it_loses(sides):
-    found = propose_resolutions(sides, tolerance=0.3)
-    assert found.task_resolutions == {"read": 256, "colour": 128, "locate": 256}
-    row = found.table.set_index("task").loc["locate"]
-    assert row["difference"] == pytest.approx(-0.3)
-    assert row["p_value"] == 2 / 2**3
-    assert propose_resolutions(sides, tolerance=0.4).task_resolutions["locate"] == 128
-
-
-@pytest.mark.parametrize(("count", "side"), [(49, 128), (48, 512), (50, 128)])
-def test_the_tolerance_itself_is_still_within(setting, count, side):
-    rows = [
-        setting({"read": right(count, 50)}, resolution=128),
-        setting({"read": right(50, 50)}, resolution=512),
-    ]
-    assert propose_resolutions(frame(rows)).task_resolutions == {"read": side}
-
-
-def test_a_lower_resolution_may_be_better_than_the_highest(setting):
-    rows = [setting({"read": right(n)}, resolution=r) for n, r in ((9, 128), (7, 512))]
-    found = propose_resolutions(frame(rows))
-    assert found.task_resolutions == {"read": 128}
-    assert found.table["difference"][0] == pytest.approx(0.2)
+# ---- one row per resolution
 
 
 def test_native_is_higher_than_any_number_and_numbers_do_not_sort_as_words(setting):
     order = ["native", 4096, 64, 512]
     rows = at_each_resolution(frame([setting({"read": right(5)}, resolution=r) for r in order]))
     assert rows["resolution"].tolist() == ["64", "512", "4096", "native"]
-
-
-def test_a_task_that_nobody_answered_stays_at_the_highest_resolution(setting):
-    rows = [
-        setting({"read": right(9), "total": [None, None]}, resolution=side) for side in (128, 512)
-    ]
-    found = propose_resolutions(frame(rows))
-    assert found.task_resolutions == {"read": 128, "total": 512}
-    assert pd.isna(found.table.set_index("task").loc["total", "quality"])
-
-
-def test_a_task_called_like_a_count_gets_its_resolution_by_its_scores(setting):
-    rows = [setting({"items": right(n)}, resolution=r) for n, r in ((2, 128), (8, 256), (9, 512))]
-    found = propose_resolutions(frame(rows), tolerance=0.1)
-    assert found.task_resolutions == {"items": 256}
-    assert found.table[["quality", "reference_quality"]].to_numpy().tolist() == [[0.8, 0.9]]
-
-
-def test_one_resolution_proposes_nothing(setting):
-    rows = [
-        setting({"read": right(9)}),
-        setting({"read": right(9)}, cache_implementation="static"),
-        setting({"read": right(9)}, resolution="by_task"),
-    ]
-    with pytest.raises(ConfigError, match=r"two resolutions or more; sweep resolution=\["):
-        propose_resolutions(frame(rows))
 
 
 @pytest.mark.parametrize(
@@ -325,9 +241,6 @@ def test_without_quality_it_is_said_what_is_missing(setting, weights, words):
     for function in (propose_resolutions, at_each_resolution, precision_loss):
         with pytest.raises(ConfigError, match=f"no setting has a quality: {words}"):
             function(frame(rows))
-
-
-# ---- one row per resolution
 
 
 def chosen(rows):
@@ -358,7 +271,7 @@ def test_settings_choose_the_rows(grid):
         precision = chosen_ones.get("precision", "fp32")
         rows = at_each_resolution(grid, **chosen_ones)
         assert chosen(rows) == [["256", precision, 4], ["512", precision, 4]]
-    assert propose_resolutions(grid, precision="fp32").task_resolutions == {"read": 256}
+    assert propose_resolutions(grid, precision="fp32").table["looks_enough"].tolist() == ["256"]
     with pytest.raises(ConfigError, match=r"no setting with \{'batch_size': 3\} has a quality"):
         at_each_resolution(grid, batch_size=3)
     with pytest.raises(UnknownNameError, match="Did you mean 'precision'"):
@@ -388,8 +301,9 @@ def test_two_settings_are_compared_over_the_same_items(setting):
     after = {"read": [1.0, 1.0, 1.0, 0.0], "colour": [1.0, 1.0]}
     rows = frame([setting(before), setting(after, batch_size=2)])
     found = quality_difference(rows.iloc[0], rows.iloc[1])
+    before["colour"] = [0.5, 0.0]  # no answer is a wrong one
     assert found == compare(list(before.values()), list(after.values()))
-    assert (found.difference, found.count) == (pytest.approx((0.25 + 0.5) / 2), 5)
+    assert (found.difference, found.count) == (pytest.approx((0.25 + 0.75) / 2), 6)
     back = quality_difference(rows.iloc[1], rows.iloc[0])
     assert back.difference == -found.difference
 
@@ -399,7 +313,7 @@ def test_settings_without_common_items_are_not_compared(setting):
     rows = frame(
         [
             setting({"read": right(5)}),
-            setting(batch_size=2),
+            setting(batch_size=2, precision="bf16"),
             setting({"read": right(9)}, workload=workload, batch_size=4),
         ]
     )

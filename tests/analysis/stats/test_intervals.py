@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binomtest, permutation_test
 
 from qvl_lab.analysis.stats import intervals
-from qvl_lab.analysis.stats.intervals import Comparison, compare, interval
+from qvl_lab.analysis.stats.intervals import Comparison, chance_below, compare, interval
 from qvl_lab.errors import ConfigError
 
 # ---- intervals
@@ -238,3 +238,89 @@ def test_pairs_of_right_or_wrong_hold_the_truth_and_seldom_call_chance_a_differe
 def test_other_items_are_no_pairs():
     with pytest.raises(ConfigError, match=r"groups of \[2, 1\] and \[2, 2\]"):
         compare([[1, 1], [1]], [[1, 1], [1, 0]])
+
+
+# ---- questions about one image
+
+#: 60 images of one question and 120 of three: 420 questions, as in the packaged set.
+QUESTIONS = [1] * 60 + [3] * 120
+
+
+def image_wise(rng, failing: float) -> list[list[float]]:
+    """Scores by task, right but for images that fail with all their questions."""
+    failed = rng.random(len(QUESTIONS)) < failing
+    groups: list[list[float]] = [[], [], []]
+    for asked, fails in zip(QUESTIONS, failed, strict=True):
+        for task in range(asked):
+            groups[task].append(0.0 if fails else 1.0)
+    return groups
+
+
+IMAGES = [[i for i, asked in enumerate(QUESTIONS) if asked > task] for task in range(3)]
+
+
+def test_images_that_fail_as_a_whole_seldom_raise_a_false_alarm():
+    """At most 7% at a nominal 5%; without the images it is more than twice as much."""
+    rng = np.random.default_rng(11)
+    pairs = [(image_wise(rng, 0.06), image_wise(rng, 0.06)) for _ in range(400)]
+    found = [compare(a, b, resamples=400, images=IMAGES) for a, b in pairs]
+    assert np.mean([not c.within_noise for c in found]) <= 0.07
+    assert 0.92 <= np.mean([c.low <= 0 <= c.high for c in found]) <= 0.985
+    blind = [compare(a, b, resamples=400) for a, b in pairs]
+    assert np.mean([not c.within_noise for c in blind]) > 0.12
+
+
+def test_the_interval_of_a_score_holds_the_truth_where_images_fail_as_a_whole():
+    rng = np.random.default_rng(12)
+    found = [
+        interval(image_wise(rng, 0.1), resamples=400, seed=seed, images=IMAGES)
+        for seed in range(300)
+    ]
+    assert 0.92 <= np.mean([low <= 0.9 <= high for _, low, high in found]) <= 0.985
+
+
+def test_all_scores_of_an_image_change_sides_together():
+    """Two images of three questions: four ways of exchanging, two as extreme as what was seen."""
+    worse, better = [[0.0] * 6], [[1.0] * 6]
+    assert compare(worse, better).p_value == 2 / 2**6
+    found = compare(worse, better, images=[["a", "a", "a", "b", "b", "b"]])
+    assert (found.p_value, found.count, found.better, found.worse) == (0.5, 6, 6, 0)
+    across = compare([[0.0], [0.0]], [[1.0], [1.0]], images=[["a"], ["a"]])
+    assert across.p_value == 1.0
+
+
+def test_an_image_of_several_questions_says_less_than_as_many_images():
+    scores = [[1.0, 1.0, 0.0, 0.0] * 10]
+    wide = interval(scores, images=[[n // 2 for n in range(40)]])
+    narrow = interval(scores)
+    assert wide[0] == narrow[0]
+    assert wide[1] < narrow[1] < narrow[2] < wide[2]
+    kept = [
+        compare([[1.0] * 60], [[1.0] * 60], images=i).low
+        for i in (None, [[n // 3 for n in range(60)]])
+    ]
+    assert kept[1] == pytest.approx(3 * kept[0], rel=0.25)
+
+
+def test_images_of_one_question_each_change_nothing():
+    a, b = [[1.0, 0.0, 1.0], [0.5, None]], [[1.0, 1.0, 0.0], [1.0, 1.0]]
+    images = [[1, 2, 3], [4, 5]]
+    assert compare(a, b, images=images) == compare(a, b)
+    assert interval(a, images=images) == interval(a)
+
+
+def test_images_are_named_score_by_score():
+    with pytest.raises(ConfigError, match="one image for each score"):
+        interval([[1.0, 0.0]], images=[[1]])
+
+
+def test_the_chance_of_a_loss_falls_with_the_pairs_that_show_none():
+    """Of n equal pairs it is half of exp(-limit (n + 2)), by the two imagined items."""
+    for count in (10, 60, 150):
+        ones = [[1.0] * count]
+        expected = 0.5 * math.exp(-0.02 * (count + 2))
+        assert chance_below(ones, ones, -0.02, resamples=20_000) == pytest.approx(
+            expected, abs=0.01
+        )
+    assert chance_below([[1.0] * 40], [[0.0] * 40], -0.02) == 1.0
+    assert math.isnan(chance_below([[None]], [[1.0]], -0.02))

@@ -218,6 +218,13 @@ def test_the_price_is_the_named_gpus_or_ones_own(run):
     assert "peak process memory" in last_line("")
 
 
+def test_without_a_provider_the_range_of_prices_is_said(run):
+    cell = f"{MARKS}with stage('a'): pass"
+    said = "2 prices of A10G known, 1.006 to 6.838 USD/h"
+    assert said in run(f"%%qvl --gpu A10G\n{cell}").table
+    assert said not in run(f"%%qvl --gpu A10G --provider aws\n{cell}").table
+
+
 # ---- what is shown ----
 
 

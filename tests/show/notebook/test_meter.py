@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qvl_lab.analysis.money.cost import find_price
+from qvl_lab.analysis.money.prices import find_price
 from qvl_lab.probe import stages
 from qvl_lab.probe.stages import Recorder, begin, listening, stage, totals
 from qvl_lab.show.notebook.meter import Meter, Summary, Tally

@@ -56,7 +56,7 @@ def measured(on_cpu, make_repeat) -> Callable[..., list[Run]]:
                 known = {"engine": "fast", "repeats": repeats, **FIELDS[cache]}
                 known |= {"architecture": read_architecture("tiny").to_dict()}
                 name = f"album, {100 * rate:.0f}% repeated"
-                workload = {"name": name, "fingerprint": f"{rate}", "items": 10}
+                workload = {"name": name, "fingerprint": f"{rate}", "items": 10, "images": 10}
                 key = run_key({"cache": cache}, workload, {})
                 runs.append(on_cpu(**(known | {"workload": workload, "key": key} | parts)))
         return runs

@@ -271,13 +271,15 @@ def test_quality_cost_draws_every_setting_with_a_quality(measure):
     want = sorted(zip(rows[COST], rows["quality"].astype(float), strict=True))
     np.testing.assert_allclose(offsets(ax), want)
     assert legend_texts(ax) == [
-        *("128 px", "256 px", "512 px", "native", "by task", "fp32", "bf16", "int8"),
+        *("128 px", "256 px", "512 px", "native", "by task: the article's"),
+        *("fp32", "bf16", "int8"),
         *("Pareto front", "95% interval over items"),
     ]
     colours = [handle.get_color() for handle in ax.get_legend().legend_handles[:5]]
     assert len(set(colours)) == 5
     assert ax.get_title() == "Cost per 100 images and quality of the answers · 60 items"
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("¥ per 100 images", "mean score (0–1)")
+    wide = "¥ per 100 images, logarithmic"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (wide, "mean score (0–1)")
 
 
 def test_quality_cost_front_is_what_no_setting_beats(measure):
@@ -344,7 +346,7 @@ def test_quality_cost_draws_the_limit(measure):
 def test_quality_cost_of_an_unpriced_frame_is_in_seconds(measure):
     frame = measure().drop(columns=COST)
     ax = plots.quality_cost(frame, recommend(frame))
-    assert ax.get_xlabel() == "seconds per 100 images"
+    assert ax.get_xlabel() == "seconds per 100 images, logarithmic"
     assert {x for x, _ in offsets(ax)} == set(frame["s_per_100_images"])
     assert shown(ax)[0].split("\n")[0].endswith(" s")
 

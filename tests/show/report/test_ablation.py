@@ -30,7 +30,8 @@ def section(page: Any) -> tuple[str, list[list[str]], int]:
 
 
 def command(words: str) -> list[str]:
-    return shlex.split(re.search("```\n(.*)\n```", words)[1])
+    written = re.search("```\n(.*)\n```", words, re.DOTALL)[1]
+    return shlex.split(written.replace(" \\\n", ""))  # as a shell joins its lines
 
 
 def test_levers_are_shown_with_what_they_gain_and_what_is_lost(ablated):

@@ -79,9 +79,15 @@ def test_each_stage_stands_beside_its_least_time(measured, runs_file):
 def test_a_stage_that_passes_the_ceiling_is_at_it(measured, runs_file):
     path = runs_file(measured())
     save_ceilings(CPU | {"flops_per_s": {"fp32": 1e3}, "bytes_per_s": 1e3}, beside(path))
-    _, cells, _ = section(review(path, **PRICE))
-    assert cells[cells.index("vision encoder") + 6] == "at the ceiling"
+    words, cells, _ = section(review(path, **PRICE))
+    said = re.findall(r"limit on (\S+) is raised to what a stage reached here: (.+?)\.", words)
+    assert [figure for figure, _ in said] == ["TFLOP/s", "TB/s"]
+    for _, stage in said:
+        place = next(n for n, cell in enumerate(cells) if cell.removeprefix("– ") == stage)
+        assert cells[place + 6] == "at the ceiling"
     assert not any(re.fullmatch(r"\d{3,}%", cell) for cell in cells)
+    save_ceilings(CPU, beside(path))
+    assert "raised" not in section(review(path, **PRICE))[0]
 
 
 def test_the_ceilings_of_each_precision_are_among_the_sources(measured, runs_file):
@@ -120,7 +126,10 @@ def test_on_a_gpu_the_largest_batch_of_each_card_is_told(measured, runs_file):
     shown = sections.feasible(review(runs_file(run), **PRICE))
     (table,) = (part.data for part in shown if isinstance(part, HTML))
     assert re.findall(r"<th>(.*?)</th>", table) == ["setting", "24 GB", "40 GB", "80 GB"]
-    sizes = [int(cell.replace(",", "")) for cell in re.findall(r"<td>(.*?)</td>", table)[1:]]
+    told = [cell.replace(",", "") for cell in re.findall(r"<td>(.*?)</td>", table)[1:]]
+    ends = [re.fullmatch(r"(\d+) \((\d+)–(\d+)\)", cell).groups() for cell in told]
+    assert all(int(low) < int(size) < int(high) for size, low, high in ends)
+    sizes = [int(size) for size, _, _ in ends]
     assert re.findall(r"<td>(.*?)</td>", table)[0] == "bf16 · 256 px"  # the batch is the answer
     assert sizes == sorted(sizes) and sizes[0] > 100  # a model of 15 MB
     uneven = measured(environment={"gpu": "NVIDIA H200"}, **gpu)

@@ -109,6 +109,14 @@ def test_the_page_fetches_nothing(request, name):
     assert "data:image/png;base64," in page
 
 
+def test_every_picture_of_the_page_has_an_alternative_text(english):
+    page = english.html.read_text("utf-8")
+    texts = re.findall(r'<img alt="([^"]*)"', page)
+    assert len(texts) == page.count("<img") > 4
+    assert "No description has been provided" not in page
+    assert any(words.startswith("From today's setting") for words in texts)
+
+
 def test_the_page_shows_no_code(english):
     page = english.html.read_text("utf-8")
     assert "default_sweep" not in page
@@ -133,9 +141,10 @@ def test_cells_of_a_table_share_a_baseline_whatever_font_draws_them(english):
 def test_a_report_is_made_also_where_nothing_fitted(chinese):
     page = chinese.html.read_text("utf-8")
     assert "没有任何配置完成测量" in page
-    assert "1 个配置显存或内存不足，1 个更大的配置因此跳过" in page
+    assert "没有数字的配置：1 个显存或内存不足；1 个因更小的配置内存不足而跳过。" in page
     assert "batch of 1: out of memory" in page
-    assert "¥" not in re.sub(r"<style.*?</style>|¥36", "", page, flags=re.DOTALL)
+    axes = r'<img alt="[^"]*"'  # they name their unit
+    assert "¥" not in re.sub(rf"<style.*?</style>|¥36|{axes}", "", page, flags=re.DOTALL)
 
 
 def test_the_notebook_can_be_opened_with_anybodys_kernel(english):

@@ -15,6 +15,7 @@ from qvl_lab.show.report.sections.cache_savings import hit_rates
 from qvl_lab.show.report.sections.costs import curves, feasible, stages, tradeoff, waterfall
 from qvl_lab.show.report.sections.first_page import headline
 from qvl_lab.show.report.sections.limits import limits
+from qvl_lab.show.report.sections.money import month, what_if
 from qvl_lab.show.report.sections.provenance import provenance
 from qvl_lab.show.report.sections.quality import quality, resolutions
 from qvl_lab.show.report.sections.settings import settings
@@ -22,6 +23,8 @@ from qvl_lab.show.report.sections.settings import settings
 SECTIONS: tuple[Callable[[ReportContext], list[Any]], ...] = (
     headline,
     waterfall,
+    month,
+    what_if,
     tradeoff,
     quality,
     resolutions,

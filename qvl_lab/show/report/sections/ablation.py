@@ -12,8 +12,8 @@ from qvl_lab.analysis.levers.ablation import ablation as by_lever
 from qvl_lab.errors import ConfigError
 from qvl_lab.show import plots
 from qvl_lab.show.locale import has_text
-from qvl_lab.show.quantities import money, number
-from qvl_lab.show.report.commands import ablate_command
+from qvl_lab.show.quantities import amount, number
+from qvl_lab.show.report.commands import ablate_command, in_lines
 from qvl_lab.show.report.components import picture, plain, section, table, with_interval
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.wording import lever
@@ -33,7 +33,7 @@ def ablation(context: ReportContext) -> list[Any]:
         picture(plots.ablation(context.frame, lang=context.lang)),
         Markdown("\n\n".join([*_summary(context, rows), _meanings(context, named)])),
         table(context, _table(context, named)),
-        Markdown(f"{context.say('run_ablation')}\n\n```\n{_command(context, rows)}\n```"),
+        Markdown(f"{context.say('run_ablation')}\n\n```\n{in_lines(_command(context, rows))}\n```"),
     ]
 
 
@@ -55,7 +55,8 @@ def _summary(context: ReportContext, rows: pd.DataFrame) -> list[str]:
     words["factor"] = number(factor)
     if pd.isna(low):
         return [plain(context.say("ablation_summary_once", **words))]
-    return [plain(context.say("ablation_summary", low=number(low), high=number(high), **words))]
+    words |= {"low": number(low, like=factor), "high": number(high, like=factor)}
+    return [plain(context.say("ablation_summary", **words))]
 
 
 def _meanings(context: ReportContext, named: dict[str, str]) -> str:
@@ -75,9 +76,11 @@ def _table(context: ReportContext, named: dict[str, str]) -> pd.DataFrame:
         cells = {"column_lever": named[row["lever"]]}
         for side, factor in zip(ONE_LEVER, ("gained", "lost"), strict=True):
             cost = row[f"{side}_{context.cost}"]
-            cells[f"column_{side}_speed"] = with_interval(row, f"{side}_images_per_s", number)
-            cells[f"column_{side}_cost"] = "?" if pd.isna(cost) else money(cost, context.currency)
-            cells[f"column_{factor}"] = with_interval(row, factor, number)
+            cells[f"column_{side}_speed"] = with_interval(row, f"{side}_images_per_s")
+            cells[f"column_{side}_cost"] = (
+                "?" if pd.isna(cost) else amount(cost, context.cost, context.lang)
+            )
+            cells[f"column_{factor}"] = with_interval(row, factor)
         listed.append(cells)
     return pd.DataFrame(listed)
 

@@ -9,7 +9,8 @@ from IPython.display import Markdown
 
 from qvl_lab.analysis.frame import part_column
 from qvl_lab.analysis.limits.roofline import flops
-from qvl_lab.analysis.money.cost import find_price
+from qvl_lab.analysis.money.month import setting_of
+from qvl_lab.analysis.money.prices import find_price
 from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.claims import claim
 from qvl_lab.models.architecture import Architecture
@@ -17,7 +18,7 @@ from qvl_lab.runs.records import STAGES, Run, Work
 from qvl_lab.show.quantities import money, number, percent
 from qvl_lab.show.report.components import few_rows, plain, section, table
 from qvl_lab.show.report.context import ReportContext
-from qvl_lab.show.report.selection import ARTICLE_GPU, ARTICLE_PROVIDER
+from qvl_lab.show.report.pricing import ARTICLE_GPU, ARTICLE_PROVIDER
 
 #: The article's three parts of the computation, and what they are called here.
 _CLAIMED = {
@@ -33,7 +34,9 @@ def article(context: ReportContext) -> list[Any]:
     advice = context.recommendation
     if not advice:
         return []
-    today, best = (float(row["s_per_100_images"]) for row in (advice.current, advice.best))
+    today, best = (
+        100 * setting_of(row, per_hour=1.0).s_per_image for row in (advice.current, advice.best)
+    )
     same = advice.best["key"] == advice.current["key"]
     price = find_price(ARTICLE_GPU, ARTICLE_PROVIDER)
     note = context.say(
@@ -41,7 +44,7 @@ def article(context: ReportContext) -> list[Any]:
         saved=percent(*claim("cost_after").numbers).lstrip("−"),
         today=number(today),
         best=number(best),
-        percent=percent(today, best),
+        percent=context.change(advice.current, advice.best),
         today_cost=money(price.of(today), price.currency),
         best_cost=money(price.of(best), price.currency),
     )

@@ -31,7 +31,7 @@ def waterfall(context: ReportContext) -> list[Any]:
     same = advice.best["key"] == advice.current["key"]
     said = [section(context, "waterfall_heading", "waterfall_none" if same else "waterfall_note")]
     if advice.excluded:
-        limits = ", ".join(
+        limits = context.say("and").join(
             context.say(f"limit_{name}", n=n, limit=score(advice.min_quality))
             for name, n in advice.excluded.items()
         )
@@ -58,7 +58,7 @@ def curves(context: ReportContext) -> list[Any]:
 
 def feasible(context: ReportContext) -> list[Any]:
     """Which settings fit, and what each costs."""
-    figure = plots.feasible(context.grid, lang=context.lang)
+    figure = plots.feasible(context.frame, lang=context.lang)
     return [section(context, "feasible_heading"), picture(figure), *_fitting(context)]
 
 
@@ -76,12 +76,18 @@ def _fitting(context: ReportContext) -> list[Any]:
             cards = batches_by_card(sizes, batch_shape_of(run))
         except ConfigError:  # an older file, or images that differ in size
             continue
-        fits = zip(cards["memory_gb"], cards["largest_batch"], strict=True)
         setting = {"column_setting": images_at(row, context.lang)}
-        listed.append(setting | {f"{card:g} GB": f"{size:,}" for card, size in fits})
+        fits = {f"{card['memory_gb']:g} GB": _batches(card) for _, card in cards.iterrows()}
+        listed.append(setting | fits)
     if not listed:
         return []
     return [Markdown(context.say("fitting_note")), table(context, pd.DataFrame(listed))]
+
+
+def _batches(card: pd.Series) -> str:
+    """The largest batch of a card with its interval: "140 (122–176)"."""
+    low, size, high = (int(card[f"largest_batch{end}"]) for end in ("_low", "", "_high"))
+    return f"{size:,}" if low == high else f"{size:,} ({low:,}–{high:,})"
 
 
 def stages(context: ReportContext) -> list[Any]:

@@ -14,6 +14,7 @@ from qvl_lab.analysis.limits.roofline import (
     Ceilings,
     ceilings,
     measured_ceilings,
+    raised,
     roofline,
 )
 from qvl_lab.errors import ConfigError
@@ -21,7 +22,14 @@ from qvl_lab.probe.ceilings import beside, read_ceilings
 from qvl_lab.runs.records import Run
 from qvl_lab.show import plots
 from qvl_lab.show.quantities import number
-from qvl_lab.show.report.components import named_rows, picture, plain, section, table
+from qvl_lab.show.report.components import (
+    folded,
+    named_rows,
+    picture,
+    plain,
+    section,
+    table,
+)
 from qvl_lab.show.report.context import ReportContext
 from qvl_lab.show.report.finding_text import finding_sentences
 from qvl_lab.show.report.selection import measured_gpu
@@ -82,15 +90,18 @@ def _one(context: ReportContext, run: Run) -> list[Any]:
         picture(plots.limits(stages, lang=context.lang)),
         said,
         Markdown(plain(notes)),
-        stage_limits(context, stages),
+        folded(context.say("limits_table"), stage_limits(context, stages)),
     ]
 
 
 def _of(context: ReportContext, run: Run) -> Ceilings:
+    """The ceilings of a run's precision, nowhere below what a stage of any run reached."""
     precision = run.resolved["precision"]
     if context.ceilings:
-        return measured_ceilings(context.ceilings, precision)
-    return ceilings(measured_gpu(context.frame), precision)
+        known = measured_ceilings(context.ceilings, precision)
+    else:
+        known = ceilings(measured_gpu(context.frame), precision)
+    return raised(known, (r for r in context.runs if r.resolved.get("precision") == precision))
 
 
 def ceilings_said(context: ReportContext, run: Run) -> str:
@@ -98,13 +109,17 @@ def ceilings_said(context: ReportContext, run: Run) -> str:
     caps, precision = _of(context, run), run.resolved["precision"]
     if caps.flops_per_s is None or caps.bytes_per_s is None:
         return context.say("ceilings_unknown", precision=precision, source=_source(context))
-    return context.say(
+    said = context.say(
         "ceilings",
         precision=precision,
         tflops=number(caps.flops_per_s / 1e12),
         tb=number(caps.bytes_per_s / 1e12),
         source=_source(context),
     )
+    for figure, path in caps.raised_by.items():
+        words = context.say(f"ceilings_raised_{figure}", stage=_stage(context, path))
+        said = context.say("sentence_pair", first=said, second=words)
+    return said
 
 
 def _source(context: ReportContext) -> str:
@@ -124,8 +139,7 @@ def stage_limits(context: ReportContext, stages: pd.DataFrame) -> Any:
     wall_s = stages.attrs["wall_s"]
     names, columns = [], []
     for path, row in stages.iterrows():
-        outer, _, part = str(path).partition("/")
-        names.append(f"– {context.say(f'part_{part}')}" if part else context.say(f"stage_{outer}"))
+        names.append("– " * ("/" in str(path)) + _stage(context, str(path)))
         columns.append(
             {
                 "column_seconds": number(row["seconds"]),
@@ -144,9 +158,15 @@ def stage_limits(context: ReportContext, stages: pd.DataFrame) -> Any:
     return table(context, frame)
 
 
+def _stage(context: ReportContext, path: str) -> str:
+    """The name of a stage, or of a stage within one."""
+    outer, _, part = path.partition("/")
+    return context.say(f"part_{part}" if part else f"stage_{outer}")
+
+
 def _reached(context: ReportContext, share: float) -> str:
-    """The share of the ceiling; no one product is the fastest, so a stage can pass it a little."""
-    return context.say("at_ceiling") if share > 1 else f"{100 * share:.0f}%"
+    """The share of the ceiling; a stage can set it, and one that is timed badly can pass it."""
+    return context.say("at_ceiling") if share > 0.9995 else f"{100 * share:.0f}%"
 
 
 def _known(value: Any, words: Any) -> str:

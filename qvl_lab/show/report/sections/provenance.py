@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial, reduce
 from typing import Any
 
 import pandas as pd
@@ -11,9 +12,12 @@ from qvl_lab.show.quantities import number
 from qvl_lab.show.report.commands import report_command
 from qvl_lab.show.report.components import section, table
 from qvl_lab.show.report.context import ReportContext
+from qvl_lab.show.report.pricing import ARTICLE_PROVIDER
 from qvl_lab.show.report.sections.limits import ceilings_said
+from qvl_lab.show.report.sections.money import price_words
 
 _MACHINE = ("gpu", "driver", "cpu", "cpu_count", "platform")
+_SOURCE = ("source", "region", "url", "note")
 _SOFTWARE = ("qvl_lab", "commit", "torch", "transformers", "torchvision", "python")
 
 
@@ -35,29 +39,34 @@ def facts(context: ReportContext) -> dict[str, str]:
             digest=(context.runs.file_sha256 or "-")[:16],
         ),
         "prov_command": report_command(context),
-        "prov_notes": "; ".join(context.notes),
+        "prov_notes": context.say("semicolon").join(context.notes),
     }
 
 
 def _prices(context: ReportContext) -> dict[str, str]:
     quoted, rate = context.frame.attrs["price"], context.frame.attrs["rate"]
-    kind = context.say(f"kind_{quoted['kind']}")
-    date = context.say("undated") if quoted["date"] == "undated" else quoted["date"]
-    place = context.say("listed").join([quoted["gpu"], quoted["provider"], kind, date])
+    if quoted is None:
+        return {"prov_price": context.say("price_none", device=context.device)}
+    source = [quoted[name] for name in _SOURCE]
+    if quoted["provider"] == ARTICLE_PROVIDER:
+        source[0] = context.say("source_article")
     used = context.frame.attrs["utilisation"]
     share = f"{100 * used:.0f}%"
     full = context.say("prov_utilisation_full")
     return {
-        "prov_price": f"{quoted['per_hour']:g} {quoted['currency']}/h: {place}",
-        "prov_source": quoted["source"],
-        "prov_rate": ""
-        if not rate
-        else f"1 {rate['base']} = {rate['rate']:g} {rate['quote']} "
-        f"({rate['date']}, {rate['source']})",
+        "prov_price": price_words(context, quoted),
+        "prov_source": context.say("semicolon").join(filter(None, source)),
+        "prov_machine_of": _together(context, quoted["gpus_per_machine"]),
+        "prov_rate": context.say("prov_rate_value", **rate) if rate else "",
         "prov_utilisation": full
         if used == 1
         else context.say("prov_utilisation_value", percent=share),
     }
+
+
+def _together(context: ReportContext, gpus: int | None) -> str:
+    """How many GPUs are rented together, where they are several."""
+    return context.say("prov_machine_of_value", n=gpus) if gpus and gpus > 1 else ""
 
 
 def _measurement(context: ReportContext) -> dict[str, str]:
@@ -77,8 +86,8 @@ def _measurement(context: ReportContext) -> dict[str, str]:
         "prov_cache": context.say("cache_state_off")
         if run.cache_state == "off"
         else run.cache_state,
-        "prov_machine": "; ".join(machine),
-        "prov_software": _listed(run.environment, _SOFTWARE),
+        "prov_machine": context.say("semicolon").join(machine),
+        "prov_software": context.say("listed").join(_listed(run.environment, _SOFTWARE)),
         "prov_time": f"{run.started_at} - {context.runs[-1].started_at}",
     }
 
@@ -91,7 +100,12 @@ def _hosts(context: ReportContext) -> str:
 def _ceilings(context: ReportContext) -> str:
     """Of each precision that was measured."""
     done = {run.resolved["precision"]: run for run in context.runs if run.status == "ok"}
-    return " ".join(ceilings_said(context, run) for run in done.values())
+    said = [ceilings_said(context, run) for run in done.values()]
+    return "" if not said else reduce(partial(_after, context), said)
+
+
+def _after(context: ReportContext, first: str, second: str) -> str:
+    return context.say("sentence_pair", first=first, second=second)
 
 
 def _pixels(context: ReportContext) -> str:
@@ -122,5 +136,5 @@ def _machine(context: ReportContext, environment: Mapping[str, Any]) -> str:
     return context.say("listed").join(words)
 
 
-def _listed(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    return ", ".join(f"{name} {values[name]}" for name in names if values.get(name) is not None)
+def _listed(values: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    return [f"{name} {values[name]}" for name in names if values.get(name) is not None]

@@ -8,23 +8,27 @@ import pandas as pd
 from IPython.display import Markdown
 
 from qvl_lab.analysis.money.recommend import measured
-from qvl_lab.show.report.components import section, settings_table, table
+from qvl_lab.show.plots.shared import MISSED
+from qvl_lab.show.report.components import folded, section, settings_table, table
 from qvl_lab.show.report.context import ReportContext
 
 _MOST_ROWS, _MOST_FAILURES = 12, 50
 
 
 def settings(context: ReportContext) -> list[Any]:
-    """The cheapest settings, and what could not be measured."""
+    """The cheapest settings, today's and the recommended one, and what could not be measured."""
     shown: list[Any] = []
     if context.recommendation:
-        rows = measured(context.frame)
-        best = rows.sort_values(context.cost).head(_MOST_ROWS)
-        shown += [
-            section(context, "table_heading"),
-            Markdown(context.say("table_note", shown=len(best), total=len(rows))),
-            settings_table(context, best, context.recommendation.current),
-        ]
+        rows = measured(context.frame).sort_values(context.cost)
+        advice = context.recommendation
+        named = rows["key"].isin([advice.current["key"], advice.best["key"]])
+        first = rows.index.isin(rows.index[:_MOST_ROWS])
+        note = context.say("table_note", shown=int(first.sum()), total=len(rows))
+        shown += [section(context, "table_heading"), Markdown(note)]
+        shown.append(settings_table(context, rows[first | named], advice.current))
+        if not first.all():
+            whole = settings_table(context, rows, advice.current)
+            shown.append(folded(context.say("table_all", n=len(rows)), whole))
     missing = [*_failed_items(context), *_failed_settings(context)]
     return [*shown, *([section(context, "not_measured_heading"), *missing] if missing else [])]
 
@@ -45,10 +49,10 @@ def _failed_items(context: ReportContext) -> list[Any]:
 def _failed_settings(context: ReportContext) -> list[Any]:
     """How many settings ran out of memory, were skipped or failed, and why."""
     status = context.frame["status"]
-    counts = {name: int((status == name).sum()) for name in ("oom", "skipped", "error")}
+    counts = {name: int((status == name).sum()) for name in MISSED}
     if not any(counts.values()):
         return []
-    rows = context.frame[status.isin(["oom", "error"])]
+    rows = context.frame[status.isin(["oom", "error", "busy"])]
     reasons = pd.DataFrame(
         {
             "column_setting": [context.setting(row) for _, row in rows.iterrows()],
@@ -56,4 +60,6 @@ def _failed_settings(context: ReportContext) -> list[Any]:
             "column_reason": rows["reason"].str.slice(0, 160).to_list(),
         }
     )
-    return [Markdown(context.say("not_measured_counts", **counts)), table(context, reasons)]
+    said = [context.say(f"count_{name}", n=n) for name, n in counts.items() if n]
+    counted = context.say("not_measured_counts", counts=context.say("semicolon").join(said))
+    return [Markdown(counted), *([table(context, reasons)] if len(reasons) else [])]

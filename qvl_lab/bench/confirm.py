@@ -1,0 +1,135 @@
+"""What a headline claims, measured once more: today's setting, the best one and the runner-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qvl_lab.analysis.money.recommend import Recommendation, recommend
+from qvl_lab.bench.protocol import head_to_head
+from qvl_lab.bench.sweep import Turns, rounds_of, trials_of
+from qvl_lab.config import Config, SweepSpec
+from qvl_lab.errors import ConfigError
+from qvl_lab.runs.records import Run
+from qvl_lab.runs.store import Runs, Store
+from qvl_lab.workloads.items import Workload
+from qvl_lab.workloads.sources import load_workload
+
+#: Rounds of a confirmation at least and at most; fewer where an engine takes long to start.
+LEAST, LEAST_IF_SLOW, MOST = 5, 3, 8
+SLOW_START_S = 10.0
+
+
+def confirm(
+    out: str | Path = "runs.jsonl",
+    *,
+    workload: Workload | str | Path | None = None,
+    half_width: float = 0.05,
+    budget_s: float | None = None,
+    isolation: str = "process",
+    on_busy: str = "wait",
+    timeout_s: float = 3600.0,
+    progress: bool = True,
+    **choice: Any,
+) -> Runs:
+    """Measure today's setting, the recommended one and the runner-up head to head.
+
+    The cheapest of many settings is partly the luckiest, so its saving is measured again after it
+    was chosen: in alternation, each turn in a process of its own, until the saving's 95% interval
+    reaches no further than ``half_width`` to either side, for at least five rounds (three where an
+    engine takes more than ten seconds to start) and at most eight. The turns join the run file,
+    where :func:`qvl_lab.recommend` and reports find them.
+
+    Parameters
+    ----------
+    out : path
+        A run file of a sweep.
+    workload : Workload or path, optional
+        What the sweep answered; by default the packaged set or path that the rows name.
+    half_width, budget_s, isolation, on_busy, timeout_s
+        As of :class:`~qvl_lab.config.SweepSpec`.
+    **choice
+        Today's setting and limits, as of :func:`qvl_lab.recommend`.
+
+    Returns
+    -------
+    Runs
+        All rows of the file. Without a cheaper setting nothing is measured.
+
+    Raises
+    ------
+    ConfigError
+        If the rows answer another workload.
+    LimitError
+        If no setting is within the limits.
+    """
+    runs = Runs.load(out)
+    advice = recommend(runs.frame(), **choice)
+    finalists = _finalists(runs, advice)
+    if len(finalists) < 2:
+        return runs
+    first = finalists[0]
+    spec = SweepSpec(
+        axes={},
+        workload=_workload(first, workload),
+        repeats=LEAST_IF_SLOW if _start_s(finalists) > SLOW_START_S else LEAST,
+        max_repeats=MOST,
+        half_width=half_width,
+        budget_s=budget_s,
+        isolation=isolation,
+        on_busy=on_busy,
+        timeout_s=timeout_s,
+        **_plan(first),
+    )
+    trials = [
+        replace(trial, plan=replace(trial.plan, phase="confirmation", quality=False))
+        for trial in trials_of([_config(run) for run in finalists], spec, spec.workload)
+    ]
+    with Store(out) as store, Turns(trials, store, spec, [], progress=progress) as turns:
+        head_to_head(
+            [trial.key for trial in trials], turns.visit, rounds_of(spec), known=turns.known
+        )
+    return Runs.load(out)
+
+
+def _finalists(runs: Runs, advice: Recommendation) -> list[Run]:
+    """Today's setting, the best one and the runner-up, without repetition; one if it is best."""
+    rows = [advice.current, advice.best, advice.runner_up]
+    keys = list(dict.fromkeys(row["key"] for row in rows if row is not None))
+    by_key = {(run.key, run.plan.get("phase")): run for run in runs}
+    if advice.best["key"] == advice.current["key"]:
+        return []
+    return [
+        by_key[key, phase] for key in keys for phase in ("sweep", None) if (key, phase) in by_key
+    ]
+
+
+def _config(run: Run) -> Config:
+    return Config().replace(**run.config)
+
+
+def _plan(run: Run) -> Mapping[str, Any]:
+    """How the row was measured, as far as a confirmation measures likewise."""
+    names = ("timed_items", "batches", "seed", "warmup", "min_pass_s")
+    return {name: run.plan[name] for name in names if name in run.plan}
+
+
+def _start_s(finalists: Sequence[Run]) -> float:
+    """Seconds until the slowest of them is ready."""
+    return max(sum(s for s in run.cold.values() if s is not None) for run in finalists)
+
+
+def _workload(run: Run, given: Workload | str | Path | None) -> Workload:
+    """The items that the row answered."""
+    name, count = run.workload.get("name"), run.workload.get("items")
+    workload = given if isinstance(given, Workload) else load_workload(str(given or name))
+    if isinstance(count, int) and count < len(workload):
+        workload = workload.sample(count, int(run.plan.get("seed", 0)))
+    if workload.fingerprint != run.workload.get("fingerprint"):
+        raise ConfigError(
+            f"the rows answer other items than workload {workload.name!r} holds; name the one that "
+            "they were measured with: workload=... (--workload)"
+        )
+    return workload
