@@ -168,7 +168,8 @@ def test_committed_run_files_load_with_the_figures_that_they_had(path):
 
 def test_every_committed_run_file_is_compared():
     files = set(REPORTS.rglob("*.jsonl")) - set((REPORTS / "local").rglob("*"))  # not committed
-    assert set(OLD) == {file.relative_to(REPORTS.parent).as_posix() for file in files}
+    committed = {file.relative_to(REPORTS.parent).as_posix() for file in files}
+    assert set(OLD) == committed - {"reports/h100-w1/w1.jsonl"}  # written as files are now
 
 
 @pytest.mark.parametrize(
