@@ -35,9 +35,9 @@ class Effort:
     Attributes
     ----------
     batches, resolutions, precisions : tuple
-        The stock engine is measured at every batch and resolution in the most exact precision, the
-        fast engine at the largest batch: at every resolution in the most exact precision, and at
-        the lowest resolution in the others.
+        The stock engine is measured in the most exact precision, at every batch at the lowest
+        resolution and at the first and last batch at the others; the fast engine at the largest
+        batch, at every resolution in the most exact precision, and at the lowest in the others.
     questions : int
         Questions that quality is scored on, for each resolution and precision.
     timed_items : int
@@ -139,7 +139,10 @@ def default_sweep(
         _say(f"lower precision with the {engine} engine, and its quality", progress)
         sweep(**fixed, **scored, resolution=list(effort.resolutions[:1]), precision=rounded)
     _say("batch sizes with the stock engine", progress)
-    sweep(**fixed, **sizes, batch_size=batches, precision=list(exact), quality=False)
+    stock: dict[str, Any] = {"precision": list(exact), "quality": False}
+    sweep(**fixed, **stock, resolution=list(effort.resolutions[:1]), batch_size=batches)
+    ends = sorted({batches[0], batches[-1]})
+    sweep(**fixed, **stock, resolution=list(effort.resolutions[1:]), batch_size=ends)
     tasks = {item.task for item in loaded.items}
     tables = [_for_all(tasks, table) for table in (article_resolutions(), *_proposed(runs))]
     if effort.by_task and runs.frame()["quality"].notna().any():

@@ -39,10 +39,9 @@ class Gate:
         Most cores that other processes, or the hypervisor, may have kept away on the mean.
         Without anybody 0.02 were counted on two cores, beside one busy process 0.6 to 1.5.
     canary_ratio : float
-        Most that the canary may have taken of its best time. On two quiet virtual cores, whose
-        passes differed by 5%, its best differed by 1.2 times often and by 1.55 at most, so that
-        less would throw away what nobody disturbed; slower minutes meet all settings alike, as
-        they take turns.
+        Most that the canary may have taken of its best time. Two virtual cores without any other
+        program changed its time by up to 1.9 times within a minute, as their host had other work,
+        while passes changed by 5%; such changes meet all settings alike, as they take turns.
     gpu_processes : int
         Most other processes on the GPU.
     tries : int
@@ -53,7 +52,7 @@ class Gate:
 
     others_cores: float = 0.1
     stolen_cores: float = 0.1
-    canary_ratio: float = 1.6
+    canary_ratio: float = 2.5
     gpu_processes: int = 0
     tries: int = 4
     wait_s: float = 5.0

@@ -212,8 +212,8 @@ QUIET = Contention(others_cores=0.02, stolen_cores=0.0, canary_s=0.1)
         (Contention(stolen_cores=0.3), "the hypervisor gave 0.3 cores"),
         (Contention(gpu_processes=2), "2 other processes were on the GPU"),
         (Contention(slowdowns="thermal, by software"), "lowered its clocks: thermal"),
-        (Contention(canary_s=0.18), "took 1.80 times as long as at best"),
-        (Contention(canary_s=0.15), None),
+        (Contention(canary_s=0.27), "took 2.70 times as long as at best"),
+        (Contention(canary_s=0.19), None),
     ],
 )
 def test_a_pass_is_kept_only_if_nothing_disturbed_it(seen, words):
@@ -246,7 +246,7 @@ def test_a_machine_that_stays_busy_gives_no_number():
 def test_a_faster_canary_is_what_later_ones_are_held_against():
     quiet, _ = tried(Contention(canary_s=0.1))
     assert quiet.best_canary_s == 0.1
-    slower = quiet_pass(lambda: ("x", Contention(canary_s=0.17)), Gate(), 0.1, lambda s: None)
+    slower = quiet_pass(lambda: ("x", Contention(canary_s=0.27)), Gate(), 0.1, lambda s: None)
     assert slower.value is None
 
 
