@@ -41,6 +41,7 @@ def test_answers_are_drawn_by_seed(printed, pictures):
     assert "seed 2:" in out
 
 
+@pytest.mark.slow
 def test_a_repeated_image_is_found_in_the_cache(printed, pictures):
     out = printed("cache_repeats.py", pictures / "red.png", "What is this?", "Which colour?")
     assert out.index("0 found") < out.index("1 found")

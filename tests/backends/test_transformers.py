@@ -320,6 +320,7 @@ def test_only_bad_images_give_only_errors(lab):
 # ---- out of memory
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_and_order_kept(lab, mixed, reference, oom_above):
     sizes = oom_above(rows=3)
     generation = lab.generate_batch(mixed[:8], batch_size=8, **SMALL)
@@ -329,6 +330,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_order_kept(lab, mixed, referenc
     assert len(generation.batch_s) == 4
 
 
+@pytest.mark.slow
 def test_one_item_too_large_even_alone_fails_alone(lab, oom_above):
     oom_above(tokens=60)
     images = [png("red"), png("blue", (1024, 1024)), png("green")]

@@ -521,6 +521,7 @@ def test_who_insists_gets_a_number_that_says_that_it_was_disturbed(lab, trial, n
     assert frame([run])["disturbed"].item()
 
 
+@pytest.mark.slow
 def test_a_pass_lasts_as_long_as_it_is_told(lab, trial):
     run = measure(turn(trial(plan={"min_pass_s": 4.0}), gate=None), lambda _: lab)
     (repeat,) = run.repeats
@@ -531,6 +532,7 @@ def test_a_pass_lasts_as_long_as_it_is_told(lab, trial):
     assert repeat.disturbed is None
 
 
+@pytest.mark.slow
 def test_only_the_first_turn_is_scored(trained, trial, six):
     plan = {"repeats": 1}
     first = measure(turn(trial(six, plan=plan), round=0, gate=None), lambda _: trained)
@@ -539,6 +541,7 @@ def test_only_the_first_turn_is_scored(trained, trial, six):
     assert not second.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "cut"), [(1, 6), (40, 0)])
 def test_answers_that_end_at_the_limit_of_tokens_are_counted(trained, trial, six, limit, cut):
     run = measure(trial(six, max_new_tokens=limit, resolution=512), lambda _: trained)

@@ -827,6 +827,7 @@ def test_a_sweep_of_fp8_on_a_cpu_says_once_that_it_is_emulated(sweep, caplog):
     assert caplog.text.count("fp8 on a CPU is emulated") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_says_that_answers_were_cut(sweep, caplog):
     sweep(
         workload="evaluation", items=6, model="tiny", precision="fp32", repeats=1,

@@ -314,6 +314,7 @@ SWEEP = (
 )
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_its_rows_and_counts_them(qvl, photos, tmp_path):
     result = qvl(SWEEP)
     assert result.code == 1  # photos holds four files that cannot be used

@@ -259,6 +259,7 @@ def image_wise(rng, failing: float) -> list[list[float]]:
 IMAGES = [[i for i, asked in enumerate(QUESTIONS) if asked > task] for task in range(3)]
 
 
+@pytest.mark.slow
 def test_images_that_fail_as_a_whole_seldom_raise_a_false_alarm():
     """At most 7% at a nominal 5%; without the images it is more than twice as much."""
     rng = np.random.default_rng(11)

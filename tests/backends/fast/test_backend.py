@@ -52,6 +52,7 @@ def test_the_old_engine_is_gone_before_free_memory_is_read_and_a_cache_is_taken(
     assert alive == [("free memory", True), ("free memory", False), ("cache", False)]
 
 
+@pytest.mark.slow
 def test_the_old_engine_is_gone_also_within_one_call(lab, monkeypatch):
     monkeypatch.setattr("qvl_lab.backends.processor.WINDOW", 2)
     engines: list[Any] = []

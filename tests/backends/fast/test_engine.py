@@ -48,6 +48,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "little room": {"kv_cache_gib": 1.2e-3},
     "little room for prefixes": {"kv_cache_gib": 1.4e-3, "block_size": 5, "prefix_cache": True},
 }
+#: Those that ``make test`` takes.
+BRIEF = ("as it comes", "little room")
 
 
 def png(color: str, size: tuple[int, int] = (96, 64)) -> bytes:
@@ -126,7 +128,13 @@ def nothing_held(engine: Engine) -> bool:
 # ---- the same answers
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(chosen, id=name, marks=[] if name in BRIEF else pytest.mark.slow)
+        for name, chosen in SETTINGS.items()
+    ],
+)
 def test_tokens_are_those_of_the_stock_engine(lab, ids_of, requests, stock_answers, settings):
     ids_of(lab)
     options = {"resolution": 160, "max_new_tokens": 9, "batch_size": 5}
@@ -341,6 +349,7 @@ def test_a_cancelled_request_ends_once_wherever_it_is(lab, requests):
         assert nothing_held(engine)
 
 
+@pytest.mark.slow
 def test_an_interrupt_frees_the_cache_and_the_next_call_works(lab, requests):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -352,6 +361,7 @@ def test_an_interrupt_frees_the_cache_and_the_next_call_works(lab, requests):
     assert None not in lab.run(requests, policy=ImagePolicy(resolution=96), **options).texts
 
 
+@pytest.mark.slow
 def test_the_engine_is_kept_while_it_fits_also_when_stock_is_asked_in_between(lab):
     options = {"engine": "fast", "batch_size": 2, **SMALL}
     lab.generate_batch([png("red")] * 3, **options)
@@ -449,6 +459,7 @@ def test_the_model_can_be_trained_after_the_fast_engine_ran(lab):
     assert not any(weight.is_inference() for weight in lab.loaded.model.parameters())
 
 
+@pytest.mark.slow
 def test_without_halving_memory_running_out_is_an_error(lab, monkeypatch, requests):
     out_of_memory_at(monkeypatch, "decode", lambda count, size: size > 1)
     spec = Fast(sampling=SamplingParams(max_new_tokens=4))
@@ -742,6 +753,7 @@ def test_closing_ends_equal_requests_too(lab):
     assert engine.responses.waiting == 0
 
 
+@pytest.mark.slow
 def test_on_a_cpu_images_are_decoded_many_at_a_time_but_not_beside_the_model(lab, monkeypatch):
     decoding, together, beside = set(), [0], []
     real = DecodePool.pixels

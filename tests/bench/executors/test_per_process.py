@@ -133,6 +133,7 @@ def test_ctrl_c_in_the_group_does_not_end_a_worker(trials, monkeypatch):
     assert [run.status for run in run_all(trials(1))] == ["ok"]
 
 
+@pytest.mark.slow
 def test_stopping_early_ends_the_worker_at_hand(trials):
     results = executors.measure_per_process(trials(1, 2), 60)
     next(results)
@@ -158,6 +159,7 @@ def test_in_one_process_a_model_is_loaded_once_for_all_of_its_settings(trials, m
     assert loaded == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_failing_setting_leaves_the_process_fit_for_the_next(trials):
     asked = [*trials(1, model="/no/such/model"), *trials(1)]
     runs = list(measure_in_process(asked, 60))

@@ -187,6 +187,7 @@ def test_the_report_says_what_each_cache_saves_and_from_where_it_pays(measured, 
     assert [row[4].split(" (")[0] for row in rows] == ["not reached up to 90%", "50%", "42%"]
 
 
+@pytest.mark.slow
 def test_the_report_is_in_chinese_too(measured, runs_file):
     said, cells, _ = section(runs_file(*measured()), lang="zh")
     assert "不同命中率下各种缓存能省多少" in said

@@ -531,6 +531,7 @@ def test_small_frames_draw_without_warnings(options):
             figure.canvas.draw()
 
 
+@pytest.mark.slow
 def test_a_frame_of_failures_says_so():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -561,6 +562,7 @@ def is_chinese(words: str) -> bool:
     return any("一" <= letter <= "鿿" for letter in words)
 
 
+@pytest.mark.slow
 def test_chinese_figures_have_every_glyph(frame):
     advice = recommend(frame)
     with warnings.catch_warnings():

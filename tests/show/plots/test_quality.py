@@ -477,6 +477,7 @@ def test_given_axes_are_drawn_into(measure):
     assert plt.get_fignums() == [figure.number]
 
 
+@pytest.mark.slow
 def test_chinese_figures_have_every_word_and_glyph(measure):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

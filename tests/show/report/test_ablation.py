@@ -96,6 +96,7 @@ def test_the_command_keeps_other_settings_and_resolutions_by_task(ablated):
     assert " --set block_size=32 --task-resolution read=512 --levers packing " in line
 
 
+@pytest.mark.slow
 def test_the_section_is_in_chinese_too(ablated):
     words, rows, _ = section(review(Runs(ablated()), lang="zh", **PRICE))
     assert "快速引擎各项优化的收益" in words and "全部关闭时每 100 张图 ¥6.40" in words

@@ -57,6 +57,7 @@ def section(page: Any) -> tuple[str, list[str], int]:
     return words, re.findall(r"<td>(.*?)</td>", tables), sum(isinstance(p, Image) for p in shown)
 
 
+@pytest.mark.slow
 def test_each_stage_stands_beside_its_least_time(measured, runs_file):
     path = runs_file(measured(1), measured(4, 5.0))
     save_ceilings(CPU, beside(path))

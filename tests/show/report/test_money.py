@@ -165,6 +165,7 @@ def test_images_and_answers_are_told_apart(on_cpu):
     assert "can answer 1,314,000 images at most" in said
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_say_how_many_images_counts_answers(on_cpu):
     old = {"workload": {"name": "old", "fingerprint": "0" * 16, "items": 10}}
     page = review(Runs([on_cpu(1, 10.0, **old), on_cpu(4, 4.0, **old)]), **CENT_A_SECOND)
@@ -188,6 +189,7 @@ def test_a_cpu_run_is_priced_as_a_cpu_machine(pair):
     assert "⚠" not in said
 
 
+@pytest.mark.slow
 def test_a_gpu_without_a_price_is_reviewed_in_seconds(pair):
     page = review(pair(**B200), monthly_images=1000)
     said = first_page(page)

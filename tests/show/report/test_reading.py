@@ -144,6 +144,7 @@ def test_a_precision_that_loses_answers_has_its_figure(on_cpu):
 # ---- pictures
 
 
+@pytest.mark.slow
 def test_every_picture_says_what_it_shows(many):
     page = review(Runs(many), **PRICE)
     pictures = [p for name in sections.SECTIONS for p in name(page) if isinstance(p, Image)]

@@ -215,6 +215,7 @@ def stopping(tmp_path, monkeypatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_notebook_that_stops_names_the_cell_and_keeps_what_it_had(
     stopping, runs_file, on_cpu, tmp_path
 ):

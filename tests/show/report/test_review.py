@@ -199,6 +199,7 @@ def test_without_a_gpu_what_was_measured_is_priced(grid, on_cpu):
 # ---- evidence
 
 
+@pytest.mark.slow
 def test_every_section_has_its_figure(grid):
     page = review(Runs(grid), **CENT_A_SECOND)
     drawn = ("waterfall", "tradeoff", "curves", "feasible", "stages")
@@ -516,6 +517,7 @@ def test_resolution_is_kept_where_todays_quality_is_not_known(scored):
     assert "Quality: not measured." in text(sections.headline(page))
 
 
+@pytest.mark.slow
 def test_figures_of_quality_are_as_many_as_there_is_something_to_compare(scored, grid):
     def pictures(*runs: Run) -> int:
         parts = sections.quality(review(Runs(runs), **CENT_A_SECOND))
