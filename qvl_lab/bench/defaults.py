@@ -65,7 +65,7 @@ class Effort:
 #: A budget after which no round begins but those that every setting has.
 _NO_MORE_S = 1e-6
 THOROUGH = Effort()
-#: Two minutes instead of seven: fewer settings and questions, two rounds, wider intervals.
+#: Half of the time: fewer settings and questions, two rounds, wider intervals.
 QUICK = Effort(
     batches=(1, 8),
     precisions=("fp32",),
@@ -90,7 +90,7 @@ def default_sweep(
     progress: bool = True,
     **choice: Any,
 ) -> Runs:
-    """Measure at most twelve settings and confirm the best: seven minutes on two CPU cores.
+    """Measure at most twelve settings and confirm the best: about eight minutes on two cores.
 
     Batch sizes with the stock engine, then the largest with the fast engine, where it runs the
     model, in every precision. Quality is scored once for each resolution and precision, with the
@@ -105,7 +105,7 @@ def default_sweep(
     items : int, optional
         Questions to score quality on, and at most so many items to time; by default 150.
     quick : bool
-        Measure for two minutes instead; see :data:`QUICK`.
+        Measure for half of that time; see :data:`QUICK`.
     on_busy : str
         See :class:`~qvl_lab.config.SweepSpec`.
     **choice
