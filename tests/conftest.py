@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -116,6 +117,14 @@ def make_repeat() -> Callable[..., Repeat]:
 @pytest.fixture
 def make_run() -> Callable[..., Run]:
     return run
+
+
+@pytest.fixture(scope="session")
+def run_files() -> dict[str, Path]:
+    """The committed run files by path below ``reports``; what ``make report`` left is not one."""
+    reports = Path(__file__).parents[1] / "reports"
+    files = set(reports.rglob("*.jsonl")) - set((reports / "local").rglob("*"))
+    return {file.relative_to(reports).as_posix(): file for file in sorted(files)}
 
 
 @pytest.fixture(scope="session")

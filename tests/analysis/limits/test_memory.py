@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cache
@@ -282,14 +282,12 @@ def test_room_for_what_the_allocator_cannot_use(run, large):
 # ---- rows that had no part in a constant
 
 
-def stock_rows() -> Iterator[tuple[str, Run]]:
+def stock_rows(files: Mapping[str, Path]) -> Iterator[tuple[str, Run]]:
     """Rows of the stock engine with a known peak, by file; a setting's turns are one row."""
-    for file in sorted(REPORTS.rglob("*.jsonl")):
-        name = file.relative_to(REPORTS).as_posix()
+    for name, file in files.items():
         for run in Runs.load(file):
             measured = run.status == "ok" and run.memory.get("reserved")
-            if run.plan.get("phase") == "confirmation":
-                continue
+            measured = measured and run.plan.get("phase") != "confirmation"
             if measured and run.config["engine"] == "stock":
                 yield name, run
 
@@ -300,10 +298,10 @@ def sizes_of(model: str) -> Architecture:
 
 
 @pytest.fixture(scope="module")
-def peaks() -> list[tuple[str, Run, Peak]]:
+def peaks(run_files) -> list[tuple[str, Run, Peak]]:
     """File, run and predicted peak of every row of the stock engine."""
     found = []
-    for name, run in stock_rows():
+    for name, run in stock_rows(run_files):
         with suppress(ConfigError):  # images of several sizes
             found.append(
                 (name, run, predict_peak(sizes_of(run.config["model"]), batch_shape_of(run)))
