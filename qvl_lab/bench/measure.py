@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from qvl_lab.analysis.quality.scoring import score_items
+from qvl_lab.analysis.quality.metrics import Metric
+from qvl_lab.analysis.quality.scoring import TaskScores, score_items
 from qvl_lab.backends.generation import Generation
 from qvl_lab.bench.protocol import Gate, quiet_pass
 from qvl_lab.bench.run_builder import RunBuilder
@@ -172,12 +173,20 @@ def _score(trial: Trial, lab: Lab, generation: Generation, builder: RunBuilder) 
         everything = _in_memory(trial.workload, config.images)
         generation = lab.run(everything, config.engine, config.images, halve_on_oom=False)
     metrics = trial.plan.metrics
-    scores = {}
-    if not trial.answers_only:
-        sizes = [answer.image_size for answer in generation]
-        pixels = lab.loaded.model.config.model_type in PIXEL_BOXES
-        scores = score_items(items, generation.texts, metrics, sizes=sizes, pixels=pixels)
+    scores = {} if trial.answers_only else scores_of(generation, items, lab, metrics)
     builder.scored(generation, scores)
+
+
+def scores_of(
+    generation: Generation,
+    items: Sequence[Item],
+    lab: Lab,
+    metrics: Mapping[str, str | Metric] | None = None,
+) -> dict[str, TaskScores]:
+    """The scores of a lab's answers to items, with boxes read in the form that its model writes."""
+    sizes = [answer.image_size for answer in generation]
+    pixels = lab.loaded.model.config.model_type in PIXEL_BOXES
+    return score_items(items, generation.texts, metrics, sizes=sizes, pixels=pixels)
 
 
 def _timed_items(trial: Trial) -> list[Item]:

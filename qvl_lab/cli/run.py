@@ -167,13 +167,10 @@ def _quality(
     workload: Workload, answers: Generation, lab: Lab, metrics: Mapping[str, str | Metric]
 ) -> dict[str, dict[str, Any]] | None:
     """Task to metric, mean score and counts; None where no answer is known or scored."""
-    from qvl_lab.analysis.quality.scoring import score_items
-    from qvl_lab.models.architecture import PIXEL_BOXES
+    from qvl_lab.bench.measure import scores_of
 
-    sizes = [answer.image_size for answer in answers]
-    pixels = lab.loaded.model.config.model_type in PIXEL_BOXES
     try:
-        scores = score_items(workload.items, answers.texts, metrics, sizes=sizes, pixels=pixels)
+        scores = scores_of(answers, workload.items, lab, metrics)
     except ConfigError as e:
         note(f"not scored: {e}")
         return None

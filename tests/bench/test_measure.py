@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from PIL import Image
 
 from qvl_lab.analysis.frame import frame
 from qvl_lab.analysis.quality.scoring import TaskScores, score_items
+from qvl_lab.backends.base import Answer
+from qvl_lab.backends.generation import Generation
 from qvl_lab.backends.transformers import TransformersBackend
 from qvl_lab.bench.executors import per_process as executors
-from qvl_lab.bench.measure import measure, remember
+from qvl_lab.bench.measure import measure, remember, scores_of
 from qvl_lab.bench.protocol import Gate
 from qvl_lab.bench.trial import Plan, Trial
 from qvl_lab.config import Config
@@ -303,6 +306,19 @@ def test_a_run_of_a_trained_model_has_scores_and_all_answers(trained, trial, six
     assert run.scores["locate"]["metric"] == "box_accuracy"
     assert sum(found["values"][0] for found in run.scores.values()) >= 2  # even at 128 px
     assert Run.from_json(run.to_json()) == run
+
+
+@pytest.mark.parametrize(("kind", "said"), [("qwen2_5_vl", 1.0), ("qwen3_vl", 0.0)])
+def test_boxes_are_read_in_the_form_that_the_model_writes(kind, said):
+    """Pixels of the image as the model saw it, or thousandths of its sides."""
+    lab = SimpleNamespace(
+        loaded=SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(model_type=kind)))
+    )
+    item = Item("a", b"", "Where?", reference="[100, 200, 300, 400]", task="locate")
+    seen = Answer(id="a", text="[200, 300, 600, 600]", image_size=(2000, 1500))
+    found = scores_of(Generation(answers=[seen]), [item], lab)["locate"]
+    assert found.values == (0.0,)
+    assert found.normalised == (said,)
 
 
 def test_metrics_of_the_plan_score_the_answers(trained, trial, six):

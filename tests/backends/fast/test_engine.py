@@ -144,6 +144,8 @@ def test_tokens_are_those_of_the_stock_engine(lab, ids_of, requests, stock_answe
     assert len(set(stock.texts)) > 8  # equality says little about equal answers
     assert [a.id for a in fast] == [item.id for item in requests]
     assert [a.prompt_tokens for a in fast] == [a.prompt_tokens for a in stock]
+    assert [a.image_size for a in fast] == [a.image_size for a in stock]
+    assert {a.image_size is None for a in stock} == {False}
     engine = lab.fast.engine
     assert ("little room" in str(settings) or "kv_cache_gib" in settings) == bool(
         engine.scheduler.preemptions
