@@ -305,11 +305,8 @@ def answers_path(path: Path) -> Path:
 def _answer_rows(run: Run) -> list[dict[str, str | None]]:
     """A run's answers with what tells them from others; ``item`` numbers them, as a text."""
     of = {"run": run.key, "environment": environment_key(run.environment)}
-    texts = ANSWER_COLUMNS[len(of) :]
-    return [
-        {**of, **{name: answer[name] for name in texts}, "item": str(i)}
-        for i, answer in enumerate(run.answers)
-    ]
+    rows = [of | answer | {"item": str(i)} for i, answer in enumerate(run.answers)]
+    return [{name: row[name] for name in (*ANSWER_COLUMNS, "item")} for row in rows]
 
 
 def _read_answers(path: Path) -> list[dict[str, str | None]]:
