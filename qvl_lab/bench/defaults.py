@@ -92,13 +92,14 @@ def default_sweep(
 ) -> Runs:
     """Measure at most twelve settings and confirm the best: about eight minutes on two cores.
 
-    Batch sizes with the stock engine, then the largest with the fast engine, where it runs the
-    model, in every precision. Quality is scored once for each resolution and precision, with the
-    fastest setting that has them. Where it is known, two settings with a resolution for each task
-    follow: the article's table, and the lowest resolutions that keep each task's quality. At last
-    today's setting, the best and the runner-up are measured head to head. Rows of another
-    environment are moved aside rather than mixed in. Rows of an earlier call that came to its end
-    are not measured further, so that a second report of them, in another language say, is quick.
+    Resolutions at the largest batch with the fast engine, where it runs the model, and lower
+    precision at the lowest of them; then batch sizes with the stock engine. Quality is scored once
+    for each resolution and precision, with the fastest setting that has them. Where it is known,
+    two settings with a resolution for each task follow: the article's table, and the lowest
+    resolutions that keep each task's quality. At last today's setting, the best and the runner-up
+    are measured head to head. Rows of another environment are moved aside rather than mixed in.
+    Once a file has a confirmation, no setting is measured in more rounds than it needs at least, so
+    that a second report of it, in another language say, is quick.
 
     Parameters
     ----------
@@ -202,7 +203,7 @@ def _for_all(tasks: Iterable[str | None], table: Mapping[str, int | str]) -> dic
 
 
 def _is_complete(out: str | Path) -> bool:
-    """Whether a default sweep came to its end, which is the confirmation."""
+    """Whether an earlier call came to its last part, the confirmation."""
     try:
         return any(run.plan.get("phase") == "confirmation" for run in Runs.load(out))
     except QvlError:

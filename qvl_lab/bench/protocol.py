@@ -39,9 +39,9 @@ class Gate:
         Most cores that other processes, or the hypervisor, may have kept away on the mean.
         Without anybody 0.02 were counted on two cores, beside one busy process 0.6 to 1.5.
     canary_ratio : float
-        Most that the canary may have taken of its best time. Two virtual cores without any other
-        program changed its time by up to 1.9 times within a minute, as their host had other work,
-        while passes changed by 5%; such changes meet all settings alike, as they take turns.
+        Most that the canary may have taken of its best time. On two virtual cores without any
+        other program it changed by up to 1.9 times within minutes, and no counter said why. Such
+        changes meet all settings alike, as they take turns.
     gpu_processes : int
         Most other processes on the GPU.
     tries : int

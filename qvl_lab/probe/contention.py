@@ -172,8 +172,8 @@ def cpu_limit(limit: Path = CPU_LIMIT) -> float:
 def canary_s(device: str, lasting_s: float = CANARY_S) -> float:
     """The fastest of small matrix products, repeated for about ``lasting_s``.
 
-    The median of 0.1 s differed by up to 1.6 times on two quiet cores, where one wake-up of a
-    daemon counts; what slows the machine down for the whole time slows the fastest one too.
+    The median of 0.1 s differed by up to 1.6 times on two quiet cores; what slows the machine down
+    for the whole time slows the fastest one too.
     """
     import torch
 
