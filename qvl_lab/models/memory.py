@@ -8,13 +8,22 @@ from contextlib import contextmanager
 
 import torch
 
+#: What the messages of errors of other types say where memory ran out. The last is Python's own
+#: word on a function in C that could not allocate and did not say so.
+_SHORTAGES = {
+    RuntimeError: ("can't allocate memory", "out of memory"),
+    SystemError: ("NULL without setting an exception",),
+}
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on CUDA or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("can't allocate memory" in text or "out of memory" in text)
+    return any(
+        isinstance(error, kind) and any(words in text for words in said)
+        for kind, said in _SHORTAGES.items()
     )
 
 

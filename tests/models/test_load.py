@@ -384,6 +384,8 @@ def test_int8_without_torchao_says_how_to_get_it(monkeypatch):
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
+        (SystemError("<function f> returned NULL without setting an exception"), True),
+        (SystemError("bad argument to internal function"), False),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("size mismatch"), False),
         (ValueError("out of memory"), False),
