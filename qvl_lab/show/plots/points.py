@@ -37,8 +37,9 @@ def kind_markers(frame: pd.DataFrame, data: pd.DataFrame, lang: str) -> dict[str
     No two are alike: of more kinds than shapes each has a number.
     """
     order = wording.precisions(frame)
-    named = zip(data["precision"].map(order.index), kinds(data, lang), strict=True)
-    found = list(dict.fromkeys(kind for _, kind in sorted(named)))
+    ranks = data["precision"].map(order.index)
+    by_rank = ranks.sort_values(kind="stable").index  # not by words: those of a language
+    found = list(dict.fromkeys(kinds(data, lang)[by_rank]))
     shapes = MARKERS if len(found) <= len(MARKERS) else map(_numeral, range(1, len(found) + 1))
     return dict(zip(found, shapes, strict=False))
 

@@ -46,7 +46,8 @@ def readings(frame: pd.DataFrame, metric: str, drawn: Sequence[str], lang: str) 
     data["doubt"] = [wording.doubt(row, lang) for _, row in frame.iterrows()]
     data["doubt"] = data["doubt"].where(data["value"].notna(), "")
     data["order"] = data["resolution"].map(wording.resolution_order)
-    data = data.sort_values(["order", "other", "batch_size"], kind="stable")
+    data["rank"] = wording.others(frame, drawn, "en")  # an order that all languages share
+    data = data.sort_values(["order", "rank", "batch_size"], kind="stable")
     data["colour"] = data["resolution"].map(cycle(data["resolution"], fonts.PALETTE))
     told = "other" if data["other"].nunique() > 1 else "resolution"
     data["marker"] = data[told].map(cycle(data[told], MARKERS))

@@ -87,7 +87,7 @@ def curves(
 
 def _panel(ax: Axes, data: pd.DataFrame, whole: pd.DataFrame, lang: str) -> None:
     """Draw ``data`` on axes that fit ``whole``, all of the figure's row."""
-    for _, rows in data.dropna(subset=["value"]).groupby(["order", "other"]):
+    for _, rows in data.dropna(subset=["value"]).groupby(["order", "other"], sort=False):
         error = np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]])
         bars: dict[str, Any] = {"yerr": error, "capsize": 2.5, "elinewidth": 1}
         look = _line(rows)
@@ -126,7 +126,7 @@ def _legend(data: pd.DataFrame, lang: str) -> list[Any]:
     """Handles: the lines, what their bars are, then the marks of what was not measured."""
     handles: list[Any] = []
     dot = label("between", lang)
-    for (_, other), rows in data.groupby(["order", "other"]):
+    for (_, other), rows in data.groupby(["order", "other"], sort=False):
         name = wording.resolution(rows["resolution"].iloc[0], lang)
         handles.append(
             Line2D([], [], label=dot.join(filter(None, [name, str(other)])), **_line(rows))

@@ -251,7 +251,7 @@ def test_other_assumptions_change_the_money_and_not_the_share(pair):
     page = text(sections.what_if(review(pair(), **CENT_A_SECOND, utilisation=0.8)))
     found = {row[0]: row[1:] for row in rows(page)}
     assert found["as priced here"] == ["¥1.25", "¥0.50", "¥0.75"]
-    assert found["price -20%"] == ["¥1.00", "¥0.40", "¥0.60"]
+    assert found["price −20%"] == ["¥1.00", "¥0.40", "¥0.60"]
     assert found["price +20%"] == ["¥1.50", "¥0.60", "¥0.90"]
     assert found["100% of the paid time is used"] == ["¥1.00", "¥0.40", "¥0.60"]
     assert found["40% of the paid time is used"] == ["¥2.50", "¥1.00", "¥1.50"]

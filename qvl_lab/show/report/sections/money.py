@@ -72,7 +72,8 @@ def what_if(context: ReportContext) -> list[Any]:
     used = context.frame.attrs["utilisation"]
     rows = [(context.say("what_if_as_priced"), 1.0)]
     for change in _PRICE_CHANGES:
-        rows.append((context.say("what_if_price", percent=f"{100 * change:+.0f}%"), 1 + change))
+        percent = f"{'+' if change > 0 else '−'}{share(abs(change))}"
+        rows.append((context.say("what_if_price", percent=percent), 1 + change))
     for utilisation in _UTILISATIONS:
         words = context.say("what_if_utilisation", percent=share(utilisation))
         rows.append((words, used / utilisation))

@@ -126,7 +126,7 @@ def resolutions(context: ReportContext) -> list[Any]:
     ]
     if context.recommendation and len(rows):
         shown += [
-            Markdown(context.say("resolutions_measured")),
+            Markdown(context.say("resolutions_measured" if len(rows) > 1 else "table_measured")),
             settings_table(context, rows.sort_values(context.cost), context.recommendation.current),
         ]
     return shown
