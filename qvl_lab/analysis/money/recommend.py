@@ -11,6 +11,7 @@ import pandas as pd
 
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.comparable import LeftOut, comparable, matching, spelled
+from qvl_lab.analysis.money.confirmed import is_confirmed, paired_with, saving
 from qvl_lab.analysis.money.cost import cost_column
 from qvl_lab.analysis.money.steps import Step, steps
 from qvl_lab.analysis.quality.kept import (
@@ -22,7 +23,7 @@ from qvl_lab.analysis.quality.kept import (
     quality_kept,
     why_unusable,
 )
-from qvl_lab.analysis.stats.estimates import Estimate, paired_ratio
+from qvl_lab.analysis.stats.estimates import Estimate
 from qvl_lab.analysis.stats.intervals import Comparison, compare
 from qvl_lab.config import check_name
 from qvl_lab.errors import ConfigError, LimitError
@@ -54,9 +55,11 @@ class Recommendation:
     Attributes
     ----------
     current, best : Series
-        Rows of the frame.
+        Rows of the frame, their costs as of
+        :func:`qvl_lab.analysis.money.confirmed.paired_with`.
     saving : Estimate
-        Share of the cost that goes away (0-1); see :func:`saving`. None bounds mean a single pass.
+        Share of the cost that goes away (0-1); see
+        :func:`qvl_lab.analysis.money.confirmed.saving`. None bounds mean a single pass.
     confirmed : bool
         Whether both were measured head to head after they were chosen. The saving of a setting
         that was chosen for being the cheapest is a little too large until it is.
@@ -204,6 +207,7 @@ def recommend(
         _check_share(name, limits[name])
     _check_share("max_quality_loss", max_quality_loss)
     rows = measured(frame)
+    rows = rows if rows.index.is_unique else rows.reset_index(drop=True)
     today = todays_row(rows, current, across)
     like_today, left_out = comparable(rows, today, across)
     rows = rows[like_today]
@@ -223,13 +227,14 @@ def recommend(
     excluded = {name: int(rows_out.sum()) for name, rows_out in ruled_out.items()}
     if kept.empty:
         raise LimitError(_nothing_passes(rows, excluded, () if passing.empty else hold))
-    best = _cheapest(kept)
-    others = kept[~kept["key"].isin([best["key"], today["key"]])]
+    best, runner_up = _best_two(kept, today)
     on_quality = ("min_quality", "max_quality_loss")
     cheaper = _cheapest(_not_in(rows, {n: r for n, r in ruled_out.items() if n not in on_quality}))
     quality = quality_difference(today, best)
     verdict = _verdict(today, best, max_quality_loss, unusable)
     cheaper_verdict = _verdict(today, cheaper, max_quality_loss, unusable)
+    rows = paired_with(rows, today)
+    today, best, cheaper = (_same_row(rows, row) for row in (today, best, cheaper))
     return Recommendation(
         current=today,
         best=best,
@@ -239,7 +244,7 @@ def recommend(
         held=tuple(hold),
         excluded=excluded,
         cheaper=None if cheaper["key"] == best["key"] else cheaper,
-        runner_up=None if others.empty else _cheapest(others),
+        runner_up=None if runner_up is None else _same_row(rows, runner_up),
         quality=quality,
         quality_kept=verdict[0],
         more_answers=verdict[1],
@@ -250,6 +255,11 @@ def recommend(
         cheaper_more_answers=cheaper_verdict[1],
         left_out=left_out,
     )
+
+
+def _same_row(rows: pd.DataFrame, row: pd.Series) -> pd.Series:
+    """The row of another frame with the same label."""
+    return rows[rows.index == row.name].iloc[0]
 
 
 def todays_row(
@@ -435,45 +445,6 @@ def find_row(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
     return baseline(rows)
 
 
-def is_confirmed(current: pd.Series, best: pd.Series) -> bool:
-    """Whether the two were measured head to head after they were chosen."""
-    return len(_pairs(current, best, "confirmed_s")[0]) >= 3
-
-
-def _pairs(current: pd.Series, best: pd.Series, column: str) -> tuple[list[float], list[float]]:
-    """Seconds per 100 images of both in the rounds that both took part in."""
-    rounds = [row.get(column) for row in (current, best)]
-    first, second = ({} if not isinstance(found, Mapping) else found for found in rounds)
-    shared = sorted(first.keys() & second.keys())
-    return [first[n] for n in shared], [second[n] for n in shared]
-
-
-def saving(current: pd.Series, best: pd.Series) -> Estimate:
-    """The share saved, with its 95% interval.
-
-    It comes from the rounds of a confirmation, if both rows have one, else from the rounds of
-    the sweep, in either case pair by pair, so that what slows a whole round cancels. Rows that
-    were not measured in rounds get the widest interval that both rows' intervals allow.
-    """
-    if current["key"] == best["key"]:
-        return Estimate(0.0, 0.0, 0.0)
-    for column in ("confirmed_s", "round_s"):
-        before, after = _pairs(current, best, column)
-        if len(before) >= 3:
-            ratio = paired_ratio(before, after)
-            assert ratio.low is not None
-            assert ratio.high is not None
-            return Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
-    name = "s_per_100_images"
-    bounds = [current[f"{name}_low"], current[f"{name}_high"], best[f"{name}_low"]]
-    bounds.append(best[f"{name}_high"])
-    value = 1 - best[name] / current[name]
-    if any(pd.isna(b) for b in bounds):
-        return Estimate(value, None, None)
-    low, high, best_low, best_high = bounds
-    return Estimate(value, 1 - best_high / low, 1 - best_low / high)
-
-
 def precision_rank(precisions: pd.Series) -> pd.Series:
     """0 for the most exact precision; those that are not known come last."""
     order = {name: i for i, name in enumerate(PRECISION_ORDER)}
@@ -482,6 +453,23 @@ def precision_rank(precisions: pd.Series) -> pd.Series:
 
 def _cheapest(rows: pd.DataFrame) -> pd.Series:
     return rows.iloc[int(rows[_cost_or_seconds(rows)].astype(float).argmin())]
+
+
+def _best_two(rows: pd.DataFrame, today: pd.Series) -> tuple[pd.Series, pd.Series | None]:
+    """The cheapest row, and the next one that is not today's.
+
+    They change places where the rounds of a confirmation leave no doubt that the next is cheaper.
+    """
+    best = _cheapest(rows)
+    others = rows[~rows["key"].isin([best["key"], today["key"]])]
+    if others.empty:
+        return best, None
+    second = _cheapest(others)
+    if is_confirmed(best, second) and is_confirmed(today, second):
+        low = saving(best, second).low
+        if low is not None and low > 0:
+            return second, best
+    return best, second
 
 
 def _cost_or_seconds(rows: pd.DataFrame) -> str:

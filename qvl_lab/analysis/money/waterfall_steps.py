@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from qvl_lab.analysis.money.recommend import saving
+from qvl_lab.analysis.money.confirmed import saving
 from qvl_lab.analysis.money.steps import Step
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from qvl_lab.analysis.money.recommend import Recommendation, saving
+from qvl_lab.analysis.money.confirmed import saving
+from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.analysis.money.steps import Step
 from qvl_lab.analysis.money.waterfall_steps import sure_steps
 from qvl_lab.show import fonts, quantities, wording

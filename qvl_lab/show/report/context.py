@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from qvl_lab.analysis.money.recommend import Recommendation, saving
+from qvl_lab.analysis.money.confirmed import saving
+from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.config import BY_TASK
 from qvl_lab.probe.ceilings import MeasuredCeilings
 from qvl_lab.runs.store import Runs

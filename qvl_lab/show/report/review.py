@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qvl_lab.analysis.money.confirmed import paired_with
 from qvl_lab.runs.records import environment_key
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.locale import check_language
@@ -45,14 +46,15 @@ def review(
     all_rows = priced(rows, compared, chosen)
     frame = all_rows[compared].reset_index(drop=True)
     left_out = [replace(left, rows=all_rows.loc[left.rows.index]) for left in left_out]
+    advice = selection.recommended(frame, chosen, left_out)
     keys = set(zip(frame["key"], frame["environment"], strict=True))
     kept = [run for run in loaded if (run.key, environment_key(run.environment)) in keys]
     return ReportContext(
         options=chosen,
         all_rows=all_rows,
         runs=Runs(kept, path=loaded.path),
-        frame=frame,
-        recommendation=selection.recommended(frame, chosen, left_out),
+        frame=paired_with(frame, advice.current) if advice else frame,
+        recommendation=advice,
         notes=[*loaded.notes, *notes, *selection.older_clock(frame, chosen.lang)],
         ceilings=known_ceilings(chosen.ceilings, loaded.path, selection.device(frame)),
     )

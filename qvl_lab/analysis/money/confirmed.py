@@ -1,0 +1,120 @@
+"""What a setting saves, and what it costs by the rounds in which that was confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from qvl_lab.analysis.stats.estimates import Estimate, estimate, paired_ratio
+
+#: Rounds in which both took part, from which on their pairs tell what one saves.
+FEWEST_ROUNDS = 3
+_SECONDS = "s_per_100_images"
+
+
+def is_confirmed(current: pd.Series, best: pd.Series) -> bool:
+    """Whether the two were measured head to head after they were chosen."""
+    return len(_pairs(current, best, "confirmed_s")[0]) >= FEWEST_ROUNDS
+
+
+def saving(current: pd.Series, best: pd.Series) -> Estimate:
+    """The share saved, with its 95% interval.
+
+    It comes from the rounds of a confirmation, if both rows have one, else from the rounds of
+    the sweep, in either case pair by pair, so that what slows a whole round cancels. Rows that
+    were not measured in rounds get the widest interval that both rows' intervals allow.
+    """
+    if current["key"] == best["key"]:
+        return Estimate(0.0, 0.0, 0.0)
+    if column := _rounds_of(current, best):
+        ratio = paired_ratio(*_pairs(current, best, column))
+        assert ratio.low is not None
+        assert ratio.high is not None
+        return Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
+    bounds = [current[f"{_SECONDS}_low"], current[f"{_SECONDS}_high"]]
+    bounds += [best[f"{_SECONDS}_low"], best[f"{_SECONDS}_high"]]
+    value = 1 - best[_SECONDS] / current[_SECONDS]
+    if any(pd.isna(b) for b in bounds):
+        return Estimate(value, None, None)
+    low, high, best_low, best_high = bounds
+    return Estimate(value, 1 - best_high / low, 1 - best_low / high)
+
+
+def paired_with(rows: pd.DataFrame, current: pd.Series) -> pd.DataFrame:
+    """The rows with times, rates and costs that differ from today's by just what is saved.
+
+    Medians of two settings differ by more than the settings do where the machine was slower in
+    some rounds, and the cheapest of many looks cheaper than it is. So today's setting takes what
+    it took in the confirmation, if there is one, and another one that times one less their
+    :func:`saving`. Intervals keep their width, times of single stages are as they were measured.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        From :func:`qvl_lab.analysis.frame.frame`, priced or not.
+    current : Series
+        Today's row of it.
+
+    Returns
+    -------
+    DataFrame
+        A copy; rows that took part in no round with today's setting are as they were.
+    """
+    result = rows.copy()
+    today = _own(current)
+    if today is None:
+        return result
+    for position, (_, row) in enumerate(rows.iterrows()):
+        same = row["key"] == current["key"]
+        if not same and _rounds_of(current, row) is None:
+            continue
+        own = _own(row)
+        assert own is not None
+        value = today.value * (1 - saving(current, row).value)
+        scale = value / own.value
+        ends = {"_low": own.low, "": own.value, "_high": own.high}
+        _rescale(result, position, {e: s * scale for e, s in ends.items() if s is not None})
+    return result
+
+
+def _rounds_of(current: pd.Series, row: pd.Series) -> str | None:
+    """The column of rounds from which a saving comes: of a confirmation, or of the sweep."""
+    for column in ("confirmed_s", "round_s"):
+        if len(_pairs(current, row, column)[0]) >= FEWEST_ROUNDS:
+            return column
+    return None
+
+
+def _own(row: pd.Series) -> Estimate | None:
+    """Seconds per 100 answers in a confirmation, or else in the sweep; None without rounds."""
+    for column in ("confirmed_s", "round_s"):
+        rounds = row.get(column)
+        if isinstance(rounds, Mapping) and len(rounds) >= FEWEST_ROUNDS:
+            return estimate(list(rounds.values()))
+    return None
+
+
+def _pairs(current: pd.Series, best: pd.Series, column: str) -> tuple[list[float], list[float]]:
+    """Seconds per 100 images of both in the rounds that both took part in."""
+    rounds = [row.get(column) for row in (current, best)]
+    first, second = ({} if not isinstance(found, Mapping) else found for found in rounds)
+    shared = sorted(first.keys() & second.keys())
+    return [first[n] for n in shared], [second[n] for n in shared]
+
+
+def _rescale(rows: pd.DataFrame, position: int, seconds: Mapping[str, float]) -> None:
+    """Give a row other seconds per 100 answers, and the rates and costs that follow from them."""
+    before, columns = float(rows[_SECONDS].iloc[position]), list(rows.columns)
+    names = [str(name) for name in rows if str(name).startswith("cost_")]
+    per_second = {
+        name: rows[name].iloc[position] / before
+        for name in names
+        if not name.endswith(("_low", "_high"))
+    }
+    opposite = {"": "", "_low": "_high", "_high": "_low"}
+    for end, value in seconds.items():
+        found = {_SECONDS + end: value, f"images_per_s{opposite[end]}": 100 / value}
+        found |= {name + end: cost * value for name, cost in per_second.items()}
+        for name, number in found.items():
+            rows.iloc[position, columns.index(name)] = number
