@@ -18,7 +18,7 @@ from qvl_lab.workloads.items import Workload
 from qvl_lab.workloads.sources import load_workload
 
 #: Rounds of a confirmation at least and at most; fewer where an engine takes long to start.
-LEAST, LEAST_IF_SLOW, MOST = 5, 3, 8
+LEAST, LEAST_IF_SLOW, MOST = 6, 3, 16
 SLOW_START_S = 10.0
 
 
@@ -26,6 +26,7 @@ def confirm(
     out: str | Path = "runs.jsonl",
     *,
     workload: Workload | str | Path | None = None,
+    repeats: int | None = None,
     half_width: float = 0.05,
     budget_s: float | None = None,
     isolation: str = "process",
@@ -37,10 +38,11 @@ def confirm(
     """Measure today's setting, the recommended one and the runner-up head to head.
 
     The cheapest of many settings is partly the luckiest, so its saving is measured again after it
-    was chosen: in alternation, each turn in a process of its own, until the saving's 95% interval
-    reaches no further than ``half_width`` to either side, for at least five rounds (three where an
-    engine takes more than ten seconds to start) and at most eight. The turns join the run file,
-    where :func:`qvl_lab.recommend` and reports find them.
+    was chosen: in alternation, each turn in a process of its own, for at least six rounds (three
+    where an engine takes more than ten seconds to start). Then today's and the recommended one go
+    on until the saving's 95% interval reaches no further than ``half_width`` to either side, for at
+    most sixteen rounds. The turns join the run file, where :func:`qvl_lab.recommend` and reports
+    find them.
 
     Parameters
     ----------
@@ -48,6 +50,8 @@ def confirm(
         A run file of a sweep.
     workload : Workload or path, optional
         What the sweep answered; by default the packaged set or path that the rows name.
+    repeats : int, optional
+        Rounds at least.
     half_width, budget_s, isolation, on_busy, timeout_s
         As of :class:`~qvl_lab.config.SweepSpec`.
     **choice
@@ -74,7 +78,7 @@ def confirm(
     spec = SweepSpec(
         axes={},
         workload=_workload(first, workload),
-        repeats=LEAST_IF_SLOW if _start_s(finalists) > SLOW_START_S else LEAST,
+        repeats=repeats or (LEAST_IF_SLOW if _start_s(finalists) > SLOW_START_S else LEAST),
         max_repeats=MOST,
         half_width=half_width,
         budget_s=budget_s,

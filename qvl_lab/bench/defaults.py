@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from qvl_lab.analysis.quality.resolutions import propose_resolutions
-from qvl_lab.bench.confirm import confirm
-from qvl_lab.bench.sweep import sweep
-from qvl_lab.config import BY_TASK, NATIVE, ModelSpec
+from qvl_lab.bench.confirm import LEAST, confirm
+from qvl_lab.bench.sweep import measure_each
+from qvl_lab.config import BY_TASK, NATIVE, Config, ModelSpec, SweepSpec
 from qvl_lab.config.checks import bounded
 from qvl_lab.errors import ConfigError, LimitError, QvlError
 from qvl_lab.hardware import fingerprint
@@ -34,10 +34,11 @@ class Effort:
 
     Attributes
     ----------
-    batches, resolutions, precisions : tuple
-        The stock engine is measured in the most exact precision, at every batch at the lowest
-        resolution and at the first and last batch at the others; the fast engine at the largest
-        batch, at every resolution in the most exact precision, and at the lowest in the others.
+    stock : dict of resolution to batch sizes
+        What the stock engine is measured at, in the most exact precision.
+    resolutions, precisions : tuple
+        What the fast engine is measured at, with the largest batch: every resolution in the most
+        exact precision, and the lowest in the others.
     questions : int
         Questions that quality is scored on, for each resolution and precision.
     timed_items : int
@@ -46,11 +47,12 @@ class Effort:
         Measure a resolution for each task too: the article's, and what the scores propose.
     repeats, budget_s : int, float
         Rounds at least, and when no further one begins.
-    confirm_s : float
-        When no further round of the confirmation begins.
+    confirm_repeats, confirm_half_width, confirm_s : int, float, float
+        Rounds of the confirmation at least, how narrow it makes the saving's interval, and when no
+        further round begins.
     """
 
-    batches: tuple[int, ...] = (1, 4, 8)
+    stock: Mapping[int, Sequence[int]]
     resolutions: tuple[int, ...] = (256, 512)
     precisions: tuple[str, ...] = ("fp32", "bf16")
     questions: int = 150
@@ -59,23 +61,25 @@ class Effort:
     min_pass_s: float = 2.0
     repeats: int = 3
     budget_s: float = 40.0
-    confirm_s: float = 75.0
+    confirm_repeats: int = LEAST
+    confirm_half_width: float = 0.08
+    confirm_s: float = 240.0
 
 
 #: A budget after which no round begins but those that every setting has.
 _NO_MORE_S = 1e-6
-THOROUGH = Effort()
-#: Half of the time: fewer settings and questions, two rounds, wider intervals.
+THOROUGH = Effort(stock={256: (1, 4, 8), 512: (1, 8)})
+#: A quarter of the time: fewer settings and questions, two rounds, wider intervals.
 QUICK = Effort(
-    batches=(1, 8),
+    stock={512: (1, 8)},
     precisions=("fp32",),
     questions=48,
-    timed_items=8,
     by_task=False,
     min_pass_s=1.0,
     repeats=2,
-    budget_s=20.0,
-    confirm_s=20.0,
+    budget_s=1.0,
+    confirm_repeats=3,
+    confirm_s=1.0,
 )
 
 
@@ -90,10 +94,10 @@ def default_sweep(
     progress: bool = True,
     **choice: Any,
 ) -> Runs:
-    """Measure at most twelve settings and confirm the best: about eight minutes on two cores.
+    """Measure at most twelve settings and confirm the best: about nine minutes on two cores.
 
-    Resolutions at the largest batch with the fast engine, where it runs the model, and lower
-    precision at the lowest of them; then batch sizes with the stock engine. Quality is scored once
+    In turns: resolutions at the largest batch with the fast engine, where it runs the model, lower
+    precision at the lowest of them, and batch sizes with the stock engine. Quality is scored once
     for each resolution and precision, with the fastest setting that has them. Where it is known,
     two settings with a resolution for each task follow: the article's table, and the lowest
     resolutions that keep each task's quality. At last today's setting, the best and the runner-up
@@ -106,7 +110,7 @@ def default_sweep(
     items : int, optional
         Questions to score quality on, and at most so many items to time; by default 150.
     quick : bool
-        Measure for half of that time; see :data:`QUICK`.
+        Measure for a quarter of that time; see :data:`QUICK`.
     on_busy : str
         See :class:`~qvl_lab.config.SweepSpec`.
     **choice
@@ -123,43 +127,41 @@ def default_sweep(
     if items is not None:
         bounded("items", items, 1, 10**9)
     loaded = load_workload(workload).sample(items or effort.questions)
-    batches = [size for size in effort.batches if size <= len(loaded)]
-    exact, largest = effort.precisions[:1], batches[-1:]
-    fixed: dict[str, Any] = {"model": model, "workload": loaded, "out": out, "progress": progress}
-    fixed |= {"max_new_tokens": 40, "timed_items": min(effort.timed_items, len(loaded))}
-    fixed |= {"repeats": effort.repeats, "min_pass_s": effort.min_pass_s, "on_busy": on_busy}
-    sizes: dict[str, Any] = {"resolution": list(effort.resolutions)}
-    engine = "fast" if runs_fast(model) else "stock"
-    scored: dict[str, Any] = {"engine": engine, "batch_size": largest}
     other = _fresh_if_other(out)
     complete = other == "refuse" and _is_complete(out)
-    fixed["budget_s"] = _NO_MORE_S if complete else effort.budget_s
-    _say(f"resolutions with the {engine} engine, and their quality", progress)
-    runs = sweep(**fixed, **sizes, **scored, precision=list(exact), on_other_environment=other)
-    if rounded := list(effort.precisions[1:]):
-        _say(f"lower precision with the {engine} engine, and its quality", progress)
-        sweep(**fixed, **scored, resolution=list(effort.resolutions[:1]), precision=rounded)
-    _say("batch sizes with the stock engine", progress)
-    stock: dict[str, Any] = {"precision": list(exact), "quality": False}
-    sweep(**fixed, **stock, resolution=list(effort.resolutions[:1]), batch_size=batches)
-    ends = sorted({batches[0], batches[-1]})
-    sweep(**fixed, **stock, resolution=list(effort.resolutions[1:]), batch_size=ends)
+    spec = SweepSpec(
+        axes={},
+        workload=loaded,
+        timed_items=min(effort.timed_items, len(loaded)),
+        repeats=effort.repeats,
+        min_pass_s=effort.min_pass_s,
+        budget_s=_NO_MORE_S if complete else effort.budget_s,
+        on_busy=on_busy,
+    )
+    engine = "fast" if runs_fast(model) else "stock"
+    fast, stock = _grid(model, engine, effort, len(loaded))
+    measured: dict[str, Any] = {"spec": spec, "out": out, "retry_errors": False}
+    measured["progress"] = progress
+    _say("resolutions, precisions and batch sizes in turns, and the quality of answers", progress)
+    configs = [*fast, *(config for config in stock if config not in fast)]
+    runs = measure_each(configs, **measured, on_other_environment=other, scored=fast)
     tasks = {item.task for item in loaded.items}
     tables = [_for_all(tasks, table) for table in (article_resolutions(), *_proposed(runs))]
     if effort.by_task and runs.frame()["quality"].notna().any():
         _say("resolutions by task: the article's, and the lowest that keep quality", progress)
-        by_task: dict[str, Any] = {
-            "resolution": BY_TASK,
-            "batch_size": largest,
-            "precision": list(exact),
-        }
-        for table in tables:
-            known = all(table.get(task) in effort.resolutions for task in tasks if task)
-            sweep(**fixed, **by_task, task_resolutions=[table], engine=engine, quality=not known)
+        by_task = [fast[0].replace(resolution=BY_TASK, task_resolutions=t) for t in tables]
+        new = [
+            config
+            for config, table in zip(by_task, tables, strict=True)
+            if not all(table.get(task) in effort.resolutions for task in tasks if task)
+        ]
+        measure_each(by_task, **measured, on_other_environment="refuse", scored=new)
     _say("the best setting and today's once more, head to head", progress)
     measuring: dict[str, Any] = {
         "on_busy": on_busy,
         "progress": progress,
+        "repeats": effort.confirm_repeats,
+        "half_width": effort.confirm_half_width,
         "budget_s": _NO_MORE_S if complete else effort.confirm_s,
     }
     try:
@@ -169,6 +171,25 @@ def default_sweep(
     if not quick and not (complete and beside(Path(out)).exists()):
         device_ceilings(Path(out))  # last: on a GPU it leaves a context behind
     return Runs.load(out)
+
+
+def _grid(model: str, engine: str, effort: Effort, items: int) -> tuple[list[Config], list[Config]]:
+    """What the faster engine is measured at, and the stock engine."""
+    base = Config().replace(model=model, max_new_tokens=40)
+    sizes = [(side, size) for side in effort.stock for size in effort.stock[side] if size <= items]
+    largest = max(size for _, size in sizes)
+    exact, *rounded = effort.precisions
+    kinds = [(side, exact) for side in effort.resolutions]
+    kinds += [(effort.resolutions[0], precision) for precision in rounded]
+    fast = [
+        base.replace(engine=engine, batch_size=largest, resolution=side, precision=precision)
+        for side, precision in kinds
+    ]
+    stock = [
+        base.replace(engine="stock", batch_size=size, resolution=side, precision=exact)
+        for side, size in sizes
+    ]
+    return fast, stock
 
 
 def _say(what: str, progress: bool) -> None:

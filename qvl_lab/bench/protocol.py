@@ -20,7 +20,7 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Generic, TypeVar
 
-from qvl_lab.analysis.stats.estimates import paired_ratio, student_t
+from qvl_lab.analysis.stats.estimates import SIGNED_RANKS_FROM, paired_ratio, student_t
 from qvl_lab.probe.contention import Contention
 
 Value = TypeVar("Value")
@@ -263,21 +263,25 @@ def head_to_head(
 ) -> dict[Setting, Readings]:
     """Measure a few settings in alternation: A B C, C B A, A B C and so on.
 
-    It ends when the 95% interval of every other setting's ratio to the first is narrow enough.
-    Only rounds in which all were measured count; disturbed ones are made up for by as many more.
+    After ``rounds.least`` rounds only the first two go on, A B, B A, until the 95% interval of
+    their ratio is narrow enough: it is what a headline claims. Only rounds in which both were
+    measured count; disturbed ones are made up for by as many more.
 
     Parameters and result are those of :func:`in_rounds`.
     """
     readings = {s: dict((known or {}).get(s, {})) for s in settings}
+    first, second = (readings[setting] for setting in settings[:2])
     started_s = clock()
     for number in range(2 * rounds.most):
-        complete = sorted(set.intersection(*(set(r) for r in readings.values())))
+        complete = len(set.intersection(*(set(found) for found in readings.values())))
+        pairs = sorted(first.keys() & second.keys())
         spent = rounds.budget_s is not None and clock() - started_s > rounds.budget_s
-        if len(complete) >= rounds.least and (
-            spent or len(complete) >= rounds.most or _told_apart(readings, complete, rounds)
+        if complete >= rounds.least and (
+            spent or len(pairs) >= rounds.most or _told_apart(first, second, rounds.half_width)
         ):
             break
-        for setting in settings if number % 2 == 0 else reversed(settings):
+        turns = settings if complete < rounds.least else settings[:2]
+        for setting in turns if number % 2 == 0 else reversed(turns):
             if number in readings[setting]:
                 continue
             seen = visit(setting, number)
@@ -288,18 +292,19 @@ def head_to_head(
     return readings
 
 
-def _told_apart(
-    readings: Mapping[Setting, Readings], complete: Sequence[int], rounds: Rounds
-) -> bool:
-    """Whether every ratio to the first setting is known to the wanted half-width."""
-    first, *others = readings.values()
-    for other in others:
-        ratio = paired_ratio([first[n] for n in complete], [other[n] for n in complete])
-        if ratio.low is None or ratio.high is None:
-            return False
-        if math.log(ratio.high / ratio.low) / 2 > rounds.half_width:
-            return False
-    return True
+def _told_apart(first: Readings, second: Readings, half_width: float) -> bool:
+    """Whether the ratio of two settings is known to the wanted half-width.
+
+    A few pairs may agree by chance, and an interval that ends a measurement because it is narrow
+    is too narrow. Where there are too few for ranks it must be half as wide as wanted; without
+    that the intervals of five pairs held the truth in 74% of simulated confirmations.
+    """
+    pairs = sorted(first.keys() & second.keys())
+    half_width *= 1.0 if len(pairs) >= SIGNED_RANKS_FROM else 0.5
+    ratio = paired_ratio([first[n] for n in pairs], [second[n] for n in pairs])
+    if ratio.low is None or ratio.high is None:
+        return False
+    return math.log(ratio.high / ratio.low) / 2 <= half_width
 
 
 def pooled_noise(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:

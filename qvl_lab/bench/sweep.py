@@ -99,16 +99,18 @@ def measure_each(
     on_other_environment: str,
     retry_errors: bool,
     progress: bool,
+    scored: Sequence[Config] | None = None,
 ) -> Runs:
     """Measure configurations that ``out`` does not hold yet; options as of :func:`sweep`.
 
     Workload, plan and isolation are those of ``spec``; its axes and its base are not looked at.
+    If it scores answers, then those of the configurations ``scored``, by default of all.
     """
     if on_other_environment not in ON_OTHER_ENVIRONMENT:
         raise UnknownNameError("choice", on_other_environment, ON_OTHER_ENVIRONMENT)
     workload = load_workload(spec.workload, question=spec.question).sample(spec.items, spec.seed)
     check(configs, spec, workload)
-    trials = trials_of(smallest_first(configs), spec, workload)
+    trials = trials_of(smallest_first(configs), spec, workload, scored)
     keys = {trial.key for trial in trials}
     with Store(out) as store:
         for note in store.runs.notes:
@@ -135,15 +137,22 @@ def measure_each(
         return Runs(mine, path=store.path, notes=store.runs.notes)
 
 
-def trials_of(configs: Sequence[Config], spec: SweepSpec, workload: Workload) -> list[Trial]:
+def trials_of(
+    configs: Sequence[Config],
+    spec: SweepSpec,
+    workload: Workload,
+    scored: Sequence[Config] | None = None,
+) -> list[Trial]:
     """What to measure, each the first turn of its setting."""
     chosen = {f.name: getattr(spec, f.name) for f in fields(Plan) if f.name != "phase"}
     shared: dict[str, Any] = {"workload": workload, "round": 0}
-    shared |= {"plan": Plan(**chosen | {"metrics": metric_names(spec.metrics)})}
+    plan = Plan(**chosen | {"metrics": metric_names(spec.metrics)})
     gates = {"wait": Gate(), "keep": Gate(tries=2, wait_s=0.0), "ignore": None}
     shared |= {"gate": gates[spec.on_busy]}
     shared |= {"insist": spec.on_busy == "keep", "answers_only": _scores_here(spec)}
-    return [Trial(config=config, **shared) for config in configs]
+    unscored = replace(plan, quality=False)
+    plans = [plan if scored is None or config in scored else unscored for config in configs]
+    return [Trial(config=c, plan=p, **shared) for c, p in zip(configs, plans, strict=True)]
 
 
 def rounds_of(spec: SweepSpec) -> Rounds:

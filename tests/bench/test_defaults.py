@@ -114,7 +114,7 @@ def test_the_default_sweep_has_at_most_twelve_settings_and_confirms_its_choice(
     assert advice.confirmed
     confirmed = [run for run in runs if run.plan["phase"] == "confirmation"]
     assert 2 <= len(confirmed) <= 3
-    assert {len(run.repeats) for run in confirmed} == {5}
+    assert {len(run.repeats) for run in confirmed} == {6}
     before = out.read_bytes()
     default_sweep("tiny", table("read", "locate"), out, progress=False)
     assert out.read_bytes() == before  # all of it is resumed
@@ -166,7 +166,14 @@ def test_a_quick_sweep_is_smaller_and_confirmed_too(tmp_path, made_up, table):
     made_up()
     out = tmp_path / "runs.jsonl"
     runs = default_sweep("tiny", table("read", "locate"), out, quick=True, progress=False)
-    assert len([run for run in runs if run.plan["phase"] == "sweep"]) == 6
+    swept = [run for run in runs if run.plan["phase"] == "sweep"]
+    stock, fast = (
+        {("stock", "fp32", n, 512) for n in (1, 8)},
+        {("fast", "fp32", 8, n) for n in (256, 512)},
+    )
+    assert settings(Runs(swept)) == stock | fast
+    confirmed = [run for run in runs if run.plan["phase"] == "confirmation"]
+    assert {len(run.repeats) for run in confirmed} == {3}
     assert recommend(runs.frame()).confirmed
 
 
@@ -175,9 +182,7 @@ def test_each_part_of_the_default_sweep_says_what_it_measures(tmp_path, made_up,
     default_sweep("tiny", table("read", "locate"), tmp_path / "r.jsonl")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("measuring")]
     assert said == [
-        "measuring resolutions with the fast engine, and their quality",
-        "measuring lower precision with the fast engine, and its quality",
-        "measuring batch sizes with the stock engine",
+        "measuring resolutions, precisions and batch sizes in turns, and the quality of answers",
         "measuring resolutions by task: the article's, and the lowest that keep quality",
         "measuring the best setting and today's once more, head to head",
     ]

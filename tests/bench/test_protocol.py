@@ -127,18 +127,18 @@ def confirmed(machine, times_s):
         CONFIRM,
         clock=machine.clock,
     )
-    shared = sorted(set.intersection(*(set(r) for r in final.values())))
-    if len(shared) < CONFIRM.least:
+    if len(set.intersection(*(set(r) for r in final.values()))) < CONFIRM.least:
         return None
-    ratios = {
-        s: paired_ratio([final[0][n] for n in shared], [final[s][n] for n in shared])
-        for s in finalists[1:]
-    }
     pick, runner_up = finalists[1:]
-    against = paired_ratio([final[pick][n] for n in shared], [final[runner_up][n] for n in shared])
-    if against.high < 1:
+    if paired(final, pick, runner_up).high < 1:  # as recommend has it
         pick = runner_up
-    return pick, ratios[pick]
+    return pick, paired(final, 0, pick)
+
+
+def paired(readings, before, after):
+    """The ratio of two settings in the rounds that both took part in."""
+    shared = sorted(readings[before].keys() & readings[after].keys())
+    return paired_ratio(*([readings[s][n] for n in shared] for s in (before, after)))
 
 
 def spread_out(random):
@@ -346,6 +346,18 @@ def test_finalists_alternate_and_an_incomplete_round_is_made_up_for():
     assert asked[:6] == [(0, "a"), (0, "b"), (0, "c"), (1, "c"), (1, "b"), (1, "a")]
     complete = set.intersection(*(set(r) for r in readings.values()))
     assert complete == {0, 2, 3}
+
+
+def test_the_runner_up_leaves_after_the_least_rounds_and_the_headlines_two_go_on():
+    random, asked = Random(1), []
+
+    def visit(setting, number):
+        asked.append((number, setting))
+        return Visit(seconds=math.exp(random.gauss(0, 0.2)))
+
+    readings = head_to_head("abc", visit, Rounds(least=3, most=6))
+    assert {s: len(found) for s, found in readings.items()} == {"a": 6, "b": 6, "c": 3}
+    assert asked[9:] == [(3, "b"), (3, "a"), (4, "a"), (4, "b"), (5, "b"), (5, "a")]
 
 
 def test_a_confirmation_goes_on_until_the_ratio_is_known_or_the_most_rounds_are_done():
