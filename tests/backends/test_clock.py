@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from qvl_lab.backends.base import Answer
 from qvl_lab.backends.fast.engine import Engine
 from qvl_lab.backends.fast.sequence import Sequence
 from qvl_lab.config import Config, ImagePolicy
-from qvl_lab.session import Lab
+from qvl_lab.session import Lab, load
 from qvl_lab.workloads.items import Item
 
 #: As far as two clocks may part: 2%, or what a loop of Python takes beside them.
@@ -32,6 +33,16 @@ def jpeg(size: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
     Image.effect_noise(size, 50).convert("RGB").save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def lab(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Lab]:
+    """The embedded model's shape on a CPU, and one of real size on a GPU."""
+    if request.param == "cpu":
+        yield lab
+        return
+    with load("random:2b", device=request.param) as on_gpu:
+        yield on_gpu
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +76,8 @@ def first_tokens(lab: Lab, monkeypatch) -> Iterator[list[float]]:
 
     def passed(model: Any, args: Any, inputs: dict[str, Any], output: Any) -> None:
         if inputs["input_ids"].shape[1] > 1:
+            if lab.spec.device.startswith("cuda"):
+                torch.cuda.synchronize()
             seen.extend([time.perf_counter()] * len(inputs["input_ids"]))
 
     def step(engine: Engine) -> list[Sequence]:

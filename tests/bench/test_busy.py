@@ -1,7 +1,9 @@
 """The headline of a real sweep beside a process that eats a core and comes and goes.
 
-An hour, in which nothing else may run on the machine: the quiet repetitions between the busy ones
-say what is right. The same protocol on a clock that is made up is in ``test_protocol.py``.
+An hour and a half on two cores, in which nothing else may run on the machine, and less where it has
+more: each repetition has two cores of its own, and its eater shares them. The quiet repetitions
+between the busy ones say what is right. The same protocol on a clock that is made up is in
+``test_protocol.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from statistics import median
 
 import pytest
@@ -33,11 +37,11 @@ if __name__ == "__main__":
     out = sys.argv[1]
     ql.sweep(
         model="tiny", workload="mixed", items=8, out=out, progress=False, quality=False,
-        resolution=192, max_new_tokens=8, batch_size=[1, 4, 8],
+        resolution=192, max_new_tokens=8, batch_size=[1, 4, 8], half_width=0.08,
     )
     found = {}
     try:
-        runs = ql.confirm(out, progress=False)
+        runs = ql.confirm(out, half_width=0.08, progress=False)
         advice = ql.recommend(runs.frame())
         if advice.confirmed:
             found = {
@@ -51,10 +55,16 @@ if __name__ == "__main__":
 """
 
 
+def core_pairs():
+    """Pairs of cores to measure on, with two left for the system where there are more than two."""
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[n : n + 2] for n in range(0, max(2, len(cores) - 2), 2)]
+
+
 @contextmanager
-def eater(share, seed):
+def eater(share, seed, cores):
     """A process that is busy for so large a share of the time; none for 0."""
-    process = share and subprocess.Popen([sys.executable, "-c", EATER, str(share), str(seed)])
+    process = share and started([sys.executable, "-c", EATER, str(share), str(seed)], cores)
     try:
         yield
     finally:
@@ -63,26 +73,52 @@ def eater(share, seed):
             process.wait()
 
 
-def headline(tmp_path, share, seed):
+def started(command, cores, **options):
+    def on_its_cores():
+        os.sched_setaffinity(0, cores)
+
+    return subprocess.Popen(command, preexec_fn=on_its_cores, **options)
+
+
+def headline(tmp_path, share, seed, cores):
     """Today's and the best setting's seconds per 100 images and the saving; empty if refused."""
-    script = tmp_path / "headline.py"
+    script = tmp_path / f"{share}-{seed}.py"
     script.write_text(HEADLINE)
     as_users_do = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("OMP_") and name != "QVL_LAB_ON_BUSY"
     }
-    with eater(share, seed):
-        done = subprocess.run(
-            [sys.executable, str(script), str(tmp_path / f"{share}-{seed}.jsonl")],
-            env=as_users_do,
-            check=True,
+    with eater(share, seed, cores):
+        measuring = started(
+            [sys.executable, str(script), str(script.with_suffix(".jsonl"))],
+            cores,
+            env=as_users_do | {"CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             text=True,
         )
-    found = json.loads(done.stdout.splitlines()[-1])
+        said, _ = measuring.communicate()
+    assert measuring.returncode == 0
+    found = json.loads(said.splitlines()[-1])
     print(f"busy {share:.0%}, {seed}: {found}", flush=True)
     return found
+
+
+def headlines(tmp_path, jobs):
+    """The headline of each (share, seed), as many at a time as there are pairs of cores."""
+    free = SimpleQueue()
+    for pair in core_pairs():
+        free.put(pair)
+
+    def one(job):
+        cores = free.get()
+        try:
+            return headline(tmp_path, *job, cores)
+        finally:
+            free.put(cores)
+
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        return dict(zip(jobs, pool.map(one, jobs), strict=True))
 
 
 def off(found, quiet):
@@ -90,18 +126,29 @@ def off(found, quiet):
     return max(abs(value / quiet[name] - 1) for name, value in found.items())
 
 
+#: Share of the time that the eater is busy, and its seed: five quiet, twenty, five.
+JOBS = [
+    job
+    for seed in range(20)
+    for job in ([(0.0, seed), (0.5, seed)] if seed % 4 == 0 else []) + [(0.1, seed)]
+]
+
+
 @pytest.mark.full
 @pytest.mark.timeout(7200)
 def test_a_headline_beside_a_busy_process_is_the_quiet_machines_or_is_refused(tmp_path):
-    quiet, tenth, half = [], [], []
-    for seed in range(20):
-        if seed % 4 == 0:
-            quiet.append(headline(tmp_path, 0.0, seed))
-            half.append(headline(tmp_path, 0.5, seed))
-        tenth.append(headline(tmp_path, 0.1, seed))
+    found = headlines(tmp_path, JOBS)
+    judge(found)
+
+
+def judge(found):
+    """Of headlines by (share, seed): none is wrong, and enough are given."""
+    quiet, tenth, half = (
+        [value for (busy, _), value in found.items() if busy == share] for share in (0.0, 0.1, 0.5)
+    )
     assert all(quiet)
-    right = {name: median(found[name] for found in quiet) for name in quiet[0]}
-    given = [found for found in tenth if found]
-    assert len(given) >= 18
-    assert [found for found in given if off(found, right) > 0.1] == []
-    assert [found for found in half if found and off(found, right) > 0.1] == []
+    right = {name: median(one[name] for one in quiet) for name in quiet[0]}
+    given = [one for one in tenth if one]
+    assert len(given) >= 0.9 * len(tenth)
+    assert [one for one in given if off(one, right) > 0.1] == []
+    assert [one for one in half if one and off(one, right) > 0.1] == []
