@@ -63,7 +63,7 @@ class Effort:
     budget_s: float = 40.0
     confirm_repeats: int = LEAST
     confirm_half_width: float = 0.08
-    confirm_s: float = 240.0
+    confirm_s: float = 200.0
 
 
 #: A budget after which no round begins but those that every setting has.

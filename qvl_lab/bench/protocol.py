@@ -23,6 +23,8 @@ from typing import Generic, TypeVar
 from qvl_lab.analysis.stats.estimates import SIGNED_RANKS_FROM, paired_ratio, student_t
 from qvl_lab.probe.contention import Contention
 
+#: Rounds of a confirmation in which the runner-up takes part.
+ALL_TAKE_PART = 3
 Value = TypeVar("Value")
 Setting = TypeVar("Setting", bound=Hashable)
 #: Seconds by round.
@@ -263,9 +265,9 @@ def head_to_head(
 ) -> dict[Setting, Readings]:
     """Measure a few settings in alternation: A B C, C B A, A B C and so on.
 
-    After ``rounds.least`` rounds only the first two go on, A B, B A, until the 95% interval of
-    their ratio is narrow enough: it is what a headline claims. Only rounds in which both were
-    measured count; disturbed ones are made up for by as many more.
+    After three rounds only the first two go on, A B, B A, until the 95% interval of their ratio is
+    narrow enough: it is what a headline claims. Only rounds in which both were measured count;
+    disturbed ones are made up for by as many more.
 
     Parameters and result are those of :func:`in_rounds`.
     """
@@ -276,11 +278,11 @@ def head_to_head(
         complete = len(set.intersection(*(set(found) for found in readings.values())))
         pairs = sorted(first.keys() & second.keys())
         spent = rounds.budget_s is not None and clock() - started_s > rounds.budget_s
-        if complete >= rounds.least and (
+        if min(complete / ALL_TAKE_PART, len(pairs) / rounds.least) >= 1 and (
             spent or len(pairs) >= rounds.most or _told_apart(first, second, rounds.half_width)
         ):
             break
-        turns = settings if complete < rounds.least else settings[:2]
+        turns = settings if complete < ALL_TAKE_PART else settings[:2]
         for setting in turns if number % 2 == 0 else reversed(turns):
             if number in readings[setting]:
                 continue

@@ -64,7 +64,7 @@ def test_finalists_are_measured_in_alternation(swept, asked):
     assert {phase for phase, _, _ in asked} == {"confirmation"}
     order = [(number, size) for _, number, size in asked]
     assert order[:6] == [(0, 1), (0, 8), (0, 4), (1, 4), (1, 8), (1, 1)]
-    assert len(order) == 3 * 6
+    assert len(order) == 3 * 3 + 2 * 3
     advice = ql.recommend(runs.frame())
     assert advice.confirmed
     assert (advice.current["batch_size"], advice.best["batch_size"]) == (1, 8)

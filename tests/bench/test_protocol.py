@@ -127,7 +127,7 @@ def confirmed(machine, times_s):
         CONFIRM,
         clock=machine.clock,
     )
-    if len(set.intersection(*(set(r) for r in final.values()))) < CONFIRM.least:
+    if len(final[finalists[0]].keys() & final[finalists[1]].keys()) < CONFIRM.least:
         return None
     pick, runner_up = finalists[1:]
     if paired(final, pick, runner_up).high < 1:  # as recommend has it
@@ -348,7 +348,7 @@ def test_finalists_alternate_and_an_incomplete_round_is_made_up_for():
     assert complete == {0, 2, 3}
 
 
-def test_the_runner_up_leaves_after_the_least_rounds_and_the_headlines_two_go_on():
+def test_the_runner_up_leaves_after_three_rounds_and_the_headlines_two_go_on():
     random, asked = Random(1), []
 
     def visit(setting, number):
