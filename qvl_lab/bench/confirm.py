@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from qvl_lab.analysis.money.recommend import Recommendation, recommend
 from qvl_lab.bench.protocol import head_to_head
 from qvl_lab.bench.sweep import Turns, rounds_of, trials_of
@@ -20,10 +22,8 @@ from qvl_lab.workloads.sources import load_workload
 #: Rounds of a confirmation at least and at most; fewer where an engine takes long to start.
 LEAST, LEAST_IF_SLOW, MOST = 6, 3, 16
 SLOW_START_S = 10.0
-#: A pass lasts so many times as long as in the sweep. A turn starts a process and warms it up,
-#: which takes as long as several passes. On two cores of a shared host the ratio of two passes of
-#: 2 s, each in a process of its own, scattered by 12 to 15%, and that of two of 8 s by 7%.
-LONGER = 3
+#: The share of free memory that settings may take that are measured side by side.
+MOST_OF_MEMORY = 0.6
 
 
 def confirm(
@@ -45,8 +45,9 @@ def confirm(
     was chosen: in alternation, each turn in a process of its own, for at least six rounds (three
     where an engine takes more than ten seconds to start). Then today's and the recommended one go
     on until the saving's 95% interval reaches no further than ``half_width`` to either side, for at
-    most sixteen rounds. Its passes are three times as long as the sweep's. The turns join the run
-    file, where :func:`qvl_lab.recommend` and reports find them.
+    most sixteen rounds. On a CPU with room for all of them, the processes of a round live side by
+    side and take turns call by call, see :mod:`qvl_lab.bench.executors.side_by_side`. The turns
+    join the run file, where :func:`qvl_lab.recommend` and reports find them.
 
     Parameters
     ----------
@@ -96,10 +97,25 @@ def confirm(
         for trial in trials_of([_config(run) for run in finalists], spec, spec.workload)
     ]
     with Store(out) as store, Turns(trials, store, spec, [], progress=progress) as turns:
+        together = isolation == "process" and _fit_together(finalists)
         head_to_head(
-            [trial.key for trial in trials], turns.visit, rounds_of(spec), known=turns.known
+            [trial.key for trial in trials],
+            turns.visit_side_by_side if together else turns.visit_each,
+            rounds_of(spec),
+            known=turns.known,
         )
     return Runs.load(out)
+
+
+def _fit_together(finalists: Sequence[Run]) -> bool:
+    """Whether all of them can be in memory at the same time: on a CPU, where there is room.
+
+    A GPU changes its speed by a percent or two, so that turns in a row tell settings apart there.
+    """
+    if any(str(run.resolved.get("device")) != "cpu" for run in finalists):
+        return False
+    needed = sum(run.memory.get("process") or 0 for run in finalists)
+    return needed < MOST_OF_MEMORY * psutil.virtual_memory().available
 
 
 def _finalists(runs: Runs, advice: Recommendation) -> list[Run]:
@@ -120,9 +136,8 @@ def _config(run: Run) -> Config:
 
 def _plan(run: Run) -> Mapping[str, Any]:
     """How the row was measured, as far as a confirmation measures likewise."""
-    names = ("timed_items", "batches", "seed", "warmup")
-    plan = {name: run.plan[name] for name in names if name in run.plan}
-    return plan | {"min_pass_s": LONGER * run.plan.get("min_pass_s", 0.0)}
+    names = ("timed_items", "batches", "seed", "warmup", "min_pass_s")
+    return {name: run.plan[name] for name in names if name in run.plan}
 
 
 def _start_s(finalists: Sequence[Run]) -> float:

@@ -69,7 +69,7 @@ class Effort:
 #: A budget after which no round begins but those that every setting has.
 _NO_MORE_S = 1e-6
 THOROUGH = Effort(stock={256: (1, 4, 8), 512: (1, 8)})
-#: A quarter of the time: fewer settings and questions, two rounds, wider intervals.
+#: A third of the time: fewer settings and questions, two rounds, wider intervals.
 QUICK = Effort(
     stock={512: (1, 8)},
     precisions=("fp32",),
@@ -110,7 +110,7 @@ def default_sweep(
     items : int, optional
         Questions to score quality on, and at most so many items to time; by default 150.
     quick : bool
-        Measure for a quarter of that time; see :data:`QUICK`.
+        Measure for a third of that time; see :data:`QUICK`.
     on_busy : str
         See :class:`~qvl_lab.config.SweepSpec`.
     **choice

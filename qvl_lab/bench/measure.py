@@ -12,7 +12,7 @@ from typing import Any
 from qvl_lab.analysis.quality.metrics import Metric
 from qvl_lab.analysis.quality.scoring import TaskScores, score_items
 from qvl_lab.backends.generation import Generation
-from qvl_lab.bench.protocol import Gate, quiet_pass
+from qvl_lab.bench.protocol import Gate, Quiet, quiet_pass
 from qvl_lab.bench.run_builder import RunBuilder
 from qvl_lab.bench.trial import Trial
 from qvl_lab.config import ImagePolicy, ModelSpec
@@ -30,6 +30,8 @@ from qvl_lab.workloads.decode import read_bytes
 from qvl_lab.workloads.items import Item, Workload
 
 Reading = tuple[list[Generation], dict[str, float | None]]
+#: Calls of a pass whose calls take turns with those of other trials.
+CALLS = 4
 #: Two warm-up passes agree within this share, or warming up ends after so many seconds.
 AGREE, WARM_UP_S = 0.1, 10.0
 
@@ -42,7 +44,12 @@ def load(spec: ModelSpec) -> Lab:
         return Lab(load_model(spec))
 
 
-def measure(trial: Trial, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:
+def measure(
+    trial: Trial,
+    get_lab: Callable[[ModelSpec], Lab] = load,
+    *,
+    in_turns: Callable[[], None] | None = None,
+) -> Run:
     """Measure one configuration.
 
     Out of memory and a failing model are results, not exceptions: the Run says so and keeps the
@@ -53,6 +60,9 @@ def measure(trial: Trial, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:
     trial : Trial
     get_lab : callable
         Loads a model; an executor passes one that remembers.
+    in_turns : callable, optional
+        Waits for this trial's turn; called before each of its timed calls, of which there are
+        :data:`CALLS`. By default a pass is made of calls back to back.
     """
     builder = RunBuilder(trial)
     try:
@@ -61,7 +71,7 @@ def measure(trial: Trial, get_lab: Callable[[ModelSpec], Lab] = load) -> Run:
         with memory_limit(spec.device, trial.config.engine.memory_limit_gib):
             lab = get_lab(trial.config.model)
             builder.loaded(lab.loaded)
-            _measure(trial, lab, builder)
+            _measure(trial, lab, builder, in_turns)
     except DeviceMemoryError as e:
         return builder.run("oom", str(e))
     except (ModelError, ConfigError) as e:
@@ -87,7 +97,9 @@ def remember() -> Callable[[ModelSpec], Lab]:
     return get_lab
 
 
-def _measure(trial: Trial, lab: Lab, builder: RunBuilder) -> None:
+def _measure(
+    trial: Trial, lab: Lab, builder: RunBuilder, in_turns: Callable[[], None] | None
+) -> None:
     config, device = trial.config, lab.spec.device
     if config.engine.engine != "fast":
         lab.fast.close()  # its cache is not part of this setting's peak
@@ -107,7 +119,7 @@ def _measure(trial: Trial, lab: Lab, builder: RunBuilder) -> None:
     reset_peak(device)
     passed: list[Generation] = []
     for _ in range(trial.passes):
-        passed = _pass(trial, once, device, builder)
+        passed = _pass(trial, once, device, builder, in_turns)
         if not passed:
             return
     builder.peaked(peak_bytes(device))
@@ -136,29 +148,48 @@ def _warm_up(trial: Trial, once: Callable[..., Generation]) -> None:
 
 
 def _pass(
-    trial: Trial, once: Callable[[], Generation], device: str, builder: RunBuilder
+    trial: Trial,
+    once: Callable[[], Generation],
+    device: str,
+    builder: RunBuilder,
+    in_turns: Callable[[], None] | None,
 ) -> list[Generation]:
-    """One timed pass that nobody disturbed, call by call; empty if the machine stayed busy."""
+    """One timed pass that nobody disturbed, call by call; empty if the machine stayed busy.
+
+    In turns each call is watched for itself, since other trials have theirs between two of them.
+    """
+    tries: list[Quiet[Reading]] = []
+    parts = 1 if in_turns is None else CALLS
+    for _ in range(parts):
+        if in_turns is not None:
+            in_turns()
+        tries.append(_quiet_calls(trial, once, device, trial.plan.min_pass_s / parts))
+        builder.disturbed(tries[-1])
+    kept = [found for found in tries if found.value is not None or trial.insist]
+    if not kept:
+        return []
+    generations = [generation for found in kept for generation in found.last[0]]
+    notes = [found.disturbed[-1] for found in kept if found.value is None]
+    builder.repeated(generations, disturbed=(notes or [""])[0] if trial.gate else None)
+    for found in kept:
+        builder.sampled(found.last[1])
+    return generations
+
+
+def _quiet_calls(
+    trial: Trial, once: Callable[[], Generation], device: str, least_s: float
+) -> Quiet[Reading]:
+    """Calls back to back for at least so many seconds, tried until nobody disturbs them."""
 
     def timed() -> tuple[Reading, Contention]:
         monitor = Monitor(device) if trial.gate else None
         with monitor or nullcontext(), Sampler(gpu_index(device)) as sampler:
             generations = [once()]
-            while sum(g.wall_s for g in generations) < trial.plan.min_pass_s:
+            while sum(g.wall_s for g in generations) < least_s:
                 generations.append(once())
         return (generations, sampler.summary()), monitor.seen if monitor else Contention()
 
-    quiet = quiet_pass(timed, trial.gate or Gate(), trial.best_canary_s)
-    builder.disturbed(quiet)
-    if quiet.value is None and not trial.insist:
-        return []
-    generations, readings = quiet.last
-    note = None
-    if trial.gate:
-        note = quiet.disturbed[-1] if quiet.value is None else ""
-    builder.repeated(generations, disturbed=note)
-    builder.sampled(readings)
-    return generations
+    return quiet_pass(timed, trial.gate or Gate(), trial.best_canary_s)
 
 
 def _score(trial: Trial, lab: Lab, generation: Generation, builder: RunBuilder) -> None:

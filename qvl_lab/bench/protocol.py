@@ -257,7 +257,7 @@ def in_rounds(
 
 def head_to_head(
     settings: Sequence[Setting],
-    visit: Callable[[Setting, int], Visit],
+    visit: Callable[[Sequence[Setting], int], Mapping[Setting, Visit]],
     rounds: Rounds,
     *,
     known: Mapping[Setting, Readings] | None = None,
@@ -269,7 +269,12 @@ def head_to_head(
     narrow enough: it is what a headline claims. Only rounds in which both were measured count;
     disturbed ones are made up for by as many more.
 
-    Parameters and result are those of :func:`in_rounds`.
+    Parameters
+    ----------
+    visit : callable
+        Measures settings in a round, in this order or side by side.
+
+    Other parameters and the result are those of :func:`in_rounds`.
     """
     readings = {s: dict((known or {}).get(s, {})) for s in settings}
     first, second = (readings[setting] for setting in settings[:2])
@@ -283,14 +288,14 @@ def head_to_head(
         ):
             break
         turns = settings if complete < ALL_TAKE_PART else settings[:2]
-        for setting in turns if number % 2 == 0 else reversed(turns):
-            if number in readings[setting]:
-                continue
-            seen = visit(setting, number)
-            if seen.seconds is not None:
-                readings[setting][number] = seen.seconds
-            if not seen.again:
-                return readings
+        order = turns if number % 2 == 0 else turns[::-1]
+        waiting = [setting for setting in order if number not in readings[setting]]
+        seen = visit(waiting, number) if waiting else {}
+        for setting, visited in seen.items():
+            if visited.seconds is not None:
+                readings[setting][number] = visited.seconds
+        if not all(visited.again for visited in seen.values()):
+            break
     return readings
 
 

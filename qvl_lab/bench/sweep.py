@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from qvl_lab.analysis.quality.scoring import metric_names, score
 from qvl_lab.analysis.setting_words import in_words
 from qvl_lab.bench.executors import EXECUTORS
+from qvl_lab.bench.executors.side_by_side import measure_side_by_side
 from qvl_lab.bench.planning import (
     check,
     check_models,
@@ -231,8 +232,25 @@ class Turns:
             self._store.append(trial.result("skipped", reason, resolved=cause.resolved))
             return self._seen(Visit(seconds=None, again=False))
         self._bar.set_postfix_str(f"measuring {in_words(trial.config.flat())}")
-        self._waiting.append(replace(trial, round=number, best_canary_s=self._best_canary_s))
-        run = next(self._results)
+        self._waiting.append(self._turn(key, number))
+        return self._taken(key, number, next(self._results))
+
+    def visit_each(self, keys: Sequence[str], number: int) -> dict[str, Visit]:
+        """Measure a turn of several settings, one after another."""
+        return {key: self.visit(key, number) for key in keys}
+
+    def visit_side_by_side(self, keys: Sequence[str], number: int) -> dict[str, Visit]:
+        """Measure a turn of several settings, whose calls alternate."""
+        self._bar.set_postfix_str(f"measuring {len(keys)} settings side by side")
+        turns = [self._turn(key, number) for key in keys]
+        runs = measure_side_by_side(turns, self._spec.timeout_s)
+        return {key: self._taken(key, number, run) for key, run in zip(keys, runs, strict=True)}
+
+    def _turn(self, key: str, number: int) -> Trial:
+        return replace(self._trials[key], round=number, best_canary_s=self._best_canary_s)
+
+    def _taken(self, key: str, number: int, run: Run) -> Visit:
+        """Store a turn's run, and say what it gave."""
         if self._scores_here and run.answers:
             run = _scored(run, self._spec)
         self._store.append(run)

@@ -47,7 +47,7 @@ def report(
         int | None, typer.Option(help="Questions of that sweep; 150 if not given.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option(help="Sweep for about four minutes instead of eight; the page says so.")
+        bool, typer.Option(help="Sweep for about three minutes instead of nine; the page says so.")
     ] = False,
     on_busy: OnBusy = "wait",
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("qvl-report"),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import qvl_lab as ql
+from qvl_lab.bench import sweep
 from qvl_lab.bench.executors import EXECUTORS
 from qvl_lab.bench.trial import Trial
 from qvl_lab.errors import ConfigError
@@ -35,6 +36,7 @@ def asked(monkeypatch, make_repeat) -> list[tuple[str, int, int]]:
             yield trial.result("ok", repeats=[make_repeat(wall_s, 8, round=number)], **known)
 
     monkeypatch.setitem(EXECUTORS, "process", run)
+    monkeypatch.setattr(sweep, "measure_side_by_side", lambda trials, s: list(run(trials, s)))
     return calls
 
 

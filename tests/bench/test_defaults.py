@@ -11,6 +11,7 @@ from PIL import Image
 
 from qvl_lab.analysis.money.recommend import recommend
 from qvl_lab.bench import defaults as module
+from qvl_lab.bench import sweep
 from qvl_lab.bench.defaults import default_sweep
 from qvl_lab.bench.executors import EXECUTORS
 from qvl_lab.bench.trial import Trial
@@ -65,6 +66,7 @@ def made_up(monkeypatch, make_repeat) -> Callable[..., None]:
                 yield measure(trial)
 
         monkeypatch.setitem(EXECUTORS, "process", run)
+        monkeypatch.setattr(sweep, "measure_side_by_side", lambda trials, s: list(run(trials, s)))
         monkeypatch.setattr(module, "device_ceilings", lambda runs: None)
 
     return install

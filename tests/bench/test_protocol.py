@@ -123,7 +123,7 @@ def confirmed(machine, times_s):
     finalists = [0, *[s for s in ranked if s != 0][:2]]
     final = head_to_head(
         finalists,
-        lambda s, number: machine.visit(times_s[s]),
+        lambda settings, number: {s: machine.visit(times_s[s]) for s in settings},
         CONFIRM,
         clock=machine.clock,
     )
@@ -335,6 +335,11 @@ def test_no_round_begins_after_the_budget_but_the_least_are_measured():
 # ---- the confirmation
 
 
+def each(visit):
+    """Settings of a round one after another."""
+    return lambda settings, number: {s: visit(s, number) for s in settings}
+
+
 def test_finalists_alternate_and_an_incomplete_round_is_made_up_for():
     asked = []
 
@@ -342,7 +347,7 @@ def test_finalists_alternate_and_an_incomplete_round_is_made_up_for():
         asked.append((number, setting))
         return Visit(seconds=None if (number, setting) == (1, "b") else 1.0 + 0.001 * number)
 
-    readings = head_to_head("abc", visit, Rounds(least=3, most=5))
+    readings = head_to_head("abc", each(visit), Rounds(least=3, most=5))
     assert asked[:6] == [(0, "a"), (0, "b"), (0, "c"), (1, "c"), (1, "b"), (1, "a")]
     complete = set.intersection(*(set(r) for r in readings.values()))
     assert complete == {0, 2, 3}
@@ -355,7 +360,7 @@ def test_the_runner_up_leaves_after_three_rounds_and_the_headlines_two_go_on():
         asked.append((number, setting))
         return Visit(seconds=math.exp(random.gauss(0, 0.2)))
 
-    readings = head_to_head("abc", visit, Rounds(least=3, most=6))
+    readings = head_to_head("abc", each(visit), Rounds(least=3, most=6))
     assert {s: len(found) for s, found in readings.items()} == {"a": 6, "b": 6, "c": 3}
     assert asked[9:] == [(3, "b"), (3, "a"), (4, "a"), (4, "b"), (5, "b"), (5, "a")]
 
@@ -363,7 +368,9 @@ def test_the_runner_up_leaves_after_three_rounds_and_the_headlines_two_go_on():
 def test_a_confirmation_goes_on_until_the_ratio_is_known_or_the_most_rounds_are_done():
     random = Random(1)
     noisy = head_to_head(
-        "ab", lambda s, n: Visit(seconds=math.exp(random.gauss(0, 0.2))), Rounds(least=3, most=6)
+        "ab",
+        each(lambda s, n: Visit(seconds=math.exp(random.gauss(0, 0.2)))),
+        Rounds(least=3, most=6),
     )
     assert {len(r) for r in noisy.values()} == {6}
 
