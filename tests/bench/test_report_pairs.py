@@ -1,0 +1,48 @@
+"""Five pairs of ``make report``: what one says is saved is what the other says, within widths.
+
+An hour and a half on two cores, in which nothing else may run on the machine.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from qvl_lab.analysis.money.recommend import recommend
+from qvl_lab.runs.store import Runs
+
+PAIRS = 5
+
+
+def log_saving(folder):
+    """Of a report of its own: the logarithm of the cost ratio, and half of its interval."""
+    as_users_do = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("OMP_") and name != "QVL_LAB_ON_BUSY"
+    }
+    report = [sys.executable, "-m", "qvl_lab", "report", "--model", "tiny", "--quiet"]
+    subprocess.run([*report, "--out", str(folder)], env=as_users_do, check=True)
+    advice = recommend(Runs.load(folder / "runs.jsonl").frame())
+    assert advice.confirmed
+    value, low, high = (math.log(1 - share) for share in advice.saving)
+    found = value, (low - high) / 2
+    print(
+        f"{folder.name}: {advice!r}, log ratio {value:.3f}, half-width {found[1]:.3f}", flush=True
+    )
+    return found
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3 * 3600)
+def test_reports_of_one_machine_agree_within_what_they_say(tmp_path):
+    pairs = [[log_saving(tmp_path / f"{pair}{which}") for which in "ab"] for pair in range(PAIRS)]
+    agree = [
+        abs(first - second) <= math.hypot(width, other) for (first, width), (second, other) in pairs
+    ]
+    assert sum(agree) >= PAIRS - 1, pairs
+    assert max(width for pair in pairs for _, width in pair) <= 0.1, pairs
