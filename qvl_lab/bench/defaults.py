@@ -77,9 +77,9 @@ QUICK = Effort(
     by_task=False,
     min_pass_s=1.0,
     repeats=2,
-    budget_s=1.0,
+    budget_s=_NO_MORE_S,
     confirm_repeats=3,
-    confirm_s=1.0,
+    confirm_s=_NO_MORE_S,
 )
 
 

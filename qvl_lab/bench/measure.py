@@ -14,7 +14,7 @@ from qvl_lab.analysis.quality.scoring import TaskScores, score_items
 from qvl_lab.backends.generation import Generation
 from qvl_lab.bench.protocol import Gate, Quiet, quiet_pass
 from qvl_lab.bench.run_builder import RunBuilder
-from qvl_lab.bench.trial import Trial
+from qvl_lab.bench.trial import CALLS, Trial
 from qvl_lab.config import ImagePolicy, ModelSpec
 from qvl_lab.errors import ConfigError, DeviceMemoryError, ImageError, ModelError
 from qvl_lab.hardware import gpu_index
@@ -30,8 +30,6 @@ from qvl_lab.workloads.decode import read_bytes
 from qvl_lab.workloads.items import Item, Workload
 
 Reading = tuple[list[Generation], dict[str, float | None]]
-#: Calls of a pass whose calls take turns with those of other trials.
-CALLS = 4
 #: Two warm-up passes agree within this share, or warming up ends after so many seconds.
 AGREE, WARM_UP_S = 0.1, 10.0
 
@@ -62,7 +60,7 @@ def measure(
         Loads a model; an executor passes one that remembers.
     in_turns : callable, optional
         Waits for this trial's turn; called before each of its timed calls, of which there are
-        :data:`CALLS`. By default a pass is made of calls back to back.
+        :data:`qvl_lab.bench.trial.CALLS`. By default a pass is made of calls back to back.
     """
     builder = RunBuilder(trial)
     try:

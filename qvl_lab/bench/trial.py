@@ -13,6 +13,9 @@ from qvl_lab.hardware import fingerprint
 from qvl_lab.runs.records import Run, run_key
 from qvl_lab.workloads.items import Workload
 
+#: Calls of a pass whose calls take turns with those of other trials.
+CALLS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -77,20 +77,15 @@ def started(command, cores, **options):
     return subprocess.Popen(command, preexec_fn=on_its_cores, **options)
 
 
-def headline(tmp_path, share, seed, cores):
+def headline(tmp_path, share, seed, cores, env):
     """The best setting's time over today's; empty if refused."""
     script = tmp_path / f"{share}-{seed}.py"
     script.write_text(HEADLINE)
-    as_users_do = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("OMP_") and name != "QVL_LAB_ON_BUSY"
-    }
     with eater(share, seed, cores):
         measuring = started(
             [sys.executable, str(script), str(script.with_suffix(".jsonl"))],
             cores,
-            env=as_users_do | {"CUDA_VISIBLE_DEVICES": ""},
+            env=env | {"CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -101,7 +96,7 @@ def headline(tmp_path, share, seed, cores):
     return found
 
 
-def headlines(tmp_path, jobs):
+def headlines(tmp_path, jobs, env):
     """The headline of each (share, seed), as many at a time as there are pairs of cores."""
     free = SimpleQueue()
     for pair in core_pairs():
@@ -110,7 +105,7 @@ def headlines(tmp_path, jobs):
     def one(job):
         cores = free.get()
         try:
-            return headline(tmp_path, *job, cores)
+            return headline(tmp_path, *job, cores, env)
         finally:
             free.put(cores)
 
@@ -133,9 +128,10 @@ JOBS = [
 
 @pytest.mark.full
 @pytest.mark.timeout(7200)
-def test_a_headline_beside_a_busy_process_is_the_quiet_machines_or_is_refused(tmp_path):
-    found = headlines(tmp_path, JOBS)
-    judge(found)
+def test_a_headline_beside_a_busy_process_is_the_quiet_machines_or_is_refused(
+    tmp_path, users_environment
+):
+    judge(headlines(tmp_path, JOBS, users_environment))
 
 
 def judge(found):

@@ -6,16 +6,23 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from qvl_lab.analysis.stats.estimates import Estimate, estimate, paired_ratio
+from qvl_lab.analysis.stats.estimates import Estimate, estimate, in_both, paired_ratio
 
 #: Rounds in which both took part, from which on their pairs tell what one saves.
 FEWEST_ROUNDS = 3
 _SECONDS = "s_per_100_images"
+#: Columns of seconds by round, the one that counts first.
+_ROUNDS = ("confirmed_s", "round_s")
 
 
 def is_confirmed(current: pd.Series, best: pd.Series) -> bool:
     """Whether the two were measured head to head after they were chosen."""
-    return len(_pairs(current, best, "confirmed_s")[0]) >= FEWEST_ROUNDS
+    return shared_rounds(current, best, "confirmed_s") >= FEWEST_ROUNDS
+
+
+def shared_rounds(current: pd.Series, best: pd.Series, column: str) -> int:
+    """In how many rounds of a column both took part."""
+    return len(in_both(current.get(column), best.get(column))[0])
 
 
 def saving(current: pd.Series, best: pd.Series) -> Estimate:
@@ -27,8 +34,8 @@ def saving(current: pd.Series, best: pd.Series) -> Estimate:
     """
     if current["key"] == best["key"]:
         return Estimate(0.0, 0.0, 0.0)
-    if column := _rounds_of(current, best):
-        ratio = paired_ratio(*_pairs(current, best, column))
+    if pairs := _pairs(current, best):
+        ratio = paired_ratio(*pairs)
         assert ratio.low is not None
         assert ratio.high is not None
         return Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
@@ -67,7 +74,7 @@ def paired_with(rows: pd.DataFrame, current: pd.Series) -> pd.DataFrame:
         return result
     for position, (_, row) in enumerate(rows.iterrows()):
         same = row["key"] == current["key"]
-        if not same and _rounds_of(current, row) is None:
+        if not same and _pairs(current, row) is None:
             continue
         own = _own(row)
         assert own is not None
@@ -78,29 +85,22 @@ def paired_with(rows: pd.DataFrame, current: pd.Series) -> pd.DataFrame:
     return result
 
 
-def _rounds_of(current: pd.Series, row: pd.Series) -> str | None:
-    """The column of rounds from which a saving comes: of a confirmation, or of the sweep."""
-    for column in ("confirmed_s", "round_s"):
-        if len(_pairs(current, row, column)[0]) >= FEWEST_ROUNDS:
-            return column
+def _pairs(current: pd.Series, row: pd.Series) -> tuple[list[float], list[float]] | None:
+    """Seconds of both in the rounds from which a saving comes: a confirmation's, or the sweep's."""
+    for column in _ROUNDS:
+        pairs = in_both(current.get(column), row.get(column))
+        if len(pairs[0]) >= FEWEST_ROUNDS:
+            return pairs
     return None
 
 
 def _own(row: pd.Series) -> Estimate | None:
     """Seconds per 100 answers in a confirmation, or else in the sweep; None without rounds."""
-    for column in ("confirmed_s", "round_s"):
+    for column in _ROUNDS:
         rounds = row.get(column)
         if isinstance(rounds, Mapping) and len(rounds) >= FEWEST_ROUNDS:
             return estimate(list(rounds.values()))
     return None
-
-
-def _pairs(current: pd.Series, best: pd.Series, column: str) -> tuple[list[float], list[float]]:
-    """Seconds per 100 images of both in the rounds that both took part in."""
-    rounds = [row.get(column) for row in (current, best)]
-    first, second = ({} if not isinstance(found, Mapping) else found for found in rounds)
-    shared = sorted(first.keys() & second.keys())
-    return [first[n] for n in shared], [second[n] for n in shared]
 
 
 def _rescale(rows: pd.DataFrame, position: int, seconds: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import accumulate, combinations_with_replacement
 from statistics import fmean, median, stdev
@@ -47,6 +47,18 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     half = student_t(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
     low, high = (math.exp(fmean(logs) + sign * half) for sign in (-1, 1))
     return Estimate(middle, min(low, middle), max(high, middle))
+
+
+def in_both(
+    first: Mapping[int, float] | None, second: Mapping[int, float] | None
+) -> tuple[list[float], list[float]]:
+    """Values by round at the rounds that both have, in order, as :func:`paired_ratio` takes them.
+
+    What is no mapping has no rounds.
+    """
+    first, second = (found if isinstance(found, Mapping) else {} for found in (first, second))
+    shared = sorted(first.keys() & second.keys())
+    return [first[n] for n in shared], [second[n] for n in shared]
 
 
 def paired_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate:

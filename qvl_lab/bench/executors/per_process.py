@@ -16,10 +16,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
-from types import ModuleType, TracebackType
-from typing import Self
+from types import ModuleType
 
 from qvl_lab.bench.trial import Trial
 from qvl_lab.runs.records import Run
@@ -36,12 +35,12 @@ _main_lock = threading.Lock()
 def measure_per_process(trials: Iterable[Trial], timeout_s: float) -> Generator[Run, None, None]:
     """Measure each in a new process; one that dies or takes too long becomes an "error" run."""
     for trial in trials:
-        with Worker(trial, timeout_s) as worker:
+        with closing(Worker(trial, timeout_s)) as worker:
             yield worker.finish(timeout_s)
 
 
 class Worker:
-    """A process that measures one trial, killed at the end of a ``with`` block.
+    """A process that measures one trial, until :meth:`close` ends it.
 
     Parameters
     ----------
@@ -63,23 +62,16 @@ class Worker:
         theirs.close()
         self._run: Run | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the process, whatever it is at."""
         self._process.kill()
         self._process.join()
         self._pipe.close()
 
     def wait(self, seconds: float) -> None:
         """Wait until it has warmed up, or done its last call; or until it has ended early."""
-        if self._run is None and (said := self._receive(seconds)) != READY:
-            self._run = said if isinstance(said, Run) else None
+        if self._run is None:
+            self._run = self._receive(seconds)
 
     def go(self, seconds: float) -> None:
         """Let it make one call, and wait until that is done."""
@@ -94,7 +86,8 @@ class Worker:
             self.wait(seconds)
         return self._run
 
-    def _receive(self, seconds: float) -> Run | bytes:
+    def _receive(self, seconds: float) -> Run | None:
+        """Its Run once it has one; None if it waits for its turn."""
         if not self._pipe.poll(max(0.0, seconds)):
             return self._trial.result(
                 "error", f"given up after {self._timeout_s:g} s; raise timeout_s"
@@ -104,7 +97,7 @@ class Worker:
         except (EOFError, ConnectionError):
             return self._died()
         if said == READY:
-            return said
+            return None
         self._process.join(_LEAVE_S)  # one killed on its way out leaves semaphores behind
         return Run.from_json(said)
 

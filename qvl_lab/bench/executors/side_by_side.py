@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from qvl_lab.bench.executors.per_process import Worker
-from qvl_lab.bench.trial import Trial
+from qvl_lab.bench.trial import CALLS, Trial
 from qvl_lab.runs.records import Run
 
 
@@ -21,20 +21,19 @@ def measure_side_by_side(trials: Sequence[Trial], timeout_s: float) -> list[Run]
     """Measure trials of one round; a Run of each, in their order.
 
     One process after another loads its model and warms up. Then they take turns, A B C, C B A and
-    so on, :data:`qvl_lab.bench.measure.CALLS` times. All models are in memory at the same time.
+    so on, :data:`qvl_lab.bench.trial.CALLS` times. All models are in memory at the same time.
 
     Parameters
     ----------
     timeout_s : float
         Bounds the seconds of all of them.
     """
-    from qvl_lab.bench.measure import CALLS
-
     ends_s = time.monotonic() + timeout_s
     with ExitStack() as stack:
         workers = []
         for trial in trials:
-            workers.append(stack.enter_context(Worker(trial, timeout_s, in_turns=True)))
+            worker = Worker(trial, timeout_s, in_turns=True)
+            workers.append(stack.enter_context(closing(worker)))
             workers[-1].wait(ends_s - time.monotonic())
         for number in range(CALLS):
             for worker in workers if number % 2 == 0 else reversed(workers):

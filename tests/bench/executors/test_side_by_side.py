@@ -12,8 +12,7 @@ import pytest
 
 from qvl_lab.bench.executors import per_process
 from qvl_lab.bench.executors.side_by_side import measure_side_by_side
-from qvl_lab.bench.measure import CALLS
-from qvl_lab.bench.trial import Plan, Trial
+from qvl_lab.bench.trial import CALLS, Plan, Trial
 from qvl_lab.config import Config
 from qvl_lab.workloads.sources import load_workload
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
+from qvl_lab.analysis.money.confirmed import FEWEST_ROUNDS, shared_rounds
 from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.show.report.context import ReportContext
 
@@ -41,8 +39,8 @@ def _rests_on(context: ReportContext, advice: Recommendation) -> str:
     today, best = advice.current, advice.best
     if best["key"] != today["key"]:
         if advice.confirmed:
-            return context.say("sure_confirmed", rounds=_shared(today, best, "confirmed_s"))
-        if (rounds := _shared(today, best, "round_s")) >= 3:
+            return context.say("sure_confirmed", rounds=shared_rounds(today, best, "confirmed_s"))
+        if (rounds := shared_rounds(today, best, "round_s")) >= FEWEST_ROUNDS:
             return context.say("sure_rounds", rounds=rounds)
     words: dict[str, Any] = {"today_items": today["answered"], "items": best["answered"]}
     words |= {"today_repeats": today["repeats"], "repeats": best["repeats"]}
@@ -50,9 +48,3 @@ def _rests_on(context: ReportContext, advice: Recommendation) -> str:
     key = ("sure_same" if best["key"] == today["key"] else "sure") + once
     key = key if words["repeats"] == words["today_repeats"] else "sure_uneven"
     return context.say(key, **{name: int(count) for name, count in words.items()})
-
-
-def _shared(today: pd.Series, best: pd.Series, column: str) -> int:
-    """In how many rounds both took part."""
-    rounds = [row[column] if isinstance(row[column], Mapping) else {} for row in (today, best)]
-    return len(rounds[0].keys() & rounds[1].keys())
