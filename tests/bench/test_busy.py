@@ -42,7 +42,7 @@ if __name__ == "__main__":
     )
     found = {}
     try:
-        runs = ql.confirm(out, half_width=0.08, progress=False)
+        runs = ql.confirm(out, budget_s=300, progress=False)
         advice = ql.recommend(runs.frame())
         if advice.confirmed:
             found = {"ratio": 1 - advice.saving.value}

@@ -14,6 +14,7 @@ import pytest
 from qvl_lab.analysis.stats.estimates import paired_ratio
 from qvl_lab.bench.confirm import LEAST, MOST
 from qvl_lab.bench.protocol import (
+    ALL_TAKE_PART,
     Gate,
     Rounds,
     Visit,
@@ -127,11 +128,12 @@ def confirmed(machine, times_s):
         CONFIRM,
         clock=machine.clock,
     )
-    if len(final[finalists[0]].keys() & final[finalists[1]].keys()) < CONFIRM.least:
-        return None
     pick, runner_up = finalists[1:]
-    if paired(final, pick, runner_up).high < 1:  # as recommend has it
-        pick = runner_up
+    chosen = final[pick].keys() & final[runner_up].keys()
+    if len(chosen) >= ALL_TAKE_PART and paired(final, pick, runner_up).high < 1:
+        pick = runner_up  # as recommend has it
+    if len(final[0].keys() & final[pick].keys()) < CONFIRM.least:
+        return None
     return pick, paired(final, 0, pick)
 
 
@@ -363,6 +365,16 @@ def test_the_runner_up_leaves_after_three_rounds_and_the_headlines_two_go_on():
     readings = head_to_head("abc", each(visit), Rounds(least=3, most=6))
     assert {s: len(found) for s, found in readings.items()} == {"a": 6, "b": 6, "c": 3}
     assert asked[9:] == [(3, "b"), (3, "a"), (4, "a"), (4, "b"), (5, "b"), (5, "a")]
+
+
+def test_a_runner_up_that_is_surely_faster_goes_on_in_place_of_the_best():
+    random, true_s = Random(1), {"a": 2.0, "b": 1.0, "c": 0.9}
+
+    def visit(setting, number):
+        return Visit(seconds=true_s[setting] * (1 + 0.1 * number) * random.uniform(0.999, 1.001))
+
+    readings = head_to_head("abc", each(visit), Rounds(least=6, most=8))
+    assert {s: len(found) for s, found in readings.items()} == {"a": 6, "b": 3, "c": 6}
 
 
 def test_a_confirmation_goes_on_until_the_ratio_is_known_or_the_most_rounds_are_done():

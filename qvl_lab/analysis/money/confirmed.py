@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -10,14 +11,32 @@ from qvl_lab.analysis.stats.estimates import Estimate, estimate, in_both, paired
 
 #: Rounds in which both took part, from which on their pairs tell what one saves.
 FEWEST_ROUNDS = 3
+#: How far the 95% interval of a confirmed ratio may reach to either side: a number that a headline
+#: names should not be off by more.
+WIDEST = 0.1
 _SECONDS = "s_per_100_images"
 #: Columns of seconds by round, the one that counts first.
 _ROUNDS = ("confirmed_s", "round_s")
 
 
 def is_confirmed(current: pd.Series, best: pd.Series) -> bool:
-    """Whether the two were measured head to head after they were chosen."""
+    """Whether their ratio was measured head to head, and is known to 10% to either side.
+
+    Beside a program that was busy for half of the time a ratio was 13% off.
+    """
+    return head_to_head(current, best) and half_width(saving(current, best)) <= WIDEST
+
+
+def head_to_head(current: pd.Series, best: pd.Series) -> bool:
+    """Whether the two were measured in alternation after they were chosen."""
     return shared_rounds(current, best, "confirmed_s") >= FEWEST_ROUNDS
+
+
+def half_width(saved: Estimate) -> float:
+    """How far the interval of the ratio behind a saving reaches to either side, as a share."""
+    if saved.low is None or saved.high is None:
+        return math.inf
+    return math.log((1 - saved.low) / (1 - saved.high)) / 2
 
 
 def shared_rounds(current: pd.Series, best: pd.Series, column: str) -> int:

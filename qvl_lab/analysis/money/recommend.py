@@ -11,7 +11,7 @@ import pandas as pd
 
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.comparable import LeftOut, comparable, matching, spelled
-from qvl_lab.analysis.money.confirmed import is_confirmed, paired_with, saving
+from qvl_lab.analysis.money.confirmed import head_to_head, is_confirmed, paired_with, saving
 from qvl_lab.analysis.money.cost import cost_column
 from qvl_lab.analysis.money.steps import Step, steps
 from qvl_lab.analysis.quality.kept import (
@@ -61,8 +61,9 @@ class Recommendation:
         Share of the cost that goes away (0-1); see
         :func:`qvl_lab.analysis.money.confirmed.saving`. None bounds mean a single pass.
     confirmed : bool
-        Whether both were measured head to head after they were chosen. The saving of a setting
-        that was chosen for being the cheapest is a little too large until it is.
+        Whether both were measured head to head after they were chosen, and their ratio is known to
+        10% to either side. The saving of a setting that was chosen for being the cheapest is a
+        little too large until it is.
     steps : list of Step
         Lever by lever from ``current`` to ``best``, as far as the settings between were measured.
     held : tuple of str
@@ -465,7 +466,7 @@ def _best_two(rows: pd.DataFrame, today: pd.Series) -> tuple[pd.Series, pd.Serie
     if others.empty:
         return best, None
     second = _cheapest(others)
-    if is_confirmed(best, second) and is_confirmed(today, second):
+    if head_to_head(best, second) and head_to_head(today, second):
         low = saving(best, second).low
         if low is not None and low > 0:
             return second, best

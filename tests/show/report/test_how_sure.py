@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from IPython.display import HTML, Markdown
 
+from qvl_lab.analysis.money.recommend import recommend
 from qvl_lab.runs.records import Run
 from qvl_lab.runs.store import Runs
 from qvl_lab.show.report import sections
@@ -50,6 +51,20 @@ def test_a_confirmed_saving_says_in_how_many_rounds(in_rounds):
     assert "not confirmed" not in said and "58% less" in said
     chinese = first_page(*swept, *again, lang="zh")
     assert "可信度：已作对比确认，选定之后当前配置与推荐配置轮流计时 6 轮。" in chinese
+
+
+def test_a_confirmation_whose_rounds_scatter_is_not_called_one(in_rounds, on_cpu, make_repeat):
+    wall_s = (4.0, 6.0, 3.0, 5.5, 3.5, 5.0)
+    scattered = [make_repeat(s, round=n, stages_s={"vision": s}) for n, s in enumerate(wall_s)]
+    again = on_cpu(4, repeats=scattered, plan={"phase": "confirmation"})
+    runs = in_rounds(1, 10.0), in_rounds(4, 4.0), in_rounds(1, 10.0, 6, "confirmation"), again
+    assert not recommend(Runs(runs).frame()).confirmed
+    said = first_page(*runs)
+    assert re.search(r"How sure: not confirmed\. .* in 6 rounds, .* known to ±\d\d% only", said)
+    assert "±10% is asked for" in said
+    assert re.search(
+        "轮流对比 6 轮.*只能确定到 ±\\d\\d%，而要求在 ±10% 以内", first_page(*runs, lang="zh")
+    )
 
 
 def test_a_saving_of_the_sweep_alone_is_not_called_confirmed(in_rounds, on_cpu):

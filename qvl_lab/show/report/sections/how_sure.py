@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from qvl_lab.analysis.money.confirmed import FEWEST_ROUNDS, shared_rounds
+from qvl_lab.analysis.money.confirmed import (
+    FEWEST_ROUNDS,
+    WIDEST,
+    half_width,
+    head_to_head,
+    shared_rounds,
+)
 from qvl_lab.analysis.money.recommend import Recommendation
 from qvl_lab.show.report.context import ReportContext
 
@@ -38,8 +44,12 @@ def _rests_on(context: ReportContext, advice: Recommendation) -> str:
     """A confirmation, the rounds of a sweep, or each setting's passes."""
     today, best = advice.current, advice.best
     if best["key"] != today["key"]:
-        if advice.confirmed:
-            return context.say("sure_confirmed", rounds=shared_rounds(today, best, "confirmed_s"))
+        if head_to_head(today, best):
+            found: dict[str, Any] = {"rounds": shared_rounds(today, best, "confirmed_s")}
+            if advice.confirmed:
+                return context.say("sure_confirmed", **found)
+            found |= {"percent": _percent(half_width(advice.saving)), "widest": _percent(WIDEST)}
+            return context.say("sure_wide", **found)
         if (rounds := shared_rounds(today, best, "round_s")) >= FEWEST_ROUNDS:
             return context.say("sure_rounds", rounds=rounds)
     words: dict[str, Any] = {"today_items": today["answered"], "items": best["answered"]}
@@ -48,3 +58,7 @@ def _rests_on(context: ReportContext, advice: Recommendation) -> str:
     key = ("sure_same" if best["key"] == today["key"] else "sure") + once
     key = key if words["repeats"] == words["today_repeats"] else "sure_uneven"
     return context.say(key, **{name: int(count) for name, count in words.items()})
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
