@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from qvl_lab.analysis.money.confirmed import WIDEST
 from qvl_lab.analysis.money.recommend import Recommendation, recommend
 from qvl_lab.bench.protocol import head_to_head
 from qvl_lab.bench.sweep import Turns, rounds_of, trials_of
@@ -19,8 +20,10 @@ from qvl_lab.runs.store import Runs, Store
 from qvl_lab.workloads.items import Workload
 from qvl_lab.workloads.sources import load_workload
 
-#: Rounds of a confirmation at least and at most; fewer where an engine takes long to start.
-LEAST, LEAST_IF_SLOW, MOST = 6, 3, 16
+#: Rounds of a confirmation at least and at most; fewer where an engine takes long to start. The
+#: 95% interval of six pairs reaches from the least to the largest of them, that of eight leaves out
+#: both and is a third narrower.
+LEAST, LEAST_IF_SLOW, MOST = 8, 3, 16
 SLOW_START_S = 10.0
 #: The share of free memory that settings may take that are measured side by side.
 MOST_OF_MEMORY = 0.6
@@ -42,7 +45,7 @@ def confirm(
     """Measure today's setting, the recommended one and the runner-up head to head.
 
     The cheapest of many settings is partly the luckiest, so its saving is measured again after it
-    was chosen: in alternation, each turn in a process of its own, for at least six rounds (three
+    was chosen: in alternation, each turn in a process of its own, for at least eight rounds (three
     where an engine takes more than ten seconds to start). Then today's and the recommended one go
     on until the saving's 95% interval reaches no further than ``half_width`` to either side, for at
     most sixteen rounds. On a CPU with room for all of them, the processes of a round live side by
@@ -57,8 +60,11 @@ def confirm(
         What the sweep answered; by default the packaged set or path that the rows name.
     repeats : int, optional
         Rounds at least.
-    half_width, budget_s, isolation, on_busy, timeout_s
+    half_width, isolation, on_busy, timeout_s
         As of :class:`~qvl_lab.config.SweepSpec`.
+    budget_s : float, optional
+        Begin no further round after this time; after twice this time while the saving's interval
+        reaches further than 10% to either side, with which no headline is given.
     **choice
         Today's setting and limits, as of :func:`qvl_lab.recommend`.
 
@@ -101,7 +107,7 @@ def confirm(
         head_to_head(
             [trial.key for trial in trials],
             turns.visit_side_by_side if together else turns.visit_each,
-            rounds_of(spec),
+            replace(rounds_of(spec), widest=WIDEST),
             known=turns.known,
         )
     return Runs.load(out)

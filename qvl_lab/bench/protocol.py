@@ -153,12 +153,15 @@ class Rounds:
         Go on until the 95% interval of a setting is this share of its value to either side.
     budget_s : float or None
         Begin no further round after this time; the least number is measured in any case.
+    widest : float or None
+        Head to head, an interval that still reaches further has twice that time.
     """
 
     least: int = 3
     most: int = 10
     half_width: float = 0.05
     budget_s: float | None = None
+    widest: float | None = None
 
 
 @dataclass
@@ -283,7 +286,7 @@ def head_to_head(
         complete = len(set.intersection(*(set(found) for found in readings.values())))
         compared = _compared(settings, readings)
         pairs = in_both(*(readings[setting] for setting in compared))
-        spent = rounds.budget_s is not None and clock() - started_s > rounds.budget_s
+        spent = _is_spent(rounds, pairs, clock() - started_s)
         count = len(pairs[0])
         enough = complete >= ALL_TAKE_PART and count >= rounds.least
         if enough and (spent or count >= rounds.most or _told_apart(pairs, rounds.half_width)):
@@ -314,6 +317,15 @@ def _compared(
         if high is not None and high < 1:
             return [settings[0], other]
     return settings[:2]
+
+
+def _is_spent(rounds: Rounds, pairs: tuple[list[float], list[float]], took_s: float) -> bool:
+    """Whether the time is up: twice as late while the ratio is not known well enough to be told."""
+    if rounds.budget_s is None or took_s <= rounds.budget_s:
+        return False
+    if rounds.widest is None or took_s > 2 * rounds.budget_s:
+        return True
+    return _told_apart(pairs, rounds.widest)
 
 
 def _told_apart(pairs: tuple[list[float], list[float]], half_width: float) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 
 import qvl_lab as ql
 from qvl_lab.bench import sweep
+from qvl_lab.bench.confirm import LEAST
 from qvl_lab.bench.executors import EXECUTORS
 from qvl_lab.bench.trial import Trial
 from qvl_lab.errors import ConfigError
@@ -66,7 +67,7 @@ def test_finalists_are_measured_in_alternation(swept, asked):
     assert {phase for phase, _, _ in asked} == {"confirmation"}
     order = [(number, size) for _, number, size in asked]
     assert order[:6] == [(0, 1), (0, 8), (0, 4), (1, 4), (1, 8), (1, 1)]
-    assert len(order) == 3 * 3 + 2 * 3
+    assert len(order) == 3 * 3 + 2 * (LEAST - 3)
     advice = ql.recommend(runs.frame())
     assert advice.confirmed
     assert (advice.current["batch_size"], advice.best["batch_size"]) == (1, 8)

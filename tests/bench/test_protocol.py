@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from dataclasses import replace
 from random import Random
 from statistics import fmean
 
@@ -385,6 +386,21 @@ def test_a_confirmation_goes_on_until_the_ratio_is_known_or_the_most_rounds_are_
         Rounds(least=3, most=6),
     )
     assert {len(r) for r in noisy.values()} == {6}
+
+
+@pytest.mark.parametrize(("noise", "rounds"), [(0.001, 4), (0.3, 8)])
+def test_a_ratio_that_is_not_known_well_enough_has_twice_the_budget(noise, rounds):
+    random, now_s = Random(1), [0.0]
+
+    def visit(setting, number):
+        now_s[0] += 2.0
+        return Visit(seconds=math.exp(random.gauss(0, noise)))
+
+    wanted = Rounds(least=3, most=20, half_width=1e-9, budget_s=14.0, widest=0.1)
+    readings = head_to_head("ab", each(visit), wanted, clock=lambda: now_s[0])
+    assert {len(found) for found in readings.values()} == {rounds}
+    strict = head_to_head("ab", each(visit), replace(wanted, widest=None), clock=lambda: now_s[0])
+    assert {len(found) for found in strict.values()} == {4}
 
 
 def test_noise_is_pooled_within_settings():
