@@ -48,8 +48,8 @@ class Effort:
     repeats, budget_s : int, float
         Rounds at least, and when no further one begins.
     confirm_repeats, confirm_half_width, confirm_s : int, float, float
-        Rounds of the confirmation at least, how narrow it makes the saving's interval, and when no
-        further round begins.
+        As of :func:`qvl_lab.confirm`: rounds at least, how narrow it makes the saving's interval,
+        and when no further round begins unless that is too wide.
     """
 
     stock: Mapping[int, Sequence[int]]

@@ -20,11 +20,19 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Generic, TypeVar
 
-from qvl_lab.analysis.stats.estimates import SIGNED_RANKS_FROM, in_both, paired_ratio, student_t
+from qvl_lab.analysis.money.confirmed import FEWEST_ROUNDS
+from qvl_lab.analysis.stats.estimates import (
+    SIGNED_RANKS_FROM,
+    in_both,
+    paired_ratio,
+    ratio_half_width,
+    student_t,
+    surely_less,
+)
 from qvl_lab.probe.contention import Contention
 
-#: Rounds of a confirmation in which the runner-up takes part.
-ALL_TAKE_PART = 3
+#: Rounds of a confirmation in which the runner-up takes part: as few as a saving is told from.
+ALL_TAKE_PART = FEWEST_ROUNDS
 Value = TypeVar("Value")
 Setting = TypeVar("Setting", bound=Hashable)
 #: Seconds by round.
@@ -286,10 +294,7 @@ def head_to_head(
         complete = len(set.intersection(*(set(found) for found in readings.values())))
         compared = _compared(settings, readings)
         pairs = in_both(*(readings[setting] for setting in compared))
-        spent = _is_spent(rounds, pairs, clock() - started_s)
-        count = len(pairs[0])
-        enough = complete >= ALL_TAKE_PART and count >= rounds.least
-        if enough and (spent or count >= rounds.most or _told_apart(pairs, rounds.half_width)):
+        if complete >= ALL_TAKE_PART and _is_enough(rounds, pairs, clock() - started_s):
             break
         turns = settings if complete < ALL_TAKE_PART else compared
         order = turns if number % 2 == 0 else turns[::-1]
@@ -312,20 +317,21 @@ def _compared(
     of them has left, so that a recommendation made of the readings later decides alike.
     """
     for other in settings[2:]:
-        pairs = in_both(readings[settings[1]], readings[other])
-        high = paired_ratio(*pairs).high if len(pairs[0]) >= ALL_TAKE_PART else None
-        if high is not None and high < 1:
+        if surely_less(readings[settings[1]], readings[other], ALL_TAKE_PART):
             return [settings[0], other]
     return settings[:2]
 
 
-def _is_spent(rounds: Rounds, pairs: tuple[list[float], list[float]], took_s: float) -> bool:
-    """Whether the time is up: twice as late while the ratio is not known well enough to be told."""
+def _is_enough(rounds: Rounds, pairs: tuple[list[float], list[float]], took_s: float) -> bool:
+    """Whether the ratio is known as wanted; or its rounds, or its time, are at an end."""
+    if len(pairs[0]) < rounds.least:
+        return False
+    if len(pairs[0]) >= rounds.most or _told_apart(pairs, rounds.half_width):
+        return True
     if rounds.budget_s is None or took_s <= rounds.budget_s:
         return False
-    if rounds.widest is None or took_s > 2 * rounds.budget_s:
-        return True
-    return _told_apart(pairs, rounds.widest)
+    is_wide = rounds.widest is not None and not _told_apart(pairs, rounds.widest)
+    return not is_wide or took_s > 2 * rounds.budget_s
 
 
 def _told_apart(pairs: tuple[list[float], list[float]], half_width: float) -> bool:
@@ -336,10 +342,7 @@ def _told_apart(pairs: tuple[list[float], list[float]], half_width: float) -> bo
     that the intervals of five pairs held the truth in 74% of simulated confirmations.
     """
     half_width *= 1.0 if len(pairs[0]) >= SIGNED_RANKS_FROM else 0.5
-    ratio = paired_ratio(*pairs)
-    if ratio.low is None or ratio.high is None:
-        return False
-    return math.log(ratio.high / ratio.low) / 2 <= half_width
+    return ratio_half_width(paired_ratio(*pairs)) <= half_width
 
 
 def pooled_noise(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:

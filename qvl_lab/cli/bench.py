@@ -109,7 +109,11 @@ def confirm(
         float, typer.Option(help="Wanted half-width of the saving's interval, as a share.")
     ] = 0.05,
     budget_s: Annotated[
-        float | None, typer.Option(help="Begin no further round after so many seconds.")
+        float | None,
+        typer.Option(
+            help="Begin no further round after so many seconds; twice as many while the saving is "
+            "not known to 10%."
+        ),
     ] = None,
     isolation: Annotated[str, typer.Option(help="process or none, as of sweep.")] = "process",
     on_busy: OnBusy = "wait",

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from qvl_lab.analysis.money.confirmed import half_width
 from qvl_lab.analysis.money.recommend import recommend
 from qvl_lab.runs.store import Runs
 
@@ -23,12 +24,9 @@ def log_saving(folder, env):
     subprocess.run([*report, "--out", str(folder)], env=env, check=True)
     advice = recommend(Runs.load(folder / "runs.jsonl").frame())
     assert advice.confirmed
-    value, low, high = (math.log(1 - share) for share in advice.saving)
-    found = value, (low - high) / 2
-    print(
-        f"{folder.name}: {advice!r}, log ratio {value:.3f}, half-width {found[1]:.3f}", flush=True
-    )
-    return found
+    value, width = math.log(1 - advice.saving.value), half_width(advice.saving)
+    print(f"{folder.name}: {advice!r}, log ratio {value:.3f}, half-width {width:.3f}", flush=True)
+    return value, width
 
 
 @pytest.mark.full

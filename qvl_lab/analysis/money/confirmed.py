@@ -7,7 +7,14 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from qvl_lab.analysis.stats.estimates import Estimate, estimate, in_both, paired_ratio
+from qvl_lab.analysis.stats.estimates import (
+    Estimate,
+    estimate,
+    in_both,
+    paired_ratio,
+    ratio_half_width,
+    surely_less,
+)
 
 #: Rounds in which both took part, from which on their pairs tell what one saves.
 FEWEST_ROUNDS = 3
@@ -20,10 +27,7 @@ _ROUNDS = ("confirmed_s", "round_s")
 
 
 def is_confirmed(current: pd.Series, best: pd.Series) -> bool:
-    """Whether their ratio was measured head to head, and is known to 10% to either side.
-
-    Beside a program that was busy for half of the time a ratio was 13% off.
-    """
+    """Whether their ratio was measured head to head, and is known to 10% to either side."""
     return head_to_head(current, best) and half_width(saving(current, best)) <= WIDEST
 
 
@@ -36,7 +40,12 @@ def half_width(saved: Estimate) -> float:
     """How far the interval of the ratio behind a saving reaches to either side, as a share."""
     if saved.low is None or saved.high is None:
         return math.inf
-    return math.log((1 - saved.low) / (1 - saved.high)) / 2
+    return ratio_half_width(Estimate(1 - saved.value, 1 - saved.high, 1 - saved.low))
+
+
+def surely_cheaper(row: pd.Series, than: pd.Series) -> bool:
+    """Whether a confirmation leaves no doubt that a setting takes less than another."""
+    return surely_less(than.get("confirmed_s"), row.get("confirmed_s"), FEWEST_ROUNDS)
 
 
 def shared_rounds(current: pd.Series, best: pd.Series, column: str) -> int:

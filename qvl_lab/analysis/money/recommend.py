@@ -11,7 +11,13 @@ import pandas as pd
 
 from qvl_lab.analysis.frame import SETTINGS
 from qvl_lab.analysis.money.comparable import LeftOut, comparable, matching, spelled
-from qvl_lab.analysis.money.confirmed import head_to_head, is_confirmed, paired_with, saving
+from qvl_lab.analysis.money.confirmed import (
+    head_to_head,
+    is_confirmed,
+    paired_with,
+    saving,
+    surely_cheaper,
+)
 from qvl_lab.analysis.money.cost import cost_column
 from qvl_lab.analysis.money.steps import Step, steps
 from qvl_lab.analysis.quality.kept import (
@@ -466,10 +472,8 @@ def _best_two(rows: pd.DataFrame, today: pd.Series) -> tuple[pd.Series, pd.Serie
     if others.empty:
         return best, None
     second = _cheapest(others)
-    if head_to_head(best, second) and head_to_head(today, second):
-        low = saving(best, second).low
-        if low is not None and low > 0:
-            return second, best
+    if head_to_head(today, second) and surely_cheaper(second, best):
+        return second, best
     return best, second
 
 

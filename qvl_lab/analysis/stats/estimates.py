@@ -91,6 +91,22 @@ def paired_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate:
     return Estimate(math.exp(median(walsh)), *(math.exp(bound) for bound in bounds))
 
 
+def ratio_half_width(ratio: Estimate) -> float:
+    """How far a ratio's interval reaches to either side, as a share; infinite without bounds."""
+    if ratio.low is None or ratio.high is None:
+        return math.inf
+    return math.log(ratio.high / ratio.low) / 2
+
+
+def surely_less(
+    first: Mapping[int, float] | None, second: Mapping[int, float] | None, fewest: int
+) -> bool:
+    """Whether the second takes less beyond doubt, in at least so many rounds of both."""
+    pairs = in_both(first, second)
+    high = paired_ratio(*pairs).high if len(pairs[0]) >= fewest else None
+    return high is not None and high < 1
+
+
 @cache
 def _outside(count: int) -> int:
     """How many of the sorted means of two lie below a 95% interval of ``count`` differences.
