@@ -10,15 +10,14 @@ The same protocol on a clock that is made up is in ``test_protocol.py``.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import SimpleQueue
 from statistics import median
 
 import pytest
+
+from tests.bench.cores import on_free_cores, started
 
 EATER = """
 import random, sys, time
@@ -52,12 +51,6 @@ if __name__ == "__main__":
 """
 
 
-def core_pairs():
-    """Pairs of cores to measure on, with two left for the system where there are more than two."""
-    cores = sorted(os.sched_getaffinity(0))
-    return [cores[n : n + 2] for n in range(0, max(2, len(cores) - 2), 2)]
-
-
 @contextmanager
 def eater(share, seed, cores):
     """A process that is busy for so large a share of the time; none for 0."""
@@ -68,13 +61,6 @@ def eater(share, seed, cores):
         if process:
             process.kill()
             process.wait()
-
-
-def started(command, cores, **options):
-    def on_its_cores():
-        os.sched_setaffinity(0, cores)
-
-    return subprocess.Popen(command, preexec_fn=on_its_cores, **options)
 
 
 def headline(tmp_path, share, seed, cores, env):
@@ -97,20 +83,9 @@ def headline(tmp_path, share, seed, cores, env):
 
 
 def headlines(tmp_path, jobs, env):
-    """The headline of each (share, seed), as many at a time as there are pairs of cores."""
-    free = SimpleQueue()
-    for pair in core_pairs():
-        free.put(pair)
-
-    def one(job):
-        cores = free.get()
-        try:
-            return headline(tmp_path, *job, cores, env)
-        finally:
-            free.put(cores)
-
-    with ThreadPoolExecutor(free.qsize()) as pool:
-        return dict(zip(jobs, pool.map(one, jobs), strict=True))
+    """The headline of each (share, seed)."""
+    found = on_free_cores(lambda job, cores: headline(tmp_path, *job, cores, env), jobs)
+    return dict(zip(jobs, found, strict=True))
 
 
 def off(found, quiet):
