@@ -17,7 +17,7 @@ from statistics import median
 
 import pytest
 
-from tests.bench.cores import on_free_cores, started
+from tests.bench.cores import on_core_pairs
 
 EATER = """
 import random, sys, time
@@ -52,9 +52,9 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def eater(share, seed, cores):
+def eater(share, seed):
     """A process that is busy for so large a share of the time; none for 0."""
-    process = share and started([sys.executable, "-c", EATER, str(share), str(seed)], cores)
+    process = share and subprocess.Popen([sys.executable, "-c", EATER, str(share), str(seed)])
     try:
         yield
     finally:
@@ -63,28 +63,26 @@ def eater(share, seed, cores):
             process.wait()
 
 
-def headline(tmp_path, share, seed, cores, env):
+def headline(tmp_path, share, seed, env):
     """The best setting's time over today's; empty if refused."""
     script = tmp_path / f"{share}-{seed}.py"
     script.write_text(HEADLINE)
-    with eater(share, seed, cores):
-        measuring = started(
+    with eater(share, seed):
+        measured = subprocess.run(
             [sys.executable, str(script), str(script.with_suffix(".jsonl"))],
-            cores,
             env=env | {"CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             text=True,
         )
-        said, _ = measuring.communicate()
-    assert measuring.returncode == 0
-    found = json.loads(said.splitlines()[-1])
+    assert measured.returncode == 0
+    found = json.loads(measured.stdout.splitlines()[-1])
     print(f"busy {share:.0%}, {seed}: {found}", flush=True)
     return found
 
 
 def headlines(tmp_path, jobs, env):
     """The headline of each (share, seed)."""
-    found = on_free_cores(lambda job, cores: headline(tmp_path, *job, cores, env), jobs)
+    found = on_core_pairs(lambda job: headline(tmp_path, *job, env), jobs)
     return dict(zip(jobs, found, strict=True))
 
 
